@@ -1,0 +1,36 @@
+# Everything runs in .venv, which is made on the first call and left alone on the next ones.
+PYTHON ?= python3
+BIN := .venv/bin
+# Two threads on small tensors are many times slower than one.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test check clean
+
+demo: .venv/demo
+	rm -rf demo-runs
+	OMP_NUM_THREADS=2 $(BIN)/defeat demo --out demo-runs
+
+test: .venv/dev
+	$(BIN)/pytest -n 2 -m "not slow and not real" --cov --cov-report=term:skip-covered --durations=10
+
+check: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf .venv demo-runs
+
+.venv/made:
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed')"
+	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv/demo: .venv/made pyproject.toml
+	$(BIN)/pip install --quiet --editable ".[weights]"
+	touch $@
+
+.venv/dev: .venv/made pyproject.toml
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $@ .venv/demo

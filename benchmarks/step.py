@@ -1,0 +1,130 @@
+"""Time and memory of a training step with and without distillation.
+
+    python benchmarks/step.py [--family faster_rcnn] [--size 160] [--batch 8] [--repeats 10]
+
+The steps of all cases are interleaved in one process and compared by their medians. Peak memory is that of a process of
+its own for each case, because an allocator does not give back what another case has used.
+"""
+
+import argparse
+import json
+import multiprocessing
+import multiprocessing.connection
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import torch
+
+from defeat.data import open_dataset
+from defeat.detector import DetectorSpec, build
+from defeat.distillation import DeFeat
+from defeat.engine.provenance import commit, machine, versions
+from defeat.types import Progress
+
+CASES = ("student alone", "teacher forward", "distilled, neck", "distilled, neck and head")
+OPTIONS = {
+    "faster_rcnn": {
+        "anchor_sizes": (16, 32, 64, 128, 256),
+        "rpn_post_nms_top_n_train": 500,
+        "rpn_post_nms_top_n_test": 300,
+        "box_batch_size_per_image": 128,
+        "box_representation_size": 512,
+    },
+    "retinanet": {"anchor_sizes": (16, 32, 64, 128, 256), "head_norm": "gn"},
+}
+
+
+def step_of(case: str, family: str, size: int, batch: int) -> Callable[[], None]:
+    """Build detectors and one batch of drawn scenes, and give back a function that makes one step of a case."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    dataset = open_dataset("demo", "train")
+    images, targets = zip(*(dataset[index] for index in range(batch)), strict=True)
+
+    def detector(backbone: str, channels: int) -> torch.nn.Module:
+        spec = DetectorSpec(
+            family, backbone, dataset.classes, size, size * 2, neck_channels=channels, options=OPTIONS[family]
+        )
+        return build(spec, weights="none")
+
+    student, teacher = detector("tf_efficientnet_lite0", 64).train(), detector("tf_efficientnet_lite2", 128).eval()
+    head = 0.5 if case.endswith("head") else 0.0
+    method = DeFeat(student.info, teacher.info, positive_weight=head, negative_weight=head)
+    parameters = [*student.parameters(), *method.parameters()]
+    optimizer = torch.optim.SGD(parameters, lr=1e-3, momentum=0.9)
+
+    def step() -> None:
+        prepared = student.prepare(images, targets)
+        if case == "teacher forward":
+            teacher.forward_teacher(teacher.adopt(prepared))
+            return
+        output = student.forward_train(prepared)
+        losses = dict(output.losses)
+        if case.startswith("distilled"):
+            learned = teacher.forward_teacher(teacher.adopt(prepared))
+            losses |= method(output, learned, prepared.targets, Progress(500, 1000))
+        optimizer.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+
+    return step
+
+
+def peak_memory(case: str, family: str, size: int, batch: int, pipe: "multiprocessing.connection.Connection") -> None:
+    """Send the peak resident memory of three steps, in MiB."""
+    step = step_of(case, family, size, batch)
+    for _ in range(3):
+        step()
+    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def memory_of(case: str, family: str, size: int, batch: int) -> float:
+    """Peak memory of a case in a fresh process, in MiB."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe()
+    process = context.Process(target=peak_memory, args=(case, family, size, batch, sender))
+    process.start()
+    value = float(receiver.recv())
+    process.join()
+    return value
+
+
+def main() -> None:
+    """Measure every case and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--family", default="faster_rcnn", choices=sorted(OPTIONS))
+    parser.add_argument("--size", type=int, default=160)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    steps = {case: step_of(case, given.family, given.size, given.batch) for case in CASES}
+    seconds: dict[str, list[float]] = {case: [] for case in CASES}
+    for repeat in range(given.repeats + 1):
+        for case, step in steps.items():
+            began = perf_counter()
+            step()
+            if repeat:  # the first round warms up
+                seconds[case].append(perf_counter() - began)
+    alone = median(seconds[CASES[0]])
+    rows = {
+        case: {
+            "step_ms": round(1000 * median(times), 1),
+            "ratio": round(median(times) / alone, 3),
+            "peak_mib": round(memory_of(case, given.family, given.size, given.batch)),
+        }
+        for case, times in seconds.items()
+    }
+    for case, row in rows.items():
+        print(f"{case:26}{row['step_ms']:>10} ms{row['ratio']:>8} x{row['peak_mib']:>8} MiB")
+    if given.out:
+        setting = {"family": given.family, "size": given.size, "batch": given.batch, "repeats": given.repeats}
+        result = {"setting": setting, "cases": rows, "versions": versions(), "commit": commit(), "machine": machine()}
+        given.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Distil object detectors: train a compact student with the help of a large teacher.
+
+The names below are imported when they are first used, so that `import defeat` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from defeat import distillation as methods
+    from defeat.data import open_dataset
+    from defeat.detector import DetectorSpec, build, load
+    from defeat.engine.inference import evaluate
+    from defeat.engine.run import distill, train
+    from defeat.errors import InputError
+    from defeat.report.compare import compare
+    from defeat.report.predict import predict
+
+__all__ = [
+    "DetectorSpec",
+    "InputError",
+    "build",
+    "compare",
+    "distill",
+    "evaluate",
+    "load",
+    "methods",
+    "open_dataset",
+    "predict",
+    "train",
+]
+
+_HOMES = {
+    "DetectorSpec": "defeat.detector",
+    "InputError": "defeat.errors",
+    "build": "defeat.detector",
+    "compare": "defeat.report.compare",
+    "distill": "defeat.engine.run",
+    "evaluate": "defeat.engine.inference",
+    "load": "defeat.detector",
+    "open_dataset": "defeat.data",
+    "predict": "defeat.report.predict",
+    "train": "defeat.engine.run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "methods":
+        return import_module("defeat.distillation")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'defeat' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,282 @@
+"""The command line: a table from command to typed function; jsonargparse turns signatures into options.
+
+Nothing heavy is imported before a command is known, so that help comes at once.
+"""
+
+import itertools
+import re
+import sys
+import traceback
+from argparse import SUPPRESS, ArgumentError
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from defeat.errors import InputError, unknown_name
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+    from defeat.engine.settings import TrainSettings
+
+USAGE, FAULT, INTERRUPTED = 2, 1, 130
+HIDDEN = {"--command", "--classes+", "--detector_options", "--method_options", "--print_config"}
+POSITIONAL = {"run", "runs", "images"}
+
+
+def train(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
+    """Train a detector."""
+    return _run(parser, arguments, "train")
+
+
+def distill(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
+    """Train a student with the help of a teacher."""
+    return _run(parser, arguments, "distill")
+
+
+def evaluate(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
+    """Evaluate a trained detector."""
+    from rich.console import Console
+
+    from defeat.engine.inference import evaluate as function
+    from defeat.report.tables import print_evaluation
+
+    result = function(**_arguments(parser, arguments, function), console=Console(stderr=True))
+    print_evaluation(result, Console())
+    return 0
+
+
+def predict(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
+    """Detect objects in images and draw them."""
+    from rich.console import Console
+
+    from defeat.report.predict import predict as function
+
+    given = _arguments(parser, arguments, function)
+    drawn = function(**given, console=Console(stderr=True))
+    sys.stdout.write(f"{len(drawn)} pictures and detections.json are in {given['out']}\n")
+    return 0
+
+
+def compare(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
+    """Compare finished runs: did distillation help?"""
+    from defeat.report.compare import compare as function
+
+    function(**_arguments(parser, arguments, function))
+    return 0
+
+
+def demo(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
+    """The whole story on the embedded data, in minutes."""
+    from defeat.demo import demo as function
+
+    function(**_arguments(parser, arguments, function))
+    return 0
+
+
+COMMANDS: dict[str, Callable[["ArgumentParser", Sequence[str]], int]] = {
+    "train": train,
+    "distill": distill,
+    "evaluate": evaluate,
+    "predict": predict,
+    "compare": compare,
+    "demo": demo,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: words after `defeat`; None for those of the process.
+
+    Returns:
+        0 done; 2 wrong usage or bad input, after one readable line; 1 a fault of this program; 130 stopped by the user.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if not words or words[0] in ("-h", "--help"):
+            sys.stdout.write(overview())
+            return 0 if words else USAGE
+        if words[0] == "--version":
+            from importlib.metadata import version
+
+            sys.stdout.write(f"defeat {version('defeat')}\n")
+            return 0
+        if words[0] not in COMMANDS:
+            raise unknown_name("command", words[0], COMMANDS)
+        return COMMANDS[words[0]](command_parser(words[0]), words[1:])
+    except InputError as error:
+        sys.stderr.write(f"defeat: {error}\n")
+        return USAGE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except SystemExit as stop:  # --help of a command
+        return stop.code if isinstance(stop.code, int) else FAULT
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.write("defeat: this is a fault of the program; please report it with the lines above.\n")
+        return FAULT
+
+
+def overview() -> str:
+    """What `defeat --help` prints."""
+    lines = [f"  {name:10}{function.__doc__}\n" for name, function in COMMANDS.items()]
+    return (
+        "usage: defeat COMMAND [OPTIONS]\n\n"
+        "Make an object detector smaller with the help of a larger one.\n\n"
+        f"commands:\n{''.join(lines)}\n"
+        "`defeat COMMAND --help` lists the options of a command.\n"
+    )
+
+
+def _run(parser: "ArgumentParser", arguments: Sequence[str], command: str) -> int:
+    settings = run_settings(parser, arguments, command)
+    from defeat.engine.run import run
+    from defeat.report.compare import report_run
+
+    result = run(settings)
+    if not result.finished:
+        return INTERRUPTED
+    if result.writer:
+        report_run(result.folder)
+    return 0
+
+
+def run_settings(parser: "ArgumentParser", arguments: Sequence[str], command: str) -> "TrainSettings":
+    """Parse the settings of `train` or `distill`, with those of the detector and the method that they choose.
+
+    Raises:
+        InputError: an option is unknown, missing or not valid.
+    """
+    from defeat.detector import family_options
+    from defeat.distillation import find_method
+    from defeat.engine.settings import DistillSettings, TrainSettings
+
+    kind = DistillSettings if command == "distill" else TrainSettings
+    parser.add_argument("--config", action="config", help="recipe or config.yaml; every option can stand in it")
+    parser.add_argument("--command", help=SUPPRESS, type=str)  # stands in every config.yaml
+    parser.add_class_arguments(kind, skip={"detector_options", "method_options"})
+    chosen = _chosen(arguments)
+    parser.add_class_arguments(family_options(chosen.get("detector", kind.detector)), "detector_options")
+    if kind is DistillSettings:
+        method = find_method(chosen.get("method", DistillSettings.method))
+        parser.add_class_arguments(method, "method_options", skip={"student", "teacher"})
+    given = parsed(parser, arguments).as_dict()
+    if given.pop("command") not in (None, command):
+        raise InputError(f"The file of --config belongs to another command than `defeat {command}`.")
+    del given["config"]
+    return kind(**given)
+
+
+def _chosen(arguments: Sequence[str]) -> dict[str, str]:
+    """Which detector and method are asked for: their options have to be known before all others are parsed."""
+    import yaml
+
+    chosen: dict[str, str] = {}
+    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    for flag, value in itertools.pairwise(words):
+        if flag == "--config":
+            try:
+                with open(value) as file:
+                    recipe = yaml.safe_load(file)
+            except (OSError, yaml.YAMLError) as error:
+                raise InputError(f"--config {value} can't be read ({error}).") from error
+            if not isinstance(recipe, dict):
+                raise InputError(f"--config {value} does not hold settings.")
+            chosen = {name: str(recipe[name]) for name in ("detector", "method") if recipe.get(name)} | chosen
+    for flag, value in itertools.pairwise(words):
+        if flag in ("--detector", "--method"):
+            chosen[flag[2:]] = value
+    return chosen
+
+
+def _arguments(parser: "ArgumentParser", arguments: Sequence[str], function: Callable[..., Any]) -> dict[str, Any]:
+    parser.add_function_arguments(function, as_positional=False, skip={"console"})
+    names = [name for name in function.__annotations__ if name in POSITIONAL]
+    return dict(parsed(parser, _named(names, arguments)).as_dict())
+
+
+def _named(names: Sequence[str], arguments: Sequence[str]) -> list[str]:
+    """Give the words that stand before the first option their names."""
+    count = next((place for place, word in enumerate(arguments) if word.startswith("-")), len(arguments))
+    words, rest = list(arguments[:count]), list(arguments[count:])
+    if names == ["runs"]:
+        return ([f"--runs=[{','.join(repr(word) for word in words)}]"] if words else []) + rest
+    if len(words) > len(names):
+        raise InputError(f"Unexpected argument {words[len(names)]!r}.")
+    return [f"--{name}={word}" for name, word in zip(names, words, strict=False)] + rest
+
+
+def command_parser(command: str) -> "ArgumentParser":
+    """An empty parser for a command, which shows options the way people write them."""
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=False)
+
+    class Dashes(DefaultHelpFormatter):
+        def format_help(self) -> str:
+            text = super().format_help()
+            text = re.sub(r"--(detector|method)_options", r"--\1", text)
+            return re.sub(r"--[a-z][\w.]+", lambda match: match[0].replace("_", "-"), text)
+
+    return ArgumentParser(prog=f"defeat {command}", exit_on_error=False, formatter_class=Dashes)
+
+
+def parsed(parser: "ArgumentParser", arguments: Sequence[str]) -> "Namespace":
+    """Parse options written with dashes, `--method.NAME` and `--detector.NAME`, and flags without a value.
+
+    Raises:
+        InputError: one sentence that names the option.
+    """
+    known = {flag for action in parser._actions for flag in action.option_strings}
+    words: list[str] = []
+    for place, word in enumerate(arguments):
+        if not word.startswith("--"):
+            words.append(word)
+            continue
+        flag, equals, value = word.partition("=")
+        name = re.sub(r"^--(detector|method)\.", r"--\1_options.", flag.replace("-", "_").replace("__", "--", 1))
+        if name not in known:
+            raise unknown_name("option", flag, {_written(one) for one in known - HIDDEN if one.startswith("--")})
+        words.append(name + equals + value)
+        following = arguments[place + 1] if place + 1 < len(arguments) else "--"
+        if not equals and _is_switch(parser, name) and following.lower() not in ("true", "false"):
+            words.append("true")
+    try:
+        return parser.parse_args(words)
+    except ArgumentError as error:
+        raise InputError(_sentence(str(error))) from error
+
+
+def _is_switch(parser: "ArgumentParser", name: str) -> bool:
+    action = parser._option_string_actions[name]
+    return getattr(action, "_typehint", None) is bool or action.type is bool
+
+
+def _written(name: str) -> str:
+    return re.sub(r"^--(detector|method)_options\.", r"--\1.", name).replace("_", "-")
+
+
+def _sentence(message: str) -> str:
+    """Turn jsonargparse's message into one sentence."""
+    missing = re.search(r"required(?: arguments?)?: (.*)", message) or re.search(r'[Kk]ey "(\w+)" is required', message)
+    if missing:
+        names = [name for name in missing[1].split(", ") if name]
+        return f"Missing: {', '.join(_flag(name) for name in names)}."
+    key = re.search(r'[Kk]ey "([\w.]+)"', message)
+    value = re.search(r"Given value: (.*)|Got value: (.*)", message)
+    expected = dict.fromkeys(re.findall(r"Expected (?:a|one of|value to be) (.*?)(?:\. Got|$)", message, re.MULTILINE))
+    if key and value:
+        kinds = " or ".join(re.sub(r"<class '(\w+)'>|typing\.Literal", r"\1", kind) for kind in expected)
+        kinds = kinds.replace("NoneType", "null")
+        wanted = f" (expected {kinds})" if kinds else ""
+        return f"{_flag(key[1])}: {(value[1] or value[2]).strip()!r} is not valid{wanted}."
+    return " ".join(message.split())
+
+
+def _flag(name: str) -> str:
+    return name.upper() if name in POSITIONAL else _written(f"--{name}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

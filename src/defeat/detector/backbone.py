@@ -1,0 +1,228 @@
+"""A classification network cut open at its strides, with a feature pyramid on top."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
+
+from defeat.detector.normalisation import apply_norm
+from defeat.detector.weights import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    WeightSource,
+    find_weights,
+    fit_state_dict,
+    read_state_dict,
+)
+from defeat.errors import InputError, unknown_name
+
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+Maps = dict[int, Tensor]
+
+
+class Backbone(nn.Module):
+    """A body that gives maps at several strides, and a feature pyramid network (Lin et al., CVPR 2017) on them.
+
+    The parts are called `body` and `fpn` as in torchvision, so that its checkpoints fit.
+
+    Attributes:
+        body_channels: channels of the body's maps that the pyramid uses, by stride.
+        neck_channels: channels of the pyramid's maps, by stride.
+        mean: mean of R, G, B that the body expects to be subtracted, for values in 0..1.
+        std: standard deviation of R, G, B.
+    """
+
+    def __init__(
+        self,
+        body: nn.Module,
+        fpn: nn.Module,
+        body_channels: dict[int, int],
+        neck_channels: dict[int, int],
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        self.body = body
+        self.fpn = fpn
+        self.body_channels = body_channels
+        self.neck_channels = neck_channels
+        self.mean, self.std = tuple(mean), tuple(std)
+        self._still: list[nn.Module] = []  # batch normalisation of frozen stages: its statistics stay, too
+
+    def forward(self, images: Tensor) -> tuple[Maps, Maps]:
+        """Compute the maps of the body and of the neck, both by stride.
+
+        Args:
+            images: (B, 3, H, W), normalised; H and W are multiples of 32.
+        """
+        features = self.body(images)
+        features = list(features.values()) if isinstance(features, dict) else list(features)
+        pyramid = self.fpn({str(index): feature for index, feature in enumerate(features)})
+        backbone = dict(zip(self.body_channels, features, strict=True))
+        neck = dict(zip(self.neck_channels, pyramid.values(), strict=True))
+        return backbone, neck
+
+    def freeze(self, parameters: Sequence[tuple[str, nn.Parameter]]) -> None:
+        """Hold these parameters of the body, and the statistics of the normalisation between them, as they are."""
+        for _, parameter in parameters:
+            parameter.requires_grad_(False)
+        owners = {name.rpartition(".")[0] for name, _ in parameters}
+        self._still = [
+            module
+            for name, module in self.body.named_modules()
+            if name in owners and isinstance(module, nn.modules.batchnorm._BatchNorm)
+        ]
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """Switch to training, but for the normalisation of frozen stages."""
+        super().train(mode)
+        for module in self._still:
+            module.eval()
+        return self
+
+
+def build_backbone(
+    name: str,
+    *,
+    strides: Sequence[int],
+    weights: str,
+    norm: str,
+    neck_channels: int,
+    frozen_stages: int,
+    extra_blocks: Callable[[int, int], ExtraFPNBlock],
+    extra_strides: Sequence[int],
+) -> Backbone:
+    """Build a body by name and a pyramid on it.
+
+    Args:
+        name: `resnet18` to `resnet152` (torchvision), or any timm network with NCHW maps at `strides`.
+        strides: strides of the body's maps that the pyramid uses, e.g. 4, 8, 16, 32.
+        weights: `auto`, `none` or a file (see `find_weights`).
+        norm: `bn`, `syncbn`, `frozen` or `gn` (see `apply_norm`); it concerns the body.
+        neck_channels: channels of every map of the pyramid.
+        frozen_stages: how many stages of the body keep their first weights: 0 none, 1 the stem, 5 the whole body.
+        extra_blocks: makes the pyramid's upper levels from the channels of the body's last map and of the neck.
+        extra_strides: strides of those levels.
+
+    Raises:
+        InputError: unknown name, unsuitable network, or weights that don't fit.
+    """
+    source = find_weights(name, weights)
+    if name in RESNETS:
+        body, channels, stages = _torchvision_body(name, strides, source)
+        mean: Sequence[float] = IMAGENET_MEAN
+        std: Sequence[float] = IMAGENET_STD
+    else:
+        body, channels, stages, mean, std = _timm_body(name, strides, source)
+    last = channels[max(channels)]
+    fpn = FeaturePyramidNetwork(list(channels.values()), neck_channels, extra_blocks(last, neck_channels))
+    backbone = Backbone(
+        apply_norm(body, norm), fpn, channels, dict.fromkeys((*strides, *extra_strides), neck_channels), mean, std
+    )
+    if not 0 <= frozen_stages <= len(stages):
+        raise InputError(f"--frozen-stages {frozen_stages}: {name} has {len(stages)} stages, give 0 to {len(stages)}.")
+    backbone.freeze(list(_parameters_up_to(backbone.body, stages[:frozen_stages])))
+    return backbone
+
+
+def _parameters_up_to(body: nn.Module, stages: Sequence[str]) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters from the input to the end of the last named module, in the order of the forward pass."""
+    wanted = {form for stage in stages for form in (stage, stage.replace(".", "_"))}  # timm flattens some names
+    modules = [name for name, _ in body.named_modules()]
+    # A stage may end with a module without parameters, such as an activation: its place among the modules counts.
+    ends = [index for index, name in enumerate(modules) if any(f"{name}.".startswith(f"{one}.") for one in wanted)]
+    inside = set(modules[: max(ends, default=-1) + 1])
+    return (pair for pair in body.named_parameters() if pair[0].rpartition(".")[0] in inside)
+
+
+def _torchvision_body(
+    name: str, strides: Sequence[int], source: WeightSource
+) -> tuple[nn.Module, dict[int, int], list[str]]:
+    try:
+        network = torchvision.models.get_model(name, weights="DEFAULT" if source.kind == "download" else None)
+    except OSError as error:
+        raise _no_download(name, error) from error
+    if source.path is not None:
+        fit_state_dict(network, read_state_dict(source.path), source.path, ("fc",))
+    layers = {4: "layer1", 8: "layer2", 16: "layer3", 32: "layer4"}
+    widest = network.fc.in_features  # channels of stride 32; every level below has half of them
+    channels = {stride: widest * stride // 32 for stride in strides}
+    body = IntermediateLayerGetter(network, {layers[stride]: str(index) for index, stride in enumerate(strides)})
+    return body, channels, ["bn1", *layers.values()]
+
+
+def _timm_body(
+    name: str, strides: Sequence[int], source: WeightSource
+) -> tuple[nn.Module, dict[int, int], list[str], Sequence[float], Sequence[float]]:
+    name = name.removeprefix("timm:")
+    if not timm.is_model(name):
+        near = get_close_matches(name, timm.list_models(), n=5)  # all of them would fill a page
+        error = unknown_name("backbone", name, {*RESNETS, *near})
+        raise InputError(f"{error} So is every other convolutional network in timm.list_models().")
+    probe: Any = _probe(name)
+    reductions, channels = probe.feature_info.reduction(), probe.feature_info.channels()
+    layout = str(getattr(probe, "output_fmt", None) or "NCHW").removeprefix("Format.")
+    if layout != "NCHW" or not set(strides) <= set(reductions):
+        raise InputError(
+            f"Backbone {name!r} gives {layout} maps at strides {reductions}; "
+            f"needed are NCHW maps at strides {list(strides)}. Choose a convolutional network."
+        )
+    wanted = [reductions.index(stride) for stride in strides]
+    options: dict[str, Any] = {"features_only": True, "pretrained": source.kind != "none"}
+    if source.path is not None:
+        network = timm.create_model(name, pretrained=False)
+        classifier = network.pretrained_cfg.get("classifier") or ()
+        head = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+        state = fit_state_dict(network, read_state_dict(source.path), source.path, head)
+        options["pretrained_cfg_overlay"] = {"state_dict": state}
+    try:
+        with _quiet_timm():
+            body = timm.create_model(name, out_indices=[probe.feature_info.out_indices[i] for i in wanted], **options)
+    except OSError as error:
+        raise _no_download(name, error) from error
+    configuration = timm.get_pretrained_cfg(name)
+    if configuration is None or source.kind not in ("download", "file"):
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
+    else:
+        mean, std = configuration.mean, configuration.std
+    stages = list(probe.feature_info.module_name())
+    return body, {stride: channels[index] for stride, index in zip(strides, wanted, strict=True)}, stages, mean, std
+
+
+def _probe(name: str) -> nn.Module:
+    """Build the network once without weights, to learn what maps it gives."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            probe: nn.Module = timm.create_model(name, features_only=True, pretrained=False)
+    except (RuntimeError, AssertionError, AttributeError) as error:
+        raise InputError(f"Backbone {name!r} gives no feature maps ({error}); choose another one.") from error
+    return probe
+
+
+@contextmanager
+def _quiet_timm() -> Iterator[None]:
+    """Hold back timm's warning about the classifier, which a detector leaves out on purpose."""
+    logger = logging.getLogger("timm")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _no_download(name: str, error: Exception) -> InputError:
+    return InputError(
+        f"The pretrained weights of {name!r} could not be downloaded ({type(error).__name__}); "
+        "give a file with --weights PATH, or train from random weights with --weights none."
+    )

@@ -1,0 +1,183 @@
+"""The contract that every detector keeps, and the preparation of images that all share."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as transforms
+
+from defeat.types import Batch, Detections, DetectorInfo, DetectorOutput, Target
+
+
+@dataclass(frozen=True)
+class DetectorSpec:
+    """Everything that is needed to build a detector again; what `model.json` holds.
+
+    Attributes:
+        family: name of the family.
+        backbone: name of the backbone.
+        classes: names of the K classes, in the order of the labels.
+        size: short side of an image after resizing, in pixels.
+        max_size: upper limit of the long side, in pixels.
+        norm: `bn`, `syncbn`, `frozen` or `gn`.
+        neck_channels: channels of the feature pyramid.
+        frozen_stages: stages of the backbone that are not trained.
+        mean: mean of R, G, B that the detector subtracts, for values in 0..1; None for what the backbone expects.
+        std: standard deviation of R, G, B that it divides by.
+        options: settings of the family that differ from its defaults.
+    """
+
+    family: str
+    backbone: str
+    classes: tuple[str, ...]
+    size: int = 800
+    max_size: int = 1333
+    norm: str = "bn"
+    neck_channels: int = 256
+    frozen_stages: int = 0
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+class Detector(nn.Module, ABC):
+    """A detector: prepares images, computes its losses, and predicts.
+
+    Three methods with one meaning each, instead of one `forward` that changes with the mode:
+
+    - `forward_train(batch)`: losses and everything that a distillation method may read, with gradient.
+    - `forward_teacher(batch)`: the same without losses, without gradient, in eval mode.
+    - `predict(images)`: detections in pixels of the original images.
+
+    Attributes:
+        spec: what the detector was built from.
+        info: what others need to know about it.
+        antialias: whether images are smoothed when they shrink (torchvision's own detectors don't).
+    """
+
+    spec: DetectorSpec
+    info: DetectorInfo
+    antialias: bool = True
+
+    @abstractmethod
+    def forward_train(self, batch: Batch) -> DetectorOutput:
+        """Compute losses and features for a batch of this detector's own `prepare`."""
+
+    @abstractmethod
+    def forward_teacher(self, batch: Batch) -> DetectorOutput:
+        """Compute what a student may learn from, for a batch of this detector's own `adopt`."""
+
+    @abstractmethod
+    def forward_predict(self, batch: Batch) -> list[Detections]:
+        """Detect objects in a prepared batch, in pixels of the original images; in eval mode."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def prepare(self, images: Sequence[Tensor], targets: Sequence[Target] | None = None) -> Batch:
+        """Resize images so that the short side has `info.size` pixels, and pad them to one tensor.
+
+        Args:
+            images: RGB images, each (3, H, W), uint8 in 0..255 or float32 in 0..1.
+            targets: their annotations in pixels of these images; difficult and crowd boxes are left out.
+        """
+        originals = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
+        sizes = [self.resized_size(height, width) for height, width in originals]
+        divisor = self.info.size_divisor
+        height = -(-max(size[0] for size in sizes) // divisor) * divisor
+        width = -(-max(size[1] for size in sizes) // divisor) * divisor
+        tensor = torch.zeros(len(images), 3, height, width, device=self.device)
+        for row, image, size in zip(tensor, images, sizes, strict=True):
+            row[:, : size[0], : size[1]] = self._resize(image.to(self.device), size)
+        resized = [
+            target.trainable().resized(size).to(self.device) for target, size in zip(targets or (), sizes, strict=False)
+        ]
+        return Batch(tensor, sizes, resized, originals)
+
+    def adopt(self, batch: Batch) -> Batch:
+        """Take over a batch that another detector prepared, so that both look at the same pixels.
+
+        Where the two work at different sizes, the batch is resized by the ratio of their short sides.
+        """
+        height, _width = batch.sizes[0]
+        original_height, original_width = batch.original_sizes[0]
+        scale = self.resized_size(original_height, original_width)[0] / height
+        if abs(scale - 1) < 1e-2:
+            return batch
+        sizes = [(max(1, round(h * scale)), max(1, round(w * scale))) for h, w in batch.sizes]
+        divisor = self.info.size_divisor
+        full = (round(batch.images.shape[-2] * scale), round(batch.images.shape[-1] * scale))
+        images = F.interpolate(batch.images, size=full, mode="bilinear", antialias=scale < 1)
+        images = F.pad(images, (0, -full[1] % divisor, 0, -full[0] % divisor))
+        targets = [target.resized(size) for target, size in zip(batch.targets, sizes, strict=False)]
+        return Batch(images, sizes, targets, batch.original_sizes, scale)
+
+    def predict(self, images: Sequence[Tensor]) -> list[Detections]:
+        """Detect objects.
+
+        Args:
+            images: RGB images of any size, each (3, H, W), uint8 in 0..255 or float32 in 0..1.
+
+        Returns:
+            Detections of each image, best first, in pixels of that image.
+        """
+        training = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                return self.forward_predict(self.prepare(images))
+        finally:
+            self.train(training)
+
+    def resized_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that an image has after resizing."""
+        scale = min(self.info.size / min(height, width), self.info.max_size / max(height, width))
+        return max(1, int(height * scale)), max(1, int(width * scale))
+
+    def normalise(self, batch: Batch) -> Tensor:
+        """Subtract the mean and divide by the deviation; padding is zero afterwards. (B, 3, H, W)."""
+        mean = batch.images.new_tensor(self.info.mean)[:, None, None]
+        std = batch.images.new_tensor(self.info.std)[:, None, None]
+        images = (batch.images - mean) / std
+        for row, (height, width) in zip(images, batch.sizes, strict=True):
+            row[:, height:] = 0
+            row[:, :, width:] = 0
+        return images
+
+    def _resize(self, image: Tensor, size: tuple[int, int]) -> Tensor:
+        if self.antialias:
+            image = transforms.resize(image, list(size), antialias=True)
+        resized: Tensor = transforms.to_dtype(image, torch.float32, scale=True)
+        if not self.antialias:
+            resized = F.interpolate(resized[None], size=size, mode="bilinear", align_corners=False)[0]
+        return resized
+
+
+def valid_cells(batch: Batch, maps: dict[int, Tensor]) -> dict[int, Tensor]:
+    """Mark the cells of each map that lie on an image and not on padding.
+
+    Args:
+        batch: what the maps were computed from.
+        maps: (B, C, H, W) by stride.
+
+    Returns:
+        (B, H, W) bool by stride; a cell is valid when its upper left corner is inside the image.
+    """
+    sizes = torch.tensor(batch.sizes, device=batch.images.device)  # (B, 2)
+    valid = {}
+    for stride, level in maps.items():
+        rows = torch.arange(level.shape[-2], device=level.device) * stride < sizes[:, :1]  # (B, H)
+        columns = torch.arange(level.shape[-1], device=level.device) * stride < sizes[:, 1:]  # (B, W)
+        valid[stride] = rows[:, :, None] & columns[:, None, :]
+    return valid
+
+
+def torchvision_targets(targets: Sequence[Target], first_label: int) -> list[dict[str, Tensor]]:
+    """Write targets the way torchvision's parts read them, with labels that count from `first_label`."""
+    return [{"boxes": target.boxes, "labels": target.labels + first_label} for target in targets]

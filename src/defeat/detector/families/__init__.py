@@ -1,0 +1,1 @@
+"""Detector families: each is one file, and one line in `defeat.detector`."""

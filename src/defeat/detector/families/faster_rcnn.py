@@ -1,0 +1,249 @@
+"""Faster R-CNN with a feature pyramid (Ren et al., NeurIPS 2015; Lin et al., CVPR 2017), from torchvision's parts.
+
+torchvision counts classes from 1 and keeps 0 for the background. That numbering stays inside this file: outside, labels
+are 0..K-1 and the background is the last column.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import fastrcnn_loss
+from torchvision.models.detection.rpn import AnchorGenerator
+from torchvision.models.detection.transform import resize_boxes
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from defeat.detector.backbone import Backbone, build_backbone
+from defeat.detector.base import Detector, DetectorSpec, torchvision_targets, valid_cells
+from defeat.types import Batch, Detections, DetectorInfo, DetectorOutput, Proposals
+
+
+@dataclass(frozen=True)
+class FasterRCNNOptions:
+    """Settings of the family; the defaults are torchvision's.
+
+    Attributes:
+        anchor_sizes: side of the anchors, in pixels of the resized image, one for each level from stride 4 to 64.
+        rpn_pre_nms_top_n_train: proposals a level kept before non-maximum suppression, in training.
+        rpn_post_nms_top_n_train: proposals an image kept after it, in training.
+        rpn_pre_nms_top_n_test: proposals a level kept before it, in prediction.
+        rpn_post_nms_top_n_test: proposals an image kept after it, in prediction.
+        rpn_batch_size_per_image: anchors an image that the RPN's loss is computed on.
+        box_batch_size_per_image: proposals an image that the second stage is trained on.
+        box_positive_fraction: greatest part of positives among them.
+        box_representation_size: width of the two hidden layers of the second stage.
+        box_score_thresh: detections with a lower score are dropped.
+        box_nms_thresh: IoU above which two detections of a class count as one.
+        box_detections_per_img: most detections an image.
+    """
+
+    anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
+    rpn_pre_nms_top_n_train: int = 2000
+    rpn_post_nms_top_n_train: int = 2000
+    rpn_pre_nms_top_n_test: int = 1000
+    rpn_post_nms_top_n_test: int = 1000
+    rpn_batch_size_per_image: int = 256
+    box_batch_size_per_image: int = 512
+    box_positive_fraction: float = 0.25
+    box_representation_size: int = 1024
+    box_score_thresh: float = 0.05
+    box_nms_thresh: float = 0.5
+    box_detections_per_img: int = 100
+
+
+class FasterRCNN(Detector):
+    """A two-stage detector: a region proposal network, and a head that classifies each proposal with a softmax."""
+
+    def __init__(self, core: TorchvisionFasterRCNN, backbone: Backbone, spec: DetectorSpec) -> None:
+        """Take over the parts of a torchvision model.
+
+        Args:
+            core: where `transform`, `rpn` and `roi_heads` are taken from.
+            backbone: the body and the pyramid that go with them.
+            spec: what the detector was built from.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.rpn = core.rpn
+        self.roi_heads = core.roi_heads
+        for head in (self.rpn.head, self.roi_heads.box_predictor):
+            head.register_forward_hook(_in_float32)
+        self.spec = spec
+        anchors = self.rpn.anchor_generator
+        self.info = DetectorInfo(
+            family=spec.family,
+            classes=spec.classes,
+            neck=backbone.neck_channels,
+            backbone=backbone.body_channels,
+            size=spec.size,
+            max_size=spec.max_size,
+            size_divisor=32,
+            mean=spec.mean or backbone.mean,
+            std=spec.std or backbone.std,
+            activation="softmax",
+            background="last",
+            offers=frozenset({"proposals"}),
+            anchors=f"{list(backbone.neck_channels)} {anchors.sizes} {anchors.aspect_ratios}",
+        )
+
+    def forward_train(self, batch: Batch) -> DetectorOutput:
+        """Compute the four losses `objectness`, `rpn_box`, `classification` and `box`, and what methods read."""
+        assert self.training, "forward_train needs the training mode"
+        backbone, neck = self.backbone(self.normalise(batch))
+        targets = torchvision_targets(batch.targets, first_label=1)
+        features = _by_name(neck)
+        boxes, rpn_losses = self.rpn(ImageList(batch.images, batch.sizes), features, targets)
+        boxes, _, labels, regression_targets = self.roi_heads.select_training_samples(boxes, targets)
+        logits, deltas = self._classify(features, boxes, batch)
+        classification, box = fastrcnn_loss(logits, deltas, labels, regression_targets)
+        losses = {
+            "objectness": rpn_losses["loss_objectness"],
+            "rpn_box": rpn_losses["loss_rpn_box_reg"],
+            "classification": classification,
+            "box": box,
+        }
+        return self._output(batch, losses, backbone, neck, boxes, torch.cat(labels), logits, deltas)
+
+    @torch.no_grad()
+    def forward_teacher(self, batch: Batch) -> DetectorOutput:
+        """Give the maps, and proposals sampled against the ground truth as in training."""
+        backbone, neck = self.backbone(self.normalise(batch))
+        features = _by_name(neck)
+        boxes, _ = self.rpn(ImageList(batch.images, batch.sizes), features)
+        targets = torchvision_targets(batch.targets, first_label=1)
+        boxes, _, labels, _ = self.roi_heads.select_training_samples(boxes, targets)
+        logits, deltas = self._classify(features, boxes, batch)
+        return self._output(batch, {}, backbone, neck, boxes, torch.cat(labels), logits, deltas)
+
+    def forward_predict(self, batch: Batch) -> list[Detections]:
+        """Detect objects, in pixels of the original images."""
+        _, neck = self.backbone(self.normalise(batch))
+        features = _by_name(neck)
+        proposals, _ = self.rpn(ImageList(batch.images, batch.sizes), features)
+        found, _ = self.roi_heads(features, proposals, batch.sizes)
+        return [
+            Detections(resize_boxes(one["boxes"], size, original), one["scores"], one["labels"] - 1)
+            for one, size, original in zip(found, batch.sizes, batch.original_sizes, strict=True)
+        ]
+
+    def _classify(self, features: dict[str, Tensor], boxes: list[Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
+        pooled = self.roi_heads.box_roi_pool(features, boxes, batch.sizes)  # (R, C, 7, 7)
+        logits, deltas = self.roi_heads.box_predictor(self.roi_heads.box_head(pooled))
+        return logits, deltas  # (R, 1+K), (R, 4*(1+K))
+
+    def _output(
+        self,
+        batch: Batch,
+        losses: dict[str, Tensor],
+        backbone: dict[int, Tensor],
+        neck: dict[int, Tensor],
+        boxes: list[Tensor],
+        labels: Tensor,
+        logits: Tensor,
+        deltas: Tensor,
+    ) -> DetectorOutput:
+        classes = len(self.info.classes)
+        learns = torch.is_grad_enabled()
+
+        def score(other: list[Tensor]) -> Tensor:
+            # Methods compute in float32 with autocast off, but the maps may come from under it.
+            features = {name: level.float() for name, level in _by_name(neck).items()}
+            with torch.set_grad_enabled(learns):
+                return _background_last(self._classify(features, other, batch)[0])
+
+        return DetectorOutput(
+            losses=losses,
+            backbone=backbone,
+            neck=neck,
+            valid=valid_cells(batch, {**backbone, **neck}),
+            proposals=Proposals(
+                boxes=boxes,
+                labels=torch.where(labels > 0, labels - 1, classes),
+                logits=_background_last(logits),
+                deltas=deltas.unflatten(1, (classes + 1, 4))[:, 1:],
+            ),
+            score_proposals=score,
+            scale=batch.scale,
+        )
+
+
+def _in_float32(module: nn.Module, inputs: Any, outputs: Any) -> Any:
+    """Decode boxes in float32 also under autocast, where half precision would move them by pixels."""
+    if isinstance(outputs, Tensor):
+        return outputs.float()
+    return [_in_float32(module, inputs, output) for output in outputs]
+
+
+def _by_name(neck: dict[int, Tensor]) -> dict[str, Tensor]:
+    """Name the maps as torchvision's RoI pooling expects it: "0" to "3", and the coarsest, which it does not use."""
+    return {str(index): level for index, level in enumerate(neck.values())}
+
+
+def _background_last(logits: Tensor) -> Tensor:
+    return logits.roll(-1, dims=1)
+
+
+def build(spec: DetectorSpec, weights: str) -> FasterRCNN:
+    """Build a detector from its description; `weights` is the backbone's (see `find_weights`)."""
+    options = FasterRCNNOptions(**spec.options)
+    backbone = build_backbone(
+        spec.backbone,
+        strides=(4, 8, 16, 32),
+        weights=weights,
+        norm=spec.norm,
+        neck_channels=spec.neck_channels,
+        frozen_stages=spec.frozen_stages,
+        extra_blocks=lambda last, neck: LastLevelMaxPool(),
+        extra_strides=(64,),
+    )
+    width, classes = options.box_representation_size, len(spec.classes) + 1
+    core = TorchvisionFasterRCNN(
+        _Channels(spec.neck_channels),
+        rpn_anchor_generator=AnchorGenerator(tuple((size,) for size in options.anchor_sizes), ((0.5, 1.0, 2.0),) * 5),
+        rpn_pre_nms_top_n_train=options.rpn_pre_nms_top_n_train,
+        rpn_post_nms_top_n_train=options.rpn_post_nms_top_n_train,
+        rpn_pre_nms_top_n_test=options.rpn_pre_nms_top_n_test,
+        rpn_post_nms_top_n_test=options.rpn_post_nms_top_n_test,
+        rpn_batch_size_per_image=options.rpn_batch_size_per_image,
+        box_batch_size_per_image=options.box_batch_size_per_image,
+        box_positive_fraction=options.box_positive_fraction,
+        box_score_thresh=options.box_score_thresh,
+        box_nms_thresh=options.box_nms_thresh,
+        box_detections_per_img=options.box_detections_per_img,
+        box_head=TwoMLPHead(spec.neck_channels * 7 * 7, width),
+        box_predictor=FastRCNNPredictor(width, classes),
+    )
+    return FasterRCNN(core, backbone, spec)
+
+
+class _Channels(nn.Module):
+    """Stands where torchvision wants a backbone, of which it reads the number of channels only."""
+
+    def __init__(self, out_channels: int) -> None:
+        super().__init__()
+        self.out_channels = out_channels
+
+
+def from_torchvision(core: TorchvisionFasterRCNN, classes: tuple[str, ...], name: str) -> FasterRCNN:
+    """Take over a torchvision model, weights included."""
+    body, fpn = core.backbone.body, core.backbone.fpn
+    channels = [block[0].in_channels for block in fpn.inner_blocks]
+    backbone = Backbone(
+        body, fpn, dict(zip((4, 8, 16, 32), channels, strict=True)), dict.fromkeys((4, 8, 16, 32, 64), 256)
+    )
+    spec = DetectorSpec(
+        "faster_rcnn",
+        name,
+        classes,
+        size=core.transform.min_size[-1],
+        max_size=core.transform.max_size,
+        mean=tuple(core.transform.image_mean),
+        std=tuple(core.transform.image_std),
+    )
+    detector = FasterRCNN(core, backbone, spec)
+    detector.antialias = False
+    return detector

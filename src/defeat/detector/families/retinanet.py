@@ -1,0 +1,241 @@
+"""RetinaNet (Lin et al., ICCV 2017), from torchvision's parts."""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
+from torchvision.models.detection._utils import BoxCoder, Matcher
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.models.detection.rpn import AnchorGenerator
+from torchvision.models.detection.transform import resize_boxes
+from torchvision.ops import box_iou
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+from defeat.detector.backbone import Backbone, build_backbone
+from defeat.detector.base import Detector, DetectorSpec, torchvision_targets, valid_cells
+from defeat.types import Batch, DensePredictions, Detections, DetectorInfo, DetectorOutput
+
+STRIDES = (8, 16, 32, 64, 128)
+
+
+@dataclass(frozen=True)
+class RetinaNetOptions:
+    """Settings of the family; the defaults are torchvision's.
+
+    Attributes:
+        anchor_sizes: side of the smallest anchor of each level, in pixels of the resized image, from stride 8 to 128;
+            every level has two more, larger by 2^(1/3) and 2^(2/3).
+        score_thresh: detections with a lower score are dropped.
+        nms_thresh: IoU above which two detections of a class count as one.
+        detections_per_img: most detections an image.
+        topk_candidates: most candidates a level before non-maximum suppression.
+        fg_iou_thresh: an anchor that overlaps an object by at least this IoU is positive.
+        bg_iou_thresh: one that overlaps every object by less than this is negative.
+        head_norm: normalisation in the head: none, or gn (32 groups, or the largest number that divides the channels,
+            as in torchvision's second version), with which the head learns much sooner.
+    """
+
+    anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
+    score_thresh: float = 0.05
+    nms_thresh: float = 0.5
+    detections_per_img: int = 300
+    topk_candidates: int = 1000
+    fg_iou_thresh: float = 0.5
+    bg_iou_thresh: float = 0.4
+    head_norm: Literal["none", "gn"] = "none"
+
+
+class RetinaNet(Detector):
+    """A one-stage detector: a sigmoid for each class at every anchor, trained with the focal loss."""
+
+    # The selection of detections is torchvision's own; it reads the settings that the constructor sets.
+    _select = TorchvisionRetinaNet.postprocess_detections
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: RetinaNetHead,
+        anchor_generator: AnchorGenerator,
+        spec: DetectorSpec,
+        options: RetinaNetOptions,
+        first_label: int = 0,
+    ) -> None:
+        """Compose a detector.
+
+        Args:
+            backbone: body and pyramid with maps at strides 8 to 128.
+            head: classification and box regression.
+            anchor_generator: anchors of the five levels.
+            spec: what the detector was built from.
+            options: settings of the family.
+            first_label: column of the head that belongs to the first class; torchvision's own checkpoints have 1.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.anchor_generator = anchor_generator
+        self.proposal_matcher = Matcher(options.fg_iou_thresh, options.bg_iou_thresh, allow_low_quality_matches=True)
+        self.box_coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
+        self.score_thresh, self.nms_thresh = options.score_thresh, options.nms_thresh
+        self.detections_per_img, self.topk_candidates = options.detections_per_img, options.topk_candidates
+        self.first_label = first_label
+        self.spec = spec
+        self.info = DetectorInfo(
+            family=spec.family,
+            classes=spec.classes,
+            neck=backbone.neck_channels,
+            backbone=backbone.body_channels,
+            size=spec.size,
+            max_size=spec.max_size,
+            size_divisor=32,
+            mean=spec.mean or backbone.mean,
+            std=spec.std or backbone.std,
+            activation="sigmoid",
+            background="none",
+            offers=frozenset({"dense"}),
+            anchors=f"{list(backbone.neck_channels)} {anchor_generator.sizes} {anchor_generator.aspect_ratios}",
+        )
+
+    def forward_train(self, batch: Batch) -> DetectorOutput:
+        """Compute the losses `classification` and `box`, and what methods read."""
+        assert self.training, "forward_train needs the training mode"
+        backbone, neck, head, anchors = self._run(batch)
+        matched = self._match(batch, anchors)
+        targets = torchvision_targets(batch.targets, self.first_label)
+        found = self.head.compute_loss(targets, head, anchors, matched)
+        losses = {"classification": found["classification"], "box": found["bbox_regression"]}
+        return self._output(batch, losses, backbone, neck, head, anchors, matched)
+
+    @torch.no_grad()
+    def forward_teacher(self, batch: Batch) -> DetectorOutput:
+        """Give the maps and the predictions at every anchor."""
+        backbone, neck, head, anchors = self._run(batch)
+        return self._output(batch, {}, backbone, neck, head, anchors, self._match(batch, anchors))
+
+    def forward_predict(self, batch: Batch) -> list[Detections]:
+        """Detect objects, in pixels of the original images."""
+        _, neck, head, anchors = self._run(batch)
+        head = {**head, "cls_logits": head["cls_logits"][..., self.first_label :]}
+        per_level = self._anchors_per_level(neck)
+        split_head = {name: list(output.split(per_level, dim=1)) for name, output in head.items()}
+        found = self._select(split_head, [list(one.split(per_level)) for one in anchors], batch.sizes)
+        return [
+            Detections(resize_boxes(one["boxes"], size, original), one["scores"], one["labels"])
+            for one, size, original in zip(found, batch.sizes, batch.original_sizes, strict=True)
+        ]
+
+    def _run(self, batch: Batch) -> tuple[dict[int, Tensor], dict[int, Tensor], dict[str, Tensor], list[Tensor]]:
+        backbone, neck = self.backbone(self.normalise(batch))
+        levels = list(neck.values())
+        # Boxes are decoded in float32 also under autocast, where half precision would move them by pixels.
+        head = {name: found.float() for name, found in self.head(levels).items()}  # (B, N, K) and (B, N, 4)
+        anchors = self.anchor_generator(ImageList(batch.images, batch.sizes), levels)  # B times (N, 4)
+        return backbone, neck, head, anchors
+
+    def _match(self, batch: Batch, anchors: list[Tensor]) -> list[Tensor]:
+        """Index of the object that each anchor belongs to, -1 for background, -2 for undecided."""
+        return [
+            self.proposal_matcher(box_iou(target.boxes, one))
+            if len(target.boxes)
+            else torch.full((len(one),), Matcher.BELOW_LOW_THRESHOLD, device=one.device)
+            for target, one in zip(batch.targets, anchors, strict=True)
+        ]
+
+    def _anchors_per_level(self, neck: dict[int, Tensor]) -> list[int]:
+        per_cell = self.anchor_generator.num_anchors_per_location()
+        return [level.shape[-2] * level.shape[-1] * n for level, n in zip(neck.values(), per_cell, strict=True)]
+
+    def _output(
+        self,
+        batch: Batch,
+        losses: dict[str, Tensor],
+        backbone: dict[int, Tensor],
+        neck: dict[int, Tensor],
+        head: dict[str, Tensor],
+        anchors: list[Tensor],
+        matched: list[Tensor],
+    ) -> DetectorOutput:
+        strides = torch.tensor(list(neck), device=batch.images.device)
+        per_level = torch.tensor(self._anchors_per_level(neck), device=batch.images.device)
+        deltas = head["bbox_regression"]
+        return DetectorOutput(
+            losses=losses,
+            backbone=backbone,
+            neck=neck,
+            valid=valid_cells(batch, {**backbone, **neck}),
+            dense=DensePredictions(
+                logits=head["cls_logits"][..., self.first_label :],
+                boxes=self.box_coder.decode(deltas.detach().flatten(0, 1), anchors).view_as(deltas),
+                labels=self._labels(batch, matched),
+                strides=strides.repeat_interleave(per_level),
+                anchors=torch.stack(anchors),
+                deltas=deltas,
+            ),
+            scale=batch.scale,
+        )
+
+    def _labels(self, batch: Batch, matched: list[Tensor]) -> Tensor:
+        """(B, N) class of each anchor, K for background, -1 for undecided."""
+        classes = len(self.info.classes)
+        labels = []
+        for target, index in zip(batch.targets, matched, strict=True):
+            known = torch.cat((target.labels, target.labels.new_tensor([classes])))
+            label = known[torch.where(index >= 0, index, len(target.labels))]
+            labels.append(torch.where(index == Matcher.BETWEEN_THRESHOLDS, -1, label))
+        return torch.stack(labels)
+
+
+def _anchor_generator(sizes: tuple[int, ...]) -> AnchorGenerator:
+    octaves = tuple((size, int(size * 2 ** (1 / 3)), int(size * 2 ** (2 / 3))) for size in sizes)
+    return AnchorGenerator(octaves, ((0.5, 1.0, 2.0),) * len(octaves))
+
+
+def build(spec: DetectorSpec, weights: str) -> RetinaNet:
+    """Build a detector from its description; `weights` is the backbone's (see `find_weights`)."""
+    options = RetinaNetOptions(**spec.options)
+    backbone = build_backbone(
+        spec.backbone,
+        strides=STRIDES[:3],
+        weights=weights,
+        norm=spec.norm,
+        neck_channels=spec.neck_channels,
+        frozen_stages=spec.frozen_stages,
+        extra_blocks=lambda last, neck: LastLevelP6P7(neck, neck),
+        extra_strides=STRIDES[3:],
+    )
+    anchors = _anchor_generator(options.anchor_sizes)
+    groups = math.gcd(32, spec.neck_channels)
+    norm = partial(nn.GroupNorm, groups) if options.head_norm == "gn" else None
+    head = RetinaNetHead(spec.neck_channels, anchors.num_anchors_per_location()[0], len(spec.classes), norm_layer=norm)
+    # torchvision draws the towers with a deviation of 0.01, made for 256 channels: narrower ones would give no signal.
+    for tower in (head.classification_head.conv, head.regression_head.conv):
+        for layer in tower.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.normal_(layer.weight, std=0.01 * math.sqrt(256 / spec.neck_channels))
+    return RetinaNet(backbone, head, anchors, spec, options)
+
+
+def from_torchvision(core: TorchvisionRetinaNet, classes: tuple[str, ...], name: str) -> RetinaNet:
+    """Take over a torchvision model, weights included."""
+    fpn = core.backbone.fpn
+    channels = [block[0].in_channels for block in fpn.inner_blocks]
+    backbone = Backbone(
+        core.backbone.body, fpn, dict(zip(STRIDES[:3], channels, strict=True)), dict.fromkeys(STRIDES, 256)
+    )
+    spec = DetectorSpec(
+        "retinanet",
+        name,
+        classes,
+        size=core.transform.min_size[-1],
+        max_size=core.transform.max_size,
+        mean=tuple(core.transform.image_mean),
+        std=tuple(core.transform.image_std),
+    )
+    detector = RetinaNet(backbone, core.head, core.anchor_generator, spec, RetinaNetOptions(), first_label=1)
+    detector.antialias = False
+    return detector

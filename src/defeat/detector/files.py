@@ -1,0 +1,88 @@
+"""The two files that hold a trained detector: `model.json` says what it is, `model.safetensors` holds its weights."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from defeat.detector.base import Detector
+from defeat.errors import InputError
+
+FORMAT = 1
+
+
+def save_model(detector: Detector, folder: Path) -> None:
+    """Write a detector, and nothing but the detector, into a folder; each file is complete or absent.
+
+    Args:
+        detector: what to save.
+        folder: an existing folder.
+    """
+    description = asdict(detector.spec)
+    description["mean"], description["std"] = list(detector.info.mean), list(detector.info.std)
+    text = json.dumps({"format": FORMAT, **description}, indent=2)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in detector.state_dict().items()}
+    write_atomically(folder / "model.safetensors", save(weights))
+    write_atomically(folder / "model.json", (text + "\n").encode())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new one, never half of it."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def load_model(folder: Path, build: Callable[[dict[str, Any]], Detector]) -> Detector:
+    """Read a detector that `save_model` wrote.
+
+    Args:
+        folder: a run directory.
+        build: makes a detector with random weights from its description.
+
+    Raises:
+        InputError: a file is missing or damaged.
+    """
+    description = read_description(folder)
+    if description.pop("format") != FORMAT:
+        raise InputError(f"{folder / 'model.json'} was written by another version of this program.")
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise InputError(f"{path} is missing: the run has no trained model yet.")
+    try:
+        weights = load_file(path)
+        detector = build(description | {name: tuple(description[name]) for name in ("classes", "mean", "std")})
+        detector.load_state_dict(weights)
+    except (SafetensorError, OSError, RuntimeError, TypeError, KeyError) as error:
+        reason = str(error).splitlines()[0].rstrip(":.")
+        raise InputError(f"{path} is damaged or does not belong to {folder / 'model.json'} ({reason}).") from error
+    return detector
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Read the `model.json` of a run directory.
+
+    Raises:
+        InputError: it is missing or not valid.
+    """
+    path = folder / "model.json"
+    if not path.is_file():
+        raise InputError(f"{folder} is not a run directory with a trained model: {path.name} is missing.")
+    try:
+        description = json.loads(path.read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is not valid JSON ({error}).") from error
+    if not isinstance(description, dict) or "format" not in description:
+        raise InputError(f"{path} does not describe a detector: the field 'format' is missing.")
+    return description

@@ -1,0 +1,59 @@
+"""Detectors with torchvision's own weights."""
+
+from pathlib import Path
+
+from torchvision.models import get_model, get_model_weights
+
+from defeat.detector.base import Detector
+from defeat.detector.families import faster_rcnn, retinanet
+from defeat.detector.weights import read_state_dict
+from defeat.errors import InputError, unknown_name
+
+CONVERTERS = {
+    "fasterrcnn_resnet50_fpn": faster_rcnn.from_torchvision,
+    "fasterrcnn_resnet50_fpn_v2": faster_rcnn.from_torchvision,
+    "retinanet_resnet50_fpn": retinanet.from_torchvision,
+    "retinanet_resnet50_fpn_v2": retinanet.from_torchvision,
+}
+
+# The tensor whose length tells how many classes (background included) a checkpoint was made for, and how many entries
+# there are for each of them.
+CLASS_TENSORS = {"roi_heads.box_predictor.cls_score.bias": 1, "head.classification_head.cls_logits.bias": 9}
+
+
+def load_torchvision(name: str, weights: str | Path | None = None) -> Detector:
+    """Load one of torchvision's detectors.
+
+    Args:
+        name: torchvision's name, e.g. `fasterrcnn_resnet50_fpn_v2`.
+        weights: a file with a state dict; None downloads the weights that torchvision published (COCO).
+
+    Raises:
+        InputError: unknown name, no connection, or a file that does not fit.
+    """
+    if name not in CONVERTERS:
+        raise unknown_name("torchvision detector", name, CONVERTERS)
+    published = get_model_weights(name).DEFAULT
+    categories = tuple(published.meta["categories"])[1:]  # the first is the background
+    if weights is None:
+        try:
+            core = get_model(name, weights=published)
+        except OSError as error:
+            raise InputError(
+                f"The weights of torchvision's {name} could not be downloaded ({type(error).__name__}); "
+                "give a file with its state dict instead."
+            ) from error
+        return CONVERTERS[name](core, categories, f"torchvision:{name}")
+    state = read_state_dict(Path(weights))
+    count = next((len(state[key]) // each for key, each in CLASS_TENSORS.items() if key in state), None)
+    if count is None:
+        raise InputError(f"{weights} is not a checkpoint of torchvision's {name}: it has no classification layer.")
+    core = get_model(name, weights=None, weights_backbone=None, num_classes=count)
+    try:
+        core.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(
+            f"{weights} does not fit torchvision's {name}: {str(error).splitlines()[-1].strip()}"
+        ) from error
+    classes = categories if len(categories) == count - 1 else tuple(f"class {index}" for index in range(count - 1))
+    return CONVERTERS[name](core, classes, f"torchvision:{name}")

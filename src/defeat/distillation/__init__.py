@@ -1,0 +1,47 @@
+"""Distillation methods: losses between what a student and a teacher compute for the same batch."""
+
+from inspect import signature
+from typing import Any
+
+from defeat.distillation.base import Method
+from defeat.distillation.methods.defeat import DeFeat
+from defeat.errors import unknown_name
+from defeat.types import DetectorInfo
+
+__all__ = ["METHODS", "DeFeat", "Method", "build_method", "find_method"]
+
+# A method is a file with a subclass of `Method`, and a line here.
+METHODS: dict[str, type[Method]] = {
+    "defeat": DeFeat,
+}
+
+
+def find_method(name: str) -> type[Method]:
+    """The class of a method.
+
+    Raises:
+        InputError: the name is unknown.
+    """
+    if name not in METHODS:
+        raise unknown_name("method", name, METHODS)
+    return METHODS[name]
+
+
+def build_method(name: str, student: DetectorInfo, teacher: DetectorInfo, options: dict[str, Any]) -> Method:
+    """Build a method for a pair of detectors.
+
+    Args:
+        name: one of `METHODS`.
+        student: what is known about the student.
+        teacher: what is known about the teacher.
+        options: the method's own keywords.
+
+    Raises:
+        InputError: unknown name or option, or the pair lacks what the method needs.
+    """
+    method = find_method(name)
+    valid = set(signature(method).parameters) - {"student", "teacher"}
+    for option in options:
+        if option not in valid:
+            raise unknown_name(f"option of {name}", option, valid)
+    return method(student, teacher, **options)

@@ -1,0 +1,102 @@
+"""Bring a student's and a teacher's maps together: which level meets which, at what size, with how many channels."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from defeat.errors import InputError, unknown_name
+from defeat.types import DetectorInfo, DetectorOutput
+
+INITIALISATIONS = ("default", "published")
+
+
+def shared_strides(student: DetectorInfo, teacher: DetectorInfo) -> list[int]:
+    """Strides at which both necks have a map, ascending.
+
+    Raises:
+        InputError: there are none.
+    """
+    shared = sorted(set(student.neck) & set(teacher.neck))
+    if not shared:
+        raise InputError(
+            f"The student's neck has strides {sorted(student.neck)} and the teacher's {sorted(teacher.neck)}: "
+            "no level meets another. Choose detectors with a common stride."
+        )
+    return shared
+
+
+class Adaptation(nn.Module):
+    """A 3x3 convolution for each level that turns the student's channels into the teacher's.
+
+    It is there even where the channels match, as in the published code: it takes up what differs between the two
+    networks' feature spaces, so that the student's maps need not be equal to the teacher's, only as informative.
+
+    Args:
+        channels: channels of student and teacher by stride.
+        initialisation: `default` (that of torch) or `published` (truncated normal with deviation 1e-4, as in the
+            original code: at first the layer learns and hardly any gradient reaches the student).
+
+    Raises:
+        InputError: the initialisation is unknown.
+    """
+
+    def __init__(self, channels: dict[int, tuple[int, int]], initialisation: str = "default") -> None:
+        super().__init__()
+        if initialisation not in INITIALISATIONS:
+            raise unknown_name("initialisation", initialisation, INITIALISATIONS)
+        self.layers = nn.ModuleDict(
+            {str(stride): nn.Conv2d(student, teacher, 3, padding=1) for stride, (student, teacher) in channels.items()}
+        )
+        if initialisation == "published":
+            for layer in self.layers.values():
+                assert isinstance(layer, nn.Conv2d)
+                assert layer.bias is not None
+                nn.init.trunc_normal_(layer.weight, std=1e-4)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, level: Tensor, stride: int) -> Tensor:
+        """Adapt the student's map (B, C, H, W) of a stride; gives (B, C of the teacher, H, W)."""
+        adapted: Tensor = self.layers[str(stride)](level)
+        return adapted
+
+
+def teacher_map(teacher: DetectorOutput, stride: int, shape: tuple[int, int]) -> Tensor:
+    """The teacher's neck map of a stride, resized to the cells of the student's.
+
+    Args:
+        teacher: what the teacher gave; its batch may be larger or smaller than the student's by `scale`.
+        stride: which level.
+        shape: height and width of the student's map, in cells.
+
+    Returns:
+        (B, C, H, W) float32.
+    """
+    level = teacher.neck[stride].float()
+    if teacher.scale == 1 and level.shape[-2:] == shape:
+        return level
+    # The teacher's padding may reach further than the student's: leave out what lies beyond it before resizing.
+    height, width = (
+        min(have, max(1, round(want * teacher.scale))) for have, want in zip(level.shape[-2:], shape, strict=True)
+    )
+    return F.interpolate(level[..., :height, :width], size=shape, mode="bilinear", antialias=True)
+
+
+def rescale_boxes(boxes: list[Tensor], factor: float) -> list[Tensor]:
+    """Boxes in pixels of another batch; `factor` is pixels there per pixel here."""
+    return boxes if factor == 1 else [one * factor for one in boxes]
+
+
+def check_classes(student: DetectorInfo, teacher: DetectorInfo) -> str | None:
+    """Say why the two can't be compared class by class, or None when they can."""
+    if student.classes == teacher.classes:
+        return None
+    return f"the classes differ (student: {_some(student.classes)}; teacher: {_some(teacher.classes)})"
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return f"{len(names)} classes, {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+
+
+def float32(maps: dict[int, Tensor]) -> dict[int, Tensor]:
+    """The same maps in float32."""
+    return {stride: level.to(torch.float32) for stride, level in maps.items()}

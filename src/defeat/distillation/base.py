@@ -1,0 +1,65 @@
+"""The contract that every distillation method keeps."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from defeat.errors import InputError
+from defeat.types import DetectorInfo, DetectorOutput, Progress, Target
+
+
+class Method(nn.Module, ABC):
+    """Turns what a student and a teacher computed for the same batch into named losses.
+
+    A subclass takes the two `DetectorInfo`s first and its options as keywords; builds its adaptation layers, which are
+    trained along with the student and never saved with it; and implements `terms`. It never sums, steps, or moves
+    anything to a device.
+
+    Attributes:
+        student: what is known about the student.
+        teacher: what is known about the teacher.
+        notes: one sentence for each part of the method that this pair leaves out, and why.
+
+    Raises:
+        InputError: the pair lacks something that the method needs.
+    """
+
+    def __init__(self, student: DetectorInfo, teacher: DetectorInfo) -> None:
+        super().__init__()
+        self.student = student
+        self.teacher = teacher
+        self.notes: list[str] = []
+
+    @abstractmethod
+    def terms(
+        self, student: DetectorOutput, teacher: DetectorOutput, targets: Sequence[Target], progress: Progress
+    ) -> dict[str, Tensor]:
+        """Compute the losses; arguments and result are those of `forward`, and autocast is off."""
+
+    def forward(
+        self, student: DetectorOutput, teacher: DetectorOutput, targets: Sequence[Target], progress: Progress
+    ) -> dict[str, Tensor]:
+        """Compute named, already weighted scalar losses, in float32 also under autocast.
+
+        Args:
+            student: with gradient.
+            teacher: without gradient.
+            targets: the trainable boxes of each image, in pixels of the student's batch.
+            progress: where the run stands.
+        """
+        device = next(iter(student.neck.values())).device.type
+        with torch.autocast(device, enabled=False):
+            return self.terms(student, teacher, targets, progress)
+
+
+def check_weights(**weights: float) -> None:
+    """Refuse weights that are negative or not finite.
+
+    Raises:
+        InputError: naming the first such weight.
+    """
+    for name, weight in weights.items():
+        if not 0 <= weight < float("inf"):
+            raise InputError(f"{name} must be 0 or more and finite, not {weight}.")

@@ -1,0 +1,1 @@
+"""Distillation methods: each is one file, and one line in `defeat.distillation`."""

@@ -1,0 +1,1 @@
+"""Runs: train, distil and evaluate detectors."""

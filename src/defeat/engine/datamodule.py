@@ -1,0 +1,78 @@
+"""The training and evaluation images of a run."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from defeat.data import DetectionDataset
+from defeat.data.loader import evaluation_loader, training_loader
+from defeat.engine.settings import TrainSettings
+from defeat.types import Target
+
+Images = tuple[list[Tensor], list[Target]]
+
+
+class DetectionDataModule(LightningDataModule):
+    """Gives each process its part of the two splits.
+
+    Args:
+        training: split to train on.
+        evaluation: split to evaluate on.
+        settings: the run's settings.
+    """
+
+    def __init__(self, training: DetectionDataset, evaluation: DetectionDataset, settings: TrainSettings) -> None:
+        super().__init__()
+        self.training, self.evaluation, self.settings = training, evaluation, settings
+
+    def train_dataloader(self) -> DataLoader:  # type: ignore[type-arg]
+        """Shuffled batches; a resumed run starts at the very batch where it stopped."""
+        loader = self._training_loader()
+        assert self.trainer is not None
+        # Lightning makes the first iterator before it tells anyone the epoch, so that is told here.
+        loop: Any = self.trainer.fit_loop
+        sampler: Any = loader.batch_sampler
+        epoch, batch = divmod(loop.epoch_loop.batch_progress.total.processed, max(1, len(loader)))
+        sampler.set_epoch(epoch)
+        sampler.start_batch = batch
+        return loader
+
+    def steps(self) -> int:
+        """Optimiser steps of the whole run.
+
+        Lightning's own estimate would make the training loader, and with it the first epoch's order, before it knows
+        where a resumed run stopped.
+        """
+        steps = self.settings.epochs * len(self._training_loader())
+        return steps if self.settings.max_steps is None else min(steps, self.settings.max_steps)
+
+    def _training_loader(self) -> DataLoader:  # type: ignore[type-arg]
+        assert self.trainer is not None
+        settings = self.settings
+        return training_loader(
+            self.training,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            workers=settings.workers,
+            flip=settings.flip,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+        )
+
+    def val_dataloader(self) -> DataLoader:  # type: ignore[type-arg]
+        """Every image once, over all processes."""
+        assert self.trainer is not None
+        return evaluation_loader(
+            self.evaluation,
+            batch_size=self.settings.batch_size,
+            workers=self.settings.workers,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+        )
+
+    def transfer_batch_to_device(self, batch: Images, device: torch.device, dataloader_idx: int) -> Images:
+        """Leave the images where they are: a detector's `prepare` moves them."""
+        return batch

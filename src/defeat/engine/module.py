@@ -1,0 +1,181 @@
+"""What happens in a step: the student's losses, the teacher's view of the same pixels, and their sum."""
+
+from collections.abc import Callable, Sequence
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+import torch.distributed
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from defeat.detector import Detector
+from defeat.distillation import Method
+from defeat.engine.evaluate import EvaluationResult, Evaluator
+from defeat.engine.guards import require_finite
+from defeat.engine.settings import TrainSettings
+from defeat.types import Batch, Progress, Target
+
+Images = tuple[list[Tensor], list[Target]]
+
+
+class DetectionModule(LightningModule):
+    """Trains a student, alone or with a teacher.
+
+    Every step draws its random numbers from a seed of its own, made from the run's seed, the step and the process: so a
+    resumed run repeats the same draws, and what a teacher draws never shifts what the student draws.
+
+    Args:
+        student: the detector to train.
+        settings: the run's settings.
+        method: turns both detectors' outputs into losses; None to train the student alone.
+        teacher: a trained detector; it stays outside the module tree, so that no checkpoint, copy or mode switch
+            ever touches it.
+    """
+
+    def __init__(
+        self, student: Detector, settings: TrainSettings, method: Method | None = None, teacher: Detector | None = None
+    ) -> None:
+        super().__init__()
+        assert (method is None) == (teacher is None)
+        self.student = student
+        self.method = method
+        self.settings = settings
+        self._outside = (teacher.eval().requires_grad_(False),) if teacher is not None else ()
+        self.evaluator = Evaluator(student.info.classes)
+        self.last_evaluation: EvaluationResult | None = None
+        self.evaluated_step: int | None = None
+        self.step_seconds: list[float] = []
+        self._step_began = 0.0
+
+    @property
+    def teacher(self) -> Detector | None:
+        """The teacher, if there is one."""
+        return self._outside[0] if self._outside else None
+
+    def on_fit_start(self) -> None:
+        """Put the teacher where the student is."""
+        if self.teacher is not None:
+            self.teacher.to(self.device)
+
+    def on_train_epoch_start(self) -> None:
+        """Tell the sampler the epoch: Lightning looks for samplers of images only, not of batches."""
+        loader: Any = self.trainer.train_dataloader
+        loader.batch_sampler.set_epoch(self.current_epoch)
+
+    def on_train_batch_start(self, batch: Images, batch_idx: int) -> None:
+        """Give the step its own seed."""
+        self._step_began = perf_counter()
+        torch.manual_seed(step_seed(self.settings.seed, self.global_step, self.global_rank))
+
+    def training_step(self, batch: Images, batch_idx: int) -> Tensor:
+        """Compute and log every loss term; give back their sum."""
+        prepared = self.student.prepare(*batch)
+        losses = self.losses(prepared)
+        total = torch.stack([loss.float() for loss in losses.values()]).sum()
+        require_finite(losses, self.global_step, [target.image_id for target in batch[1]])
+        self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch[0]))
+        scalars = {f"train/{name}": loss.detach() for name, loss in losses.items()}
+        scalars["train/lr"] = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
+        self.log_dict(scalars, batch_size=len(batch[0]))
+        return total
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Every loss term of a prepared batch by name: the student's own, then the method's."""
+        output = self.student.forward_train(batch)
+        losses = dict(output.losses)
+        if self.method is not None and self.teacher is not None:
+            learned = self.teacher.forward_teacher(self.teacher.adopt(batch))
+            losses |= self.method(output, learned, batch.targets, self.progress)
+        return losses
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run stands."""
+        steps = int(self.trainer.estimated_stepping_batches)
+        return Progress(self.global_step, steps, self.current_epoch, self.trainer.max_epochs or 1)
+
+    def on_train_batch_end(self, outputs: Any, batch: Images, batch_idx: int) -> None:
+        """Keep the time that the step took."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.step_seconds.append(perf_counter() - self._step_began)
+
+    def validation_step(self, batch: Images, batch_idx: int) -> None:
+        """Detect objects and keep what was found."""
+        images, targets = batch
+        found = self.student.predict(images)
+        self.evaluator.update([one.cpu() for one in found], targets)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log AP over the images of all processes, each counted once."""
+        self.evaluator.merge(gather(self.evaluator.state(), self.trainer.world_size))
+        self.last_evaluation = self.evaluator.compute()
+        self.evaluated_step = self.global_step
+        self.evaluator = Evaluator(self.student.info.classes)
+        metrics = {f"val/{name}": value for name, value in self.last_evaluation.metrics.items() if value is not None}
+        self.log_dict(metrics, rank_zero_only=False)
+        self.log("AP", metrics.get("val/AP", 0.0), prog_bar=True, logger=False)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """SGD with linear warm-up; the rate falls to a tenth after 8/12 and again after 11/12 of the run."""
+        settings = self.settings
+        optimizer = torch.optim.SGD(
+            parameter_groups(self, settings.weight_decay, settings.norm_decay),
+            lr=settings.lr,
+            momentum=settings.momentum,
+        )
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        steps = data.steps()
+        warmup = min(500, steps // 20) if settings.warmup_steps is None else settings.warmup_steps
+        schedule = LambdaLR(optimizer, learning_rate(steps, warmup))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def median_step(self) -> float | None:
+        """Median time of a step in seconds, data loading excluded; None before the first."""
+        return median(self.step_seconds) if self.step_seconds else None
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """The seed of a step's random numbers, of 63 bits: other steps, processes and runs get unrelated ones."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) & (2**64 - 1)
+    mixed = ((mixed ^ (mixed >> 31)) * 0xD6E8FEB86659FD93) & (2**64 - 1)
+    return (mixed ^ (mixed >> 32)) & (2**63 - 1)
+
+
+def learning_rate(steps: int, warmup: int) -> Callable[[int], float]:
+    """The factor of the learning rate at each step.
+
+    Args:
+        steps: steps of the whole run.
+        warmup: steps over which the factor rises linearly to 1.
+    """
+
+    def factor(step: int) -> float:
+        decay = 0.1 ** ((step >= steps * 8 / 12) + (step >= steps * 11 / 12))
+        return decay * min(1.0, (step + 1) / max(1, warmup))
+
+    return factor
+
+
+def parameter_groups(module: nn.Module, weight_decay: float, norm_decay: bool) -> list[dict[str, Any]]:
+    """Trainable parameters for an optimiser; normalisation layers and biases apart when they shall not decay."""
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if norm_decay:
+        return [{"params": trainable, "weight_decay": weight_decay}]
+    decaying = [parameter for parameter in trainable if parameter.ndim > 1]
+    others = [parameter for parameter in trainable if parameter.ndim <= 1]
+    return [{"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def gather(state: Any, processes: int) -> Sequence[Any]:
+    """The states of the other processes, in all processes; empty when there is only one."""
+    if processes == 1:
+        return []
+    states: list[Any] = [None] * processes
+    torch.distributed.all_gather_object(states, state)
+    own = torch.distributed.get_rank()
+    return [other for rank, other in enumerate(states) if rank != own]

@@ -1,0 +1,143 @@
+"""The settings of a run: each is described here once, for Python, the command line and recipes alike."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from defeat.errors import InputError
+
+Norm = Literal["bn", "syncbn", "frozen", "gn"]
+Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
+
+
+@dataclass(kw_only=True)
+class TrainSettings:
+    """Train a detector.
+
+    Attributes:
+        data: folder of a VOC, COCO or YOLO data set (several VOC years separated by commas), or `demo`.
+        out: run directory to write; it must not hold another run.
+        detector: family of the detector: faster_rcnn or retinanet.
+        backbone: name of the backbone: resnet18 to resnet152, or any convolutional network of timm.
+        split: split to train on.
+        eval_split: split to evaluate on; by default val if there is one, else test.
+        classes: names of the classes to learn, in order; by default all that the data has.
+        epochs: passes over the training split.
+        max_steps: stop after so many optimiser steps, however many epochs that is.
+        batch_size: images a step on each device.
+        size: short side of an image after resizing, in pixels.
+        max_size: upper limit of the long side, in pixels; by default 5/3 of the short side.
+        lr: learning rate after warm-up; 0.01 suits 8 images a step on all devices together.
+        momentum: momentum of the optimiser (SGD), 0..1.
+        weight_decay: weight decay.
+        norm_decay: whether weight decay also applies to normalisation layers and biases.
+        warmup_steps: steps over which the learning rate rises; by default a twentieth of the run, 500 at most.
+        grad_clip: upper limit of the norm of all gradients together; 0 for none.
+        flip: probability of mirroring a training image, 0..1.
+        norm: normalisation of the backbone: bn, syncbn, frozen (as pretrained) or gn.
+        neck_channels: channels of the feature pyramid.
+        frozen_stages: stages of the backbone that are not trained: 0 none, 1 the stem, up to 5 all.
+        weights: first weights of the backbone: auto (an installed package, else a download), none, or a file.
+        seed: seed of everything that is random.
+        eval_every: evaluate every so many epochs, and after the last one; 0 for after the last one only.
+        log_every: write losses every so many steps.
+        devices: how many devices on each node, or auto for all.
+        nodes: how many nodes.
+        accelerator: auto, cpu or gpu.
+        precision: 32-true, 16-mixed or bf16-mixed.
+        workers: processes that load images, for each device.
+        resume: continue the run in `out` from its last checkpoint.
+        detector_options: settings of the family that differ from its defaults.
+    """
+
+    data: str
+    out: str
+    detector: str = "faster_rcnn"
+    backbone: str = "resnet50"
+    split: str = "train"
+    eval_split: str | None = None
+    classes: list[str] | None = None
+    epochs: int = 12
+    max_steps: int | None = None
+    batch_size: int = 8
+    size: int = 800
+    max_size: int | None = None
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    norm_decay: bool = True
+    warmup_steps: int | None = None
+    grad_clip: float = 35.0
+    flip: float = 0.5
+    norm: Norm = "bn"
+    neck_channels: int = 256
+    frozen_stages: int = 0
+    weights: str = "auto"
+    seed: int = 0
+    eval_every: int = 1
+    log_every: int = 10
+    devices: int | Literal["auto"] = 1
+    nodes: int = 1
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    precision: Precision = "32-true"
+    workers: int = 2
+    resume: bool = False
+    detector_options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse values that can't work.
+
+        Raises:
+            InputError: naming the first such value and its range.
+        """
+        for name in ("epochs", "batch_size", "log_every", "nodes", "neck_channels"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("size", "max_size"):
+            _at_least(name, getattr(self, name), 32)
+        for name in ("weight_decay", "grad_clip", "frozen_stages", "workers", "eval_every", "seed", "warmup_steps"):
+            _at_least(name, getattr(self, name), 0)
+        _at_least("max_steps", self.max_steps, 1)
+        for name in ("momentum", "flip"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{option(name)} must be between 0 and 1, not {getattr(self, name)}.")
+        if not 0 < self.lr < float("inf"):
+            raise InputError(f"--lr must be above 0, not {self.lr}.")
+
+    @property
+    def long_side(self) -> int:
+        """Upper limit of an image's long side, in pixels."""
+        return self.max_size or round(self.size * 5 / 3)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings but `resume`: what repeats the run."""
+        settings = asdict(self)
+        del settings["resume"]
+        return settings
+
+
+@dataclass(kw_only=True)
+class DistillSettings(TrainSettings):
+    """Train a student with the help of a teacher.
+
+    Attributes:
+        teacher: run directory of the teacher, or a torchvision model such as torchvision:fasterrcnn_resnet50_fpn_v2.
+        teacher_weights: with a torchvision teacher, a file with its state dict, instead of the published weights.
+        method: distillation method.
+        allow_weak_teacher: go on although the teacher detects next to nothing on the data.
+        method_options: settings of the method that differ from its defaults.
+    """
+
+    teacher: str
+    teacher_weights: str | None = None
+    method: str = "defeat"
+    allow_weak_teacher: bool = False
+    method_options: dict[str, Any] = field(default_factory=dict)
+
+
+def option(name: str) -> str:
+    """How a setting is written on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def _at_least(name: str, value: float | None, least: float) -> None:
+    if value is not None and not least <= value < float("inf"):
+        raise InputError(f"{option(name)} must be {least} or more, not {value}.")

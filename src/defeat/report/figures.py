@@ -1,0 +1,141 @@
+"""Pictures: line charts as inline SVG, and images with the detections drawn on them."""
+
+import colorsys
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+import torch
+from torch import Tensor
+from torchvision.utils import draw_bounding_boxes
+
+from defeat.types import Detections
+
+Point = tuple[float, float]
+
+WIDTH, HEIGHT = 420, 230  # small, because the numbers shrink with the picture on a phone
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 36  # margins for the axes' numbers
+MAX_POINTS = 200
+GOLDEN = 0.61803398875  # steps of this part of the colour circle never come close to each other early
+SHADES = 6
+
+
+@dataclass(frozen=True)
+class Line:
+    """A named curve; `shade` chooses its colour, 0..5."""
+
+    name: str
+    points: list[Point]
+    shade: int
+
+
+def line_chart(lines: Sequence[Line], x_title: str, y_title: str) -> str:
+    """Draw curves as an SVG element whose colours come from the page's style sheet (`--series-0` .. `--series-5`).
+
+    Args:
+        lines: the curves; those without points are left out.
+        x_title: what the horizontal axis shows.
+        y_title: what the vertical axis shows.
+
+    Returns:
+        The SVG, or an empty text when there is nothing to draw. Every text in it is escaped.
+    """
+    drawn = [Line(line.name, thinned(line.points), line.shade) for line in lines if line.points]
+    if not drawn:
+        return ""
+    points = [point for line in drawn for point in line.points]
+    x_ticks, y_ticks = ticks([x for x, _ in points]), ticks([y for _, y in points])
+    label = escape(f"{y_title} by {x_title}")
+    parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">']
+    for tick in y_ticks:
+        y = _place(tick, y_ticks, HEIGHT - BOTTOM, TOP)
+        parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
+    for tick in x_ticks:
+        x = _place(tick, x_ticks, LEFT, WIDTH - RIGHT)
+        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{tick:g}</text>')
+    parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{escape(x_title)}</text>')
+    parts += [_curve(line, x_ticks, y_ticks) for line in drawn]
+    return "".join(parts) + "</svg>"
+
+
+def ticks(values: Sequence[float]) -> list[float]:
+    """Round numbers that span the values: four to nine of them, steps of 1, 2 or 5 times a power of ten."""
+    low, high = min(values), max(values)
+    if high - low <= 1e-9 * max(abs(low), abs(high), 1e-3):
+        low, high = low - max(abs(low), 1e-3) / 2, high + max(abs(high), 1e-3) / 2
+    rough = (high - low) / 5
+    unit = 10.0 ** math.floor(math.log10(rough))
+    step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def thinned(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
+    """At most `limit` points: each is the mean of its neighbours, so that a noisy curve stays readable."""
+    group = math.ceil(len(points) / limit)
+    if group <= 1:
+        return list(points)
+    chunks = [points[start : start + group] for start in range(0, len(points), group)]
+    return [(sum(x for x, _ in chunk) / len(chunk), sum(y for _, y in chunk) / len(chunk)) for chunk in chunks]
+
+
+def _curve(line: Line, x_ticks: list[float], y_ticks: list[float]) -> str:
+    places = [
+        (_place(x, x_ticks, LEFT, WIDTH - RIGHT), _place(y, y_ticks, HEIGHT - BOTTOM, TOP)) for x, y in line.points
+    ]
+    color = f'style="--line:var(--series-{line.shade % SHADES})"'
+    title = f"<title>{escape(line.name)}</title>"
+    if len(places) == 1:
+        return f'<circle class="point" {color} cx="{places[0][0]:.1f}" cy="{places[0][1]:.1f}" r="4">{title}</circle>'
+    path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
+    return f'<path class="curve" {color} d="M{path}">{title}</path>'
+
+
+def _place(value: float, marks: list[float], start: float, end: float) -> float:
+    return start + (value - marks[0]) / (marks[-1] - marks[0]) * (end - start)
+
+
+def class_color(label: int) -> tuple[int, int, int]:
+    """R, G, B in 0..255 of a class; strong colours, neighbours far apart."""
+    red, green, blue = colorsys.hsv_to_rgb((label * GOLDEN) % 1.0, 0.85, 0.9)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def draw_detections(image: Tensor, detections: Detections, classes: Sequence[str], threshold: float = 0.3) -> Tensor:
+    """Draw boxes, class names and scores on a copy of an image.
+
+    Args:
+        image: (3, H, W) uint8 RGB.
+        detections: in pixels of that image.
+        classes: names of the K classes.
+        threshold: detections with a lower score are left out, 0..1.
+
+    Returns:
+        (3, H, W) uint8 on the CPU.
+    """
+    found, image = detections.cpu(), image.cpu()
+    keep = (found.scores >= threshold) & (found.boxes[:, 2:] >= found.boxes[:, :2]).all(dim=1)
+    order = found.scores[keep].argsort()  # the best is drawn last, on top
+    boxes, scores, labels = (part[keep][order] for part in (found.boxes, found.scores, found.labels))
+    if len(boxes) == 0:
+        return image.clone()
+    edges = boxes - torch.tensor([0.0, 0.0, 1.0, 1.0])  # exclusive ends: the last pixel of a box is one before its end
+    edges[:, 2:] = torch.maximum(edges[:, 2:], edges[:, :2])
+    colors = [class_color(label) for label in labels.tolist()]
+    drawn: Tensor = draw_bounding_boxes(
+        image,
+        edges,
+        labels=[f"{classes[label]} {score:.2f}" for label, score in zip(labels.tolist(), scores.tolist(), strict=True)],
+        colors=colors,
+        width=max(1, round(min(image.shape[-2:]) / 200)),
+        label_colors=["black" if _is_light(color) else "white" for color in colors],
+        fill_labels=True,
+    )
+    return drawn
+
+
+def _is_light(color: tuple[int, int, int]) -> bool:
+    red, green, blue = color
+    return 0.299 * red + 0.587 * green + 0.114 * blue > 140  # luminance as television weighs it, 0..255

@@ -1,0 +1,190 @@
+"""The comparison as one HTML file that needs nothing else: no network, no script, no other file."""
+
+import shlex
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+
+from defeat.report.figures import SHADES, Line, line_chart
+from defeat.report.runs import RunSummary
+from defeat.report.tables import COLUMNS, UNKNOWN, comparison_rows, decimal
+from defeat.report.verdict import Verdict, verdicts
+
+OPEN_CLASSES = 25  # a longer list of classes is folded away at first
+
+
+def write_report(runs: Sequence[RunSummary], path: str | Path) -> Path:
+    """Write the report of some runs.
+
+    Args:
+        runs: at least one run.
+        path: the HTML file; its folder is made if need be.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: there is no run.
+    """
+    if not runs:
+        raise ValueError("Expected at least one run to report on.")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render(runs), encoding="utf-8")
+    return path
+
+
+def render(runs: Sequence[RunSummary]) -> str:
+    """The whole page. Whatever came from a run is escaped."""
+    ordered = [row.run for row in comparison_rows(runs)]
+    sections = [
+        _header(ordered),
+        *(_verdict(verdict) for verdict in verdicts(runs)),
+        "<h2>Accuracy and cost</h2>",
+        _comparison(runs),
+        _classes(ordered),
+        _curves(ordered),
+        "<h2>How to repeat it</h2>",
+        '<div class="columns">' + "".join(_recipe(run) for run in ordered) + "</div>",
+    ]
+    style = files("defeat.report").joinpath("style.css").read_text(encoding="utf-8")
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(_title(ordered))}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(section for section in sections if section)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _title(runs: Sequence[RunSummary]) -> str:
+    return "Did distillation help?" if any(run.command == "distill" for run in runs) else "Trained detectors"
+
+
+def _header(runs: Sequence[RunSummary]) -> str:
+    tests = sorted({f"{Path(run.data).name or 'unknown data'}, split {run.split or 'unknown'}" for run in runs})
+    return (
+        f'<header><h1>{escape(_title(runs))}</h1><p class="soft">Measured on {escape("; ".join(tests))}.</p></header>'
+    )
+
+
+def _verdict(verdict: Verdict) -> str:
+    mood = "" if verdict.gain is None or abs(verdict.gain) < 0.05 else ("good" if verdict.gain > 0 else "bad")
+    facts = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for value, name in _facts(verdict))
+    return (
+        f'<section class="card verdict {mood}"><p>{escape(verdict.sentence)}</p>'
+        + (f'<div class="facts">{facts}</div>' if facts else "")
+        + (f'<p class="caution">{escape(verdict.caution)}</p>' if verdict.caution else "")
+        + "</section>"
+    )
+
+
+def _facts(verdict: Verdict) -> list[tuple[str, str]]:
+    facts = []
+    if verdict.gain is not None:
+        facts.append((f"{verdict.gain:+.1f}", "AP points from distillation"))
+    if verdict.gap_closed is not None:
+        facts.append((f"{verdict.gap_closed:.0f} %", "of the gap to the teacher"))
+    if verdict.teacher is not None:
+        for attribute, words in (("latency_ms", "faster than the teacher"), ("parameters", "fewer parameters")):
+            large, small = getattr(verdict.teacher, attribute), getattr(verdict.distilled, attribute)
+            if large and small and large > small:
+                facts.append((f"{large / small:.1f}x", words))
+    return facts
+
+
+def _comparison(runs: Sequence[RunSummary]) -> str:
+    heads = "".join(f'<th scope="col">{escape(title)}</th>' for title in ("run", *(column.title for column in COLUMNS)))
+    body = []
+    for row in comparison_rows(runs):
+        kind = ' class="distilled"' if row.run.command == "distill" else ""
+        label = (
+            f'<th scope="row">{escape(row.run.name)}<small>{escape(row.role)}</small>'
+            f"<small>{escape(row.detector)}</small></th>"
+        )
+        body.append(f"<tr{kind}>{label}" + "".join(f"<td>{escape(cell)}</td>" for cell in row.cells) + "</tr>")
+    return (
+        f'<div class="card scroll"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+        '<p class="soft">AP in percent points: COCO, IoU 0.50 to 0.95; AP50 and AP75 at one IoU; s, m, l by size; '
+        "VOC AP50 is the area under PASCAL VOC's curve. One multiplication with its addition counts as two FLOPs. "
+        f"Latency is the median of one image. {UNKNOWN}: not recorded, or no such object.</p>"
+    )
+
+
+def _classes(runs: Sequence[RunSummary]) -> str:
+    names = list(dict.fromkeys(name for run in runs for name in run.per_class))
+    if not names:
+        return ""
+    heads = '<th scope="col">class</th>' + "".join(f'<th scope="col">{escape(run.name)}</th>' for run in runs)
+    body = []
+    for name in names:
+        bars = (_bar(run.per_class.get(name, {}).get("AP"), shade) for shade, run in enumerate(runs))
+        body.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(bars)}</tr>')
+    shown = " open" if len(names) <= OPEN_CLASSES else ""
+    return (
+        f"<h2>AP of each class</h2><details{shown}><summary>{len(names)} classes</summary>"
+        f'<div class="card scroll"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+        "</details>"
+    )
+
+
+def _bar(value: float | None, shade: int) -> str:
+    part = 0.0 if value is None else min(100.0, max(0.0, value))
+    style = f"--part:{part:.1f}%;--line:var(--series-{shade % SHADES})"
+    return f'<td><div class="bar"><i style="{style}"></i><span>{decimal(value)}</span></div></td>'
+
+
+def _curves(runs: Sequence[RunSummary]) -> str:
+    accuracy = [Line(run.name, run.curve("val/AP"), shade) for shade, run in enumerate(runs)]
+    chart = line_chart(accuracy, "epoch", "AP")
+    parts = [f'<h2>AP over epochs</h2><div class="card plot">{_legend(accuracy)}{chart}</div>'] if chart else []
+    losses = []
+    for run in runs:
+        terms = sorted({key for line in run.log for key in line if key.startswith("train/loss")})
+        lines = [Line(term.removeprefix("train/"), run.curve(term), shade) for shade, term in enumerate(terms)]
+        if chart := line_chart(lines, "epoch", "loss"):
+            losses.append(f'<div class="card"><h3>{escape(run.name)}</h3>{_legend(lines)}{chart}</div>')
+    if losses:
+        parts.append("<h2>Losses</h2>")
+        parts.append('<p class="soft">The sum of a distilled run holds the terms of distillation too.</p>')
+        parts.append(f'<div class="columns">{"".join(losses)}</div>')
+    return "\n".join(parts)
+
+
+def _legend(lines: Sequence[Line]) -> str:
+    items = (
+        f'<li><i style="--line:var(--series-{line.shade % SHADES})"></i>{escape(line.name)}</li>'
+        for line in lines
+        if line.points
+    )
+    return f'<ul class="legend">{"".join(items)}</ul>'
+
+
+def _recipe(run: RunSummary) -> str:
+    command = shlex.join(
+        ["defeat", run.command or "train", "--config", str(run.folder / "config.yaml"), "--out", f"{run.name}-again"]
+    )
+    facts = {
+        "data": run.data,
+        "data fingerprint": run.data_fingerprint,
+        "seed": run.seed,
+        "epochs": run.epochs,
+        "steps": run.steps,
+        "image size": run.size,
+        "teacher": run.teacher,
+        "commit": run.commit,
+        "versions": _pairs(run.versions),
+        "machine": _pairs(run.machine),
+    }
+    shown = ((name, UNKNOWN if value in (None, "") else str(value)) for name, value in facts.items())
+    listed = "".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>"
+        for name, value in shown
+        if name != "teacher" or run.command == "distill"
+    )
+    return f'<section class="card"><h3>{escape(run.name)}</h3><pre>{escape(command)}</pre><dl>{listed}</dl></section>'
+
+
+def _pairs(values: dict[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())

@@ -1,0 +1,184 @@
+"""Reads a finished run directory: what was trained, how well it does, what it cost."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from defeat.errors import InputError
+
+FILES = ("config.yaml", "model.json", "model.safetensors", "metrics.jsonl", "results.json")
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A finished run. None, or an empty text or dict, stands for what the run did not record.
+
+    Attributes:
+        folder: the run directory.
+        name: what to call the run.
+        command: `train` or `distill`.
+        family: the detector's family.
+        backbone: the detector's backbone.
+        size: short side of an image after resizing, in pixels.
+        method: the distillation method.
+        teacher: the run directory of the teacher, or a torchvision name.
+        data: where the data set was.
+        split: the evaluated split.
+        data_fingerprint: equal for equal data.
+        metrics: figures of the whole split by name, 0..100.
+        per_class: figures of each class by name, 0..100.
+        parameters: number of weights.
+        gflops: 1e9 floating-point operations of a prediction.
+        latency_ms: median time of a prediction in milliseconds.
+        model_bytes: size of the weights' file.
+        epochs: length of the training.
+        steps: optimiser steps of the training.
+        seed: where all random numbers came from.
+        train_seconds: time spent in training alone.
+        wall_seconds: time of the whole run.
+        versions: version of each package that matters.
+        commit: of the project's source.
+        machine: what the run was made on.
+        log: the lines of `metrics.jsonl` in order of their steps.
+    """
+
+    folder: Path
+    name: str
+    command: str
+    family: str = ""
+    backbone: str = ""
+    size: int | None = None
+    method: str | None = None
+    teacher: str | None = None
+    data: str = ""
+    split: str = ""
+    data_fingerprint: str = ""
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    per_class: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    parameters: int | None = None
+    gflops: float | None = None
+    latency_ms: float | None = None
+    model_bytes: int | None = None
+    epochs: int | None = None
+    steps: int | None = None
+    seed: int | None = None
+    train_seconds: float | None = None
+    wall_seconds: float | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    commit: str | None = None
+    machine: dict[str, str] = field(default_factory=dict)
+    log: list[dict[str, float]] = field(default_factory=list)
+
+    def curve(self, key: str, over: str = "epoch") -> list[tuple[float, float]]:
+        """The points (value of `over`, value of `key`) of the log that hold both."""
+        return [(line[over], line[key]) for line in self.log if key in line and over in line]
+
+
+def read_run(folder: str | Path) -> RunSummary:
+    """Read a run directory.
+
+    Raises:
+        InputError: it is not the directory of a finished run; names the missing or damaged file.
+    """
+    folder = Path(folder)
+    _check_files(folder)
+    results, model = _read_object(folder / "results.json"), _read_object(folder / "model.json")
+    per_class = results.get("per_class")
+    return RunSummary(
+        folder=folder,
+        name=_text(results, "name") or folder.resolve().name,
+        command=_text(results, "command"),
+        family=_text(results, "family") or _text(model, "family"),
+        backbone=_text(results, "backbone") or _text(model, "backbone"),
+        size=_integer(model, "size"),
+        method=_text(results, "method") or None,
+        teacher=_text(results, "teacher") or None,
+        data=_text(results, "data"),
+        split=_text(results, "split"),
+        data_fingerprint=_text(results, "data_fingerprint"),
+        metrics=_figures(results.get("metrics")),
+        per_class={str(name): _figures(value) for name, value in per_class.items()}
+        if isinstance(per_class, dict)
+        else {},
+        parameters=_integer(results, "parameters"),
+        gflops=_number(results.get("gflops")),
+        latency_ms=_number(results.get("latency_ms")),
+        model_bytes=_integer(results, "model_bytes"),
+        epochs=_integer(results, "epochs"),
+        steps=_integer(results, "steps"),
+        seed=_integer(results, "seed"),
+        train_seconds=_number(results.get("train_seconds")),
+        wall_seconds=_number(results.get("wall_seconds")),
+        versions=_texts(results.get("versions")),
+        commit=_text(results, "commit") or None,
+        machine=_texts(results.get("machine")),
+        log=_read_log(folder / "metrics.jsonl"),
+    )
+
+
+def _check_files(folder: Path) -> None:
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; name the run directory that `--out` of a training named.")
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if not missing:
+        return
+    if missing == ["results.json"]:
+        raise InputError(f"{folder} is not finished: results.json is missing; continue the run with --resume.")
+    raise InputError(
+        f"{folder} is not a finished run directory: {', '.join(missing)} missing; name another folder, or train first."
+    )
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is damaged ({error}); repeat the run.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is damaged: expected a JSON object; repeat the run.")
+    return content
+
+
+def _read_log(path: Path) -> list[dict[str, float]]:
+    """Read `metrics.jsonl`, without lines that a crash tore and without steps that a resumed run did again."""
+    log: list[dict[str, float]] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if not isinstance(entry, dict):
+            continue
+        values = {name: number for name, value in _figures(entry).items() if (number := value) is not None}
+        step = values.get("step", math.inf)
+        if log and step < log[-1].get("step", -math.inf):
+            log = [earlier for earlier in log if earlier.get("step", -math.inf) < step]
+        log.append(values)
+    return log
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, or None for anything else."""
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if usable else None
+
+
+def _integer(content: Mapping[str, Any], key: str) -> int | None:
+    number = _number(content.get(key))
+    return None if number is None else int(number)
+
+
+def _text(content: Mapping[str, Any], key: str) -> str:
+    value = content.get(key)
+    return "" if value is None else str(value)
+
+
+def _texts(content: Any) -> dict[str, str]:
+    return {str(name): str(value) for name, value in content.items()} if isinstance(content, dict) else {}
+
+
+def _figures(content: Any) -> dict[str, float | None]:
+    return {str(name): _number(value) for name, value in content.items()} if isinstance(content, dict) else {}

@@ -1,0 +1,132 @@
+"""Did distillation help? Answered only where two runs differ in nothing but the distillation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from defeat.report.runs import RunSummary
+
+NOISE = 1.0  # AP points; repeating one training with other seeds moves its AP by half a point to a point
+COMPARED = {
+    "family": "detector",
+    "backbone": "backbone",
+    "data_fingerprint": "data",
+    "split": "split",
+    "epochs": "epochs",
+    "steps": "steps",
+    "seed": "seed",
+    "size": "image size",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a distilled run shows when it is held against the same student trained alone.
+
+    Attributes:
+        distilled: the distilled run.
+        alone: the student alone, None when no comparable run was given.
+        teacher: the teacher's run, None when it was not given or was measured on other data.
+        gain: AP points won (lost, when negative); None when it cannot be claimed.
+        gap_closed: part of the teacher's lead that was won, in percent; None when there is no lead or no
+            gain.
+        sentence: the answer in words.
+        caution: what one seed cannot tell; empty when nothing is claimed.
+    """
+
+    distilled: RunSummary
+    alone: RunSummary | None
+    teacher: RunSummary | None
+    gain: float | None
+    gap_closed: float | None
+    sentence: str
+    caution: str = ""
+
+
+def roles(runs: Sequence[RunSummary]) -> list[str]:
+    """What each run is: `teacher`, `student alone` or `distilled (METHOD)`.
+
+    A run is a teacher when a distilled run among the others names its folder.
+    """
+    taught_by = {Path(run.teacher).resolve() for run in runs if run.command == "distill" and run.teacher}
+    found = []
+    for run in runs:
+        if run.command == "distill":
+            found.append(f"distilled ({run.method or 'unknown method'})")
+        else:
+            found.append("teacher" if run.folder.resolve() in taught_by else "student alone")
+    return found
+
+
+def differences(run: RunSummary, other: RunSummary) -> list[str]:
+    """What makes two runs incomparable, in words: values that differ, and values that were not recorded."""
+    found = []
+    for attribute, word in COMPARED.items():
+        mine, theirs = getattr(run, attribute), getattr(other, attribute)
+        if mine in (None, "") or theirs in (None, ""):
+            found.append(f"{word} (not recorded)")
+        elif mine != theirs:
+            found.append(f"{word} ({mine} and {theirs})")
+    return found
+
+
+def verdicts(runs: Sequence[RunSummary]) -> list[Verdict]:
+    """Judge each distilled run, in the order given."""
+    by_role = list(zip(runs, roles(runs), strict=True))
+    students = [run for run, role in by_role if role == "student alone"]
+    return [_judge(run, students, _teacher_of(run, runs)) for run in runs if run.command == "distill"]
+
+
+def _teacher_of(run: RunSummary, runs: Sequence[RunSummary]) -> RunSummary | None:
+    if not run.teacher:
+        return None
+    folder = Path(run.teacher).resolve()
+    return next((other for other in runs if other is not run and other.folder.resolve() == folder), None)
+
+
+def _judge(run: RunSummary, students: Sequence[RunSummary], teacher: RunSummary | None) -> Verdict:
+    if not students:
+        words = f"{run.name}: whether distillation helped cannot be said without a run of the same student alone."
+        return Verdict(run, None, teacher, None, None, words)
+    alone = min(students, key=lambda student: len(differences(run, student)))
+    different = differences(run, alone)
+    if different:
+        words = f"{run.name} and {alone.name} cannot be compared, they differ in: {', '.join(different)}."
+        return Verdict(run, None, teacher, None, None, words)
+    distilled_ap, alone_ap = run.metrics.get("AP"), alone.metrics.get("AP")
+    if distilled_ap is None or alone_ap is None:
+        words = f"{run.name} and {alone.name} cannot be compared: the AP of one of them is not known."
+        return Verdict(run, alone, teacher, None, None, words)
+    gain = distilled_ap - alone_ap
+    words = (
+        f"{run.name}: {_change(gain)} AP points against the same student alone ({alone_ap:.1f} to {distilled_ap:.1f})"
+    )
+    teacher = teacher if teacher is not None and _same_test(run, teacher) else None
+    lead = _lead(teacher, alone_ap)
+    gap_closed = 100 * gain / lead if lead is not None and gain > 0 else None
+    if gap_closed is not None and teacher is not None:
+        words += f", {gap_closed:.0f} % of the gap to its teacher ({teacher.metrics['AP']:.1f})"
+    return Verdict(run, alone, teacher, gain, gap_closed, words + ".", _caution(gain))
+
+
+def _change(gain: float) -> str:
+    return f"{gain:+.1f}" if abs(gain) >= 0.05 else "0.0"
+
+
+def _same_test(run: RunSummary, teacher: RunSummary) -> bool:
+    return bool(run.data_fingerprint) and (run.data_fingerprint, run.split) == (teacher.data_fingerprint, teacher.split)
+
+
+def _lead(teacher: RunSummary | None, alone_ap: float) -> float | None:
+    """AP points by which the teacher is better than the student alone; None when it is not."""
+    teacher_ap = None if teacher is None else teacher.metrics.get("AP")
+    return teacher_ap - alone_ap if teacher_ap is not None and teacher_ap > alone_ap else None
+
+
+def _caution(gain: float) -> str:
+    if abs(gain) < NOISE:
+        return "One seed each: differences of this size can be noise. Repeat both runs with more seeds."
+    return (
+        "One seed each: differences below about half a point to a point can be noise, and more on a small split; "
+        "more seeds make this figure certain."
+    )

@@ -1,0 +1,102 @@
+"""What `predict` gives: boxes in pixels of the original image, labels from 0, best first."""
+
+import pytest
+import torch
+
+from defeat.detector import FAMILIES
+from tests.detector.tiny import CLASSES, UNSELECTIVE, images, tiny_detector, tiny_options
+
+every_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+def unselective(family, **spec):
+    """A detector whose random predictions are all kept."""
+    return tiny_detector(family, options=tiny_options(family, **UNSELECTIVE), **spec)
+
+
+@every_family
+@pytest.mark.parametrize("training", [True, False])
+def test_predict_restores_the_mode_of_every_module(family, training):
+    detector = tiny_detector(family, frozen_stages=1).train(training)
+    before = {name: module.training for name, module in detector.named_modules()}
+    detector.predict(images((64, 64)))
+    assert {name: module.training for name, module in detector.named_modules()} == before
+
+
+@every_family
+def test_predict_restores_the_mode_after_a_failure(family, monkeypatch):
+    detector = tiny_detector(family).train()
+
+    def fail(batch):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(detector, "forward_predict", fail)
+    with pytest.raises(RuntimeError, match="broken"):
+        detector.predict(images((64, 64)))
+    assert detector.training
+
+
+@every_family
+def test_detections_keep_their_contract(family):
+    pictures = images((64, 64), (100, 140), (33, 64))
+    found = unselective(family).predict(pictures)
+    assert len(found) == 3
+    for one, picture in zip(found, pictures, strict=True):
+        assert len(one.boxes) == len(one.scores) == len(one.labels) > 0
+        assert one.labels.dtype == torch.int64
+        assert 0 <= one.labels.min() <= one.labels.max() < len(CLASSES)
+        assert 0 <= one.scores.min() <= one.scores.max() <= 1
+        assert torch.equal(one.scores, one.scores.sort(descending=True).values)
+        height, width = picture.shape[-2:]
+        assert one.boxes.min() >= 0
+        assert (one.boxes <= torch.tensor([width, height, width, height]) + 1e-3).all()
+        assert not one.scores.requires_grad
+
+
+@every_family
+def test_a_picture_twice_as_large_gives_boxes_twice_as_large(family):
+    detector = unselective(family)
+    # Without smoothing, shrinking a picture of doubled pixels takes the mean of two equal ones: the network sees the
+    # same numbers, and all that may differ is the way back.
+    detector.antialias = False
+    (picture,) = images((64, 96))
+    doubled = picture.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    (small,), (large,) = detector.predict([picture]), detector.predict([doubled])
+    assert len(small.boxes) > 5
+    assert torch.allclose(large.boxes, 2 * small.boxes, atol=1e-3)
+    assert torch.allclose(large.scores, small.scores, atol=1e-6)
+    assert torch.equal(large.labels, small.labels)
+
+
+@every_family
+def test_a_picture_is_seen_alike_alone_and_beside_a_larger_one(family):
+    # Padding must not reach the picture but through the border of the convolutions, which pad with zeros, too.
+    detector = unselective(family)
+    small, wide = images((64, 64), (64, 96))
+    (alone,), (beside, _) = detector.predict([small]), detector.predict([small, wide])
+    assert beside.boxes[:, 2].max() <= 64
+    assert alone.boxes[:, 2].max() <= 64
+
+
+@every_family
+def test_bytes_and_fractions_of_the_same_picture_give_the_same(family):
+    detector = unselective(family)
+    (picture,) = images((64, 64))
+    (first,), (second,) = detector.predict([picture]), detector.predict([picture.float() / 255])
+    assert torch.allclose(first.scores, second.scores, atol=1e-6)
+
+
+def test_the_class_that_is_surest_gets_its_own_label():
+    faster, retina = tiny_detector("faster_rcnn"), tiny_detector("retinanet")
+    with torch.no_grad():
+        scores = faster.roi_heads.box_predictor.cls_score
+        scores.weight.zero_()
+        scores.bias.copy_(torch.tensor([0.0, -9.0, 9.0, -9.0]))  # background, cat, dog, owl
+        logits = retina.head.classification_head.cls_logits
+        logits.weight.zero_()
+        logits.bias.copy_(torch.tensor([-9.0, 9.0, -9.0]).repeat(9))  # cat, dog, owl
+    for detector in (faster, retina):
+        (found,) = detector.predict(images((64, 64)))
+        assert len(found.labels) > 0
+        assert set(found.labels.tolist()) == {1}
+        assert found.scores.min() > 0.99

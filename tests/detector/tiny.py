@@ -1,0 +1,67 @@
+"""Detectors small enough for a test: the real parts, with few channels and small images."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from defeat.detector import Detector, DetectorSpec, build, family_options
+from defeat.types import Target
+
+CLASSES = ("cat", "dog", "owl")
+BACKBONE = "mobilenetv3_small_050"
+SMALLER = {"box_representation_size": 16, "box_batch_size_per_image": 16, "rpn_batch_size_per_image": 16}
+UNSELECTIVE = {"score_thresh": 0.0, "box_score_thresh": 0.0}
+
+
+def tiny_options(family: str, **more: Any) -> dict[str, Any]:
+    """Those of the given settings that the family has."""
+    known = {field.name for field in fields(family_options(family))}
+    return {name: value for name, value in {**SMALLER, **more}.items() if name in known}
+
+
+def tiny_detector(family: str, backbone: str = BACKBONE, *, seed: int = 0, weights: str = "none", **spec: Any):
+    """A detector with short side 64, long side 96 and 16 channels in its neck."""
+    settings: dict[str, Any] = {"classes": CLASSES, "size": 64, "max_size": 96, "neck_channels": 16}
+    settings["options"] = tiny_options(family)
+    torch.manual_seed(seed)
+    detector: Detector = build(DetectorSpec(family, backbone, **settings | spec), weights)
+    return detector
+
+
+def images(*sizes: tuple[int, int], seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator) for size in sizes]
+
+
+def target(
+    boxes: Sequence[Sequence[float]],
+    labels: Sequence[int],
+    size: tuple[int, int] = (64, 64),
+    difficult: Sequence[int] = (),
+    crowd: Sequence[int] = (),
+) -> Target:
+    count = len(boxes)
+    return Target(
+        boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        labels=torch.tensor(labels, dtype=torch.int64),
+        difficult=torch.tensor([index in difficult for index in range(count)], dtype=torch.bool),
+        crowd=torch.tensor([index in crowd for index in range(count)], dtype=torch.bool),
+        image_id=0,
+        size=size,
+    )
+
+
+def tiny_batch(detector: Detector, objects: bool = True):
+    """Three images of two sizes; the last one holds no object, and none does without `objects`."""
+    sizes = [(64, 64), (64, 96), (64, 64)]
+    targets = [
+        target([[8, 8, 40, 40], [30, 20, 60, 60]], [0, 1]),
+        target([[20, 4, 90, 60]], [2], (64, 96)),
+        target([], []),
+    ]
+    if not objects:
+        targets = [target([], [], size) for size in sizes]
+    return detector.prepare(images(*sizes), targets)

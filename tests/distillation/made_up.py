@@ -1,0 +1,56 @@
+"""Outputs of detectors that were never run: maps and predictions with values chosen by hand."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from defeat.types import DensePredictions, DetectorInfo, DetectorOutput, Progress, Proposals, Target
+from tests.detector.tiny import target
+
+CLASSES = ("cat", "dog")
+START = Progress(step=0, steps=100)
+
+
+def info(neck: dict[int, int], **changes: Any) -> DetectorInfo:
+    """What is known about a detector with these channels by stride; it offers nothing but maps."""
+    settings: dict[str, Any] = {
+        "family": "made_up",
+        "classes": CLASSES,
+        "neck": neck,
+        "backbone": neck,
+        "size": 64,
+        "max_size": 96,
+        "size_divisor": 32,
+        "mean": (0.0,) * 3,
+        "std": (1.0,) * 3,
+        "activation": "sigmoid",
+        "background": "none",
+    }
+    return DetectorInfo(**settings | changes)
+
+
+def output(neck: dict[int, Tensor], valid: dict[int, Tensor] | None = None, **fields: Any) -> DetectorOutput:
+    everywhere = {stride: torch.ones(len(level), *level.shape[-2:], dtype=torch.bool) for stride, level in neck.items()}
+    return DetectorOutput({}, neck, neck, valid or everywhere, **fields)
+
+
+def random_output(channels: int, seed: int, images: int = 2, size: int = 64, **fields: Any) -> DetectorOutput:
+    """Maps at strides 8 and 16 of images of `size` pixels."""
+    generator = torch.Generator().manual_seed(seed)
+    neck = {s: torch.randn(images, channels, size // s, size // s, generator=generator) for s in (8, 16)}
+    return output(neck, **fields)
+
+
+def dense(logits: Tensor, labels: Tensor) -> DensePredictions:
+    """Predictions (B, N, K) of which the classification alone matters."""
+    boxes = torch.zeros(*logits.shape[:2], 4)
+    return DensePredictions(logits, boxes, labels, torch.full((logits.shape[1],), 8))
+
+
+def proposals(boxes: list[Tensor], logits: Tensor, labels: Tensor) -> Proposals:
+    return Proposals(boxes, labels, logits, torch.zeros(len(logits), logits.shape[1] - 1, 4))
+
+
+def boxed(*boxes: list[float], size: tuple[int, int] = (64, 64)) -> Target:
+    return target(list(boxes), [0] * len(boxes), size)

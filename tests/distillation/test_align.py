@@ -1,0 +1,112 @@
+"""Which level meets which, at what size, with how many channels; and how terms warm up."""
+
+import pytest
+import torch
+
+from defeat.distillation.align import Adaptation, check_classes, rescale_boxes, shared_strides, teacher_map
+from defeat.distillation.schedule import warm_up
+from defeat.errors import InputError
+from defeat.types import Progress
+from tests.distillation.made_up import info, output
+
+
+@pytest.mark.parametrize(
+    ("step", "fraction", "factor"),
+    [(0, 0.05, 0.2), (3, 0.05, 0.8), (4, 0.05, 1.0), (99, 0.05, 1.0), (0, 0.0, 1.0), (49, 1.0, 0.5), (99, 1.0, 1.0)],
+)
+def test_warm_up_rises_to_one(step, fraction, factor):
+    # (step + 1) / (fraction * 100 steps), at most 1
+    assert warm_up(Progress(step=step, steps=100), fraction) == pytest.approx(factor)
+
+
+def test_warm_up_of_a_run_of_one_step_is_over():
+    assert warm_up(Progress(step=0, steps=1), 0.5) == 1
+
+
+def test_necks_meet_at_their_common_strides():
+    assert shared_strides(info({4: 8, 8: 8, 16: 8}), info({32: 8, 16: 8, 8: 8})) == [8, 16]
+
+
+def test_necks_without_a_common_stride_are_refused_with_both_sides():
+    with pytest.raises(InputError) as caught:
+        shared_strides(info({4: 8}), info({8: 8}))
+    assert "[4]" in str(caught.value)
+    assert "[8]" in str(caught.value)
+
+
+def test_adaptation_turns_the_students_channels_into_the_teachers():
+    adaptation = Adaptation({8: (3, 5), 16: (4, 5)})
+    assert adaptation(torch.randn(2, 3, 6, 7), 8).shape == (2, 5, 6, 7)
+    assert adaptation(torch.randn(2, 4, 3, 4), 16).shape == (2, 5, 3, 4)
+
+
+def test_adaptation_sees_three_by_three_cells():
+    adaptation = Adaptation({8: (1, 1)})
+    weight = adaptation.layers["8"].weight
+    assert weight.shape == (1, 1, 3, 3)
+    with torch.no_grad():
+        weight.fill_(1)
+        adaptation.layers["8"].bias.zero_()
+    dot = torch.zeros(1, 1, 5, 5)
+    dot[0, 0, 2, 2] = 1
+    assert adaptation(dot, 8)[0, 0].nonzero().tolist() == [[row, column] for row in (1, 2, 3) for column in (1, 2, 3)]
+
+
+def test_published_adaptation_begins_near_zero():
+    torch.manual_seed(0)
+    layer = Adaptation({8: (64, 64)}, "published").layers["8"]
+    # 36864 draws: their deviation is within a few hundredths of 1e-4.
+    assert layer.weight.std().item() == pytest.approx(1e-4, rel=0.15)
+    assert layer.weight.abs().max() < 1e-3
+    assert layer.bias.abs().max() == 0
+    assert Adaptation({8: (64, 64)}).layers["8"].weight.std() > 1e-2
+
+
+def test_an_unknown_initialisation_suggests_the_nearest():
+    with pytest.raises(InputError, match="Did you mean 'published'"):
+        Adaptation({8: (1, 1)}, "publishd")
+
+
+def test_a_map_of_the_same_size_is_taken_as_it_is():
+    level = torch.randn(1, 2, 4, 6, dtype=torch.float64)
+    found = teacher_map(output({8: level}), 8, (4, 6))
+    assert found.dtype == torch.float32
+    assert torch.equal(found, level.float())
+
+
+def test_a_larger_map_shows_the_same_places():
+    # The teacher works at double size: cells of the student's map are blocks of two by two of the teacher's. A map that
+    # is constant over large blocks has the same values in their middle.
+    blocks = torch.rand(1, 3, 2, 2)
+    large = blocks.repeat_interleave(8, 2).repeat_interleave(8, 3)
+    found = teacher_map(output({8: large}, scale=2.0), 8, (8, 8))
+    assert torch.allclose(found[..., 2::4, 2::4], blocks, atol=1e-5)
+    # A ramp stays a ramp: the mean of columns 2i and 2i + 1 is 2i + 0.5 away from the border.
+    ramp = torch.arange(16.0).expand(1, 1, 16, 16)
+    found = teacher_map(output({8: ramp}, scale=2.0), 8, (8, 8))
+    assert torch.allclose(found[0, 0, 4, 1:-1], 2 * torch.arange(1.0, 7.0) + 0.5, atol=1e-4)
+
+
+def test_padding_beyond_the_students_is_left_out():
+    # At scale 1.5 the student's 4 x 6 cells are 6 x 9 of the teacher's, whose padding reaches to 8 x 12.
+    level = torch.ones(1, 1, 8, 12)
+    level[..., 6:, :] = 1e6
+    level[..., 9:] = 1e6
+    found = teacher_map(output({8: level}, scale=1.5), 8, (4, 6))
+    assert found.shape == (1, 1, 4, 6)
+    assert torch.allclose(found, torch.ones(1, 1, 4, 6))
+
+
+def test_boxes_follow_the_scale():
+    boxes = [torch.tensor([[1.0, 2.0, 3.0, 4.0]])]
+    assert rescale_boxes(boxes, 1) is boxes
+    assert rescale_boxes(boxes, 0.5)[0].tolist() == [[0.5, 1, 1.5, 2]]
+
+
+def test_different_classes_are_named():
+    student = info({8: 1})
+    assert check_classes(student, info({16: 1})) is None
+    reason = check_classes(student, info({8: 1}, classes=("a", "b", "c", "d")))
+    assert reason == "the classes differ (student: 2 classes, cat, dog; teacher: 4 classes, a, b, c, ...)"
+    # The order of the labels counts, too.
+    assert check_classes(student, info({8: 1}, classes=("dog", "cat"))) is not None

@@ -1,0 +1,188 @@
+"""The arithmetic of the losses: values derived by hand, and limits in which they become known losses."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from defeat.distillation.losses import (
+    masked_mean,
+    region_mean,
+    sigmoid_divergence,
+    softmax_divergence,
+    squared_difference,
+    standardise,
+)
+
+
+def test_squared_difference_sums_over_channels():
+    student, teacher = torch.zeros(1, 2, 1, 2), torch.tensor([[[[1.0, 2.0]], [[3.0, 0.0]]]])
+    # 1 + 9 in the first cell, 4 + 0 in the second.
+    assert squared_difference(student, teacher).tolist() == [[[10.0, 4.0]]]
+
+
+def test_region_mean_is_the_sum_over_twice_the_elements():
+    per_cell = torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], [7.0, 8.0]]])
+    region = torch.tensor([[[True, False], [False, True]], [[False, False], [True, False]]])
+    # (1 + 4 + 7) / (2 * 3 cells * 5 channels), over the batch as a whole and not image by image.
+    assert region_mean(per_cell, region, channels=5).item() == pytest.approx(12 / 30)
+
+
+def test_region_mean_over_everything_is_half_the_mean_squared_error():
+    # The limit: one region that covers the batch makes it F.mse_loss / 2, gradient included.
+    student, teacher = torch.randn(2, 3, 4, 5, requires_grad=True), torch.randn(2, 3, 4, 5)
+    loss = region_mean(squared_difference(student, teacher), torch.ones(2, 4, 5), channels=3)
+    known = F.mse_loss(student, teacher) / 2
+    assert loss.item() == pytest.approx(known.item(), rel=1e-5)
+    (gradient,), (expected,) = torch.autograd.grad(loss, student), torch.autograd.grad(known, student)
+    assert torch.allclose(gradient, expected, atol=1e-7)
+
+
+def test_region_mean_takes_weights_between_zero_and_one():
+    # (0.5 * 2 + 1 * 4) / (2 * 1.5)
+    per_cell, weight = torch.tensor([[[2.0, 4.0]]]), torch.tensor([[[0.5, 1.0]]])
+    assert region_mean(per_cell, weight, channels=1).item() == pytest.approx(5 / 3)
+
+
+def test_an_empty_region_gives_zero_and_a_gradient_of_zero():
+    student = torch.randn(1, 2, 3, 3, requires_grad=True)
+    loss = region_mean(squared_difference(student, torch.zeros(1, 2, 3, 3)), torch.zeros(1, 3, 3, dtype=torch.bool), 2)
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(student.grad, torch.zeros_like(student))
+
+
+def test_standardise_gives_mean_zero_and_variance_one():
+    # Values 1, 3 have mean 2 and variance 1; values 0, 10 mean 5 and variance 25.
+    level = torch.tensor([[[[1.0, 3.0]], [[0.0, 10.0]]]])
+    found = standardise(level, torch.ones(1, 1, 2, dtype=torch.bool))
+    assert found.flatten().tolist() == pytest.approx([-1, 1, -1, 1], abs=1e-5)
+
+
+def test_standardise_does_not_see_scale_and_shift_of_a_channel():
+    level, valid = torch.randn(2, 3, 4, 4), torch.ones(2, 4, 4, dtype=torch.bool)
+    scale, shift = torch.tensor([1000.0, 0.1, 7.0]), torch.tensor([-5.0, 3.0, 100.0])
+    changed = level * scale[:, None, None] + shift[:, None, None]
+    assert torch.allclose(standardise(changed, valid), standardise(level, valid), atol=1e-3)
+
+
+def test_standardise_takes_its_statistics_from_valid_cells():
+    level, valid = torch.randn(2, 3, 4, 4), torch.ones(2, 4, 4, dtype=torch.bool)
+    valid[0, :, 3] = False
+    spoilt = torch.where(valid[:, None], level, 1e4)
+    inside = valid[:, None].expand_as(level)
+    assert torch.allclose(standardise(spoilt, valid)[inside], standardise(level, valid)[inside], atol=1e-5)
+    assert standardise(level, valid).transpose(0, 1)[:, valid].mean(1).abs().max() < 1e-6
+
+
+def test_a_constant_channel_becomes_zero_with_a_finite_gradient():
+    level = torch.full((1, 1, 2, 2), 3.0, requires_grad=True)
+    found = standardise(level, torch.ones(1, 2, 2, dtype=torch.bool))
+    found.square().sum().backward()
+    assert found.abs().max() == 0
+    assert level.grad.isfinite().all()
+
+
+LN3 = math.log(3)
+
+
+def test_softmax_divergence_by_hand():
+    # Teacher (ln 3, 0) gives (3/4, 1/4), student (0, 0) gives (1/2, 1/2): KL = 3/4 ln(3/2) + 1/4 ln(1/2).
+    expected = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    found = softmax_divergence(torch.zeros(1, 2), torch.tensor([[LN3, 0.0]]), 1.0)
+    assert found.item() == pytest.approx(expected, abs=1e-6)
+    # At temperature 2, logits (2 ln 3, 0) give the same probabilities; the value is multiplied by 4.
+    found = softmax_divergence(torch.zeros(1, 2), torch.tensor([[2 * LN3, 0.0]]), 2.0)
+    assert found.item() == pytest.approx(4 * expected, abs=1e-6)
+
+
+def test_sigmoid_divergence_by_hand():
+    # Teacher ln 3 gives 3/4, student 0 gives 1/2: the same two-way divergence, once for each of two classes.
+    expected = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    found = sigmoid_divergence(torch.zeros(1, 2), torch.tensor([[LN3, -LN3]]), 1.0)
+    assert found.item() == pytest.approx(2 * expected, abs=1e-6)
+    found = sigmoid_divergence(torch.zeros(1, 1), torch.tensor([[2 * LN3]]), 2.0)
+    assert found.item() == pytest.approx(4 * expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("divergence", [softmax_divergence, sigmoid_divergence])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_divergence_of_equals_is_zero_and_of_others_is_not_negative(divergence, temperature):
+    student, teacher = 3 * torch.randn(50, 6), 3 * torch.randn(50, 6)
+    assert divergence(teacher, teacher, temperature).abs().max() < 1e-5
+    assert divergence(student, teacher, temperature).min() > 0
+
+
+def test_softmax_divergence_does_not_see_a_shift_of_all_logits():
+    student, teacher = torch.randn(5, 4), torch.randn(5, 4)
+    expected = softmax_divergence(student, teacher, 2.0)
+    assert torch.allclose(softmax_divergence(student + 3, teacher - 7, 2.0), expected, atol=1e-5)
+
+
+def test_softmax_divergence_at_a_high_temperature_is_half_the_variance_of_the_difference():
+    # With u = t / T and v = s / T near 0, softmax(u) = 1/K + (u - mean u)/K + ..., and to second order
+    # KL = 1/2 sum_k (1/K) (d_k - mean d)^2 with d = u - v. Times T^2: the squared difference of the centred logits of
+    # teacher and student, over 2 K. Its gradient is (centred s - centred t) / K.
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(4, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(4, 5, generator=generator, dtype=torch.float64)
+    difference = (student - teacher) - (student - teacher).mean(1, keepdim=True)
+    limit = difference.square().sum(1) / (2 * 5)
+    found = softmax_divergence(student, teacher, 1e4)
+    assert torch.allclose(found, limit, rtol=1e-3)
+    (gradient,) = torch.autograd.grad(found.sum(), student)
+    assert torch.allclose(gradient, difference / 5, atol=1e-3)
+
+
+def test_sigmoid_divergence_at_a_high_temperature_is_an_eighth_of_the_squared_difference():
+    # Near probability 1/2 a Bernoulli variable has variance 1/4, so KL = 1/2 * 1/4 * (u - v)^2, times T^2.
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(4, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(4, 5, generator=generator, dtype=torch.float64)
+    found = sigmoid_divergence(student, teacher, 1e4)
+    assert torch.allclose(found, (student - teacher).square().sum(1) / 8, rtol=1e-3)
+    (gradient,) = torch.autograd.grad(found.sum(), student)
+    assert torch.allclose(gradient, (student - teacher) / 4, atol=1e-3)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_gradient_of_a_divergence_is_the_difference_of_probabilities(temperature):
+    # d KL / d v = q - p with v = s / T, and T^2 * 1/T leaves a factor T.
+    student, teacher = torch.randn(6, 4, requires_grad=True), torch.randn(6, 4)
+    u, v = teacher / temperature, student / temperature
+    for divergence, expected in (
+        (softmax_divergence, v.softmax(1) - u.softmax(1)),
+        (sigmoid_divergence, v.sigmoid() - u.sigmoid()),
+    ):
+        (gradient,) = torch.autograd.grad(divergence(student, teacher, temperature).sum(), student)
+        assert torch.allclose(gradient, temperature * expected, atol=1e-5), divergence.__name__
+
+
+def test_divergence_from_a_certain_teacher_is_cross_entropy():
+    # KL = cross entropy - entropy of the teacher, and a teacher with logits 100 apart has none.
+    student, labels = torch.randn(7, 4, requires_grad=True), torch.tensor([0, 1, 2, 3, 0, 1, 2])
+    found = softmax_divergence(student, 100.0 * F.one_hot(labels, 4), 1.0)
+    known = F.cross_entropy(student, labels, reduction="none")
+    assert torch.allclose(found, known, atol=1e-5)
+    found = sigmoid_divergence(student, 200.0 * F.one_hot(labels, 4) - 100, 1.0)
+    known = F.binary_cross_entropy_with_logits(student, F.one_hot(labels, 4).float(), reduction="none").sum(1)
+    assert torch.allclose(found, known, atol=1e-5)
+
+
+@pytest.mark.parametrize("divergence", [softmax_divergence, sigmoid_divergence])
+def test_extreme_logits_stay_finite(divergence):
+    student = torch.tensor([[500.0, -500.0]], requires_grad=True)
+    loss = divergence(student, torch.tensor([[-500.0, 500.0]]), 1.0).sum()
+    loss.backward()
+    assert loss.isfinite()
+    assert student.grad.isfinite().all()
+
+
+def test_masked_mean_by_hand_and_over_nothing():
+    values = torch.tensor([1.0, 5.0, 3.0], requires_grad=True)
+    assert masked_mean(values, torch.tensor([True, False, True])).item() == 2
+    nothing = masked_mean(values, torch.zeros(3, dtype=torch.bool))
+    nothing.backward()
+    assert nothing.item() == 0
+    assert values.grad.tolist() == [0, 0, 0]

@@ -1,0 +1,123 @@
+"""Every method with every pair of families keeps the contract; a new method or family is swept without a line here."""
+
+from inspect import signature
+
+import pytest
+import torch
+
+from defeat.detector import FAMILIES
+from defeat.distillation import METHODS, build_method
+from defeat.errors import InputError
+from defeat.types import Progress
+from tests.detector.tiny import tiny_batch, tiny_detector
+
+every_method = pytest.mark.parametrize("method", METHODS)
+every_pair = pytest.mark.parametrize(("student", "teacher"), [(s, t) for s in FAMILIES for t in FAMILIES])
+LATE = Progress(step=90, steps=100)
+
+
+def weights(method, value):
+    """Every weight of a method set to one value."""
+    return {name: value for name in signature(METHODS[method]).parameters if name.endswith("_weight")}
+
+
+def run(method, student, teacher, objects=True):
+    """Losses of one batch, with the teacher as frozen as in a training."""
+    teacher.eval().requires_grad_(False)
+    batch = tiny_batch(student.train(), objects)
+    torch.manual_seed(0)
+    output = student.forward_train(batch)
+    return method(output, teacher.forward_teacher(teacher.adopt(batch)), batch.targets, LATE)
+
+
+def make(method, student, teacher, **options):
+    torch.manual_seed(0)
+    return build_method(method, student.info, teacher.info, options)
+
+
+@every_method
+@every_pair
+@pytest.mark.parametrize(
+    "difference", [{}, {"neck_channels": 24, "backbone": "resnet18"}, {"size": 128, "max_size": 192}, {"norm": "gn"}]
+)
+def test_losses_are_finite_and_teach_the_student(method, student, teacher, difference):
+    student, teacher = tiny_detector(student), tiny_detector(teacher, seed=1, **difference)
+    built = make(method, student, teacher, **weights(method, 1.0))
+    losses = run(built, student, teacher)
+    assert losses
+    assert all(loss.ndim == 0 and loss.isfinite() and loss >= 0 for loss in losses.values())
+    assert all(loss.dtype == torch.float32 for loss in losses.values())
+    sum(losses.values()).backward()
+    assert any(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in student.backbone.fpn.parameters())
+    for name, weight in built.named_parameters():
+        assert weight.grad is not None, name
+        assert weight.grad.isfinite().all(), name
+        if weight.ndim > 1:
+            assert weight.grad.abs().sum() > 0, name
+    assert all(weight.grad is None for weight in teacher.parameters())
+
+
+@every_method
+@every_pair
+def test_a_batch_without_objects_gives_finite_losses(method, student, teacher):
+    student, teacher = tiny_detector(student), tiny_detector(teacher, seed=1)
+    losses = run(make(method, student, teacher, **weights(method, 1.0)), student, teacher, objects=False)
+    assert losses
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    assert all(weight.grad.isfinite().all() for weight in student.parameters() if weight.grad is not None)
+
+
+@every_method
+@every_pair
+def test_zero_weights_leave_nothing(method, student, teacher):
+    student, teacher = tiny_detector(student), tiny_detector(teacher, seed=1)
+    built = make(method, student, teacher, **weights(method, 0.0))
+    assert list(built.parameters()) == []
+    assert built.notes == []
+    assert run(built, student, teacher) == {}
+
+
+@every_method
+@every_pair
+def test_losses_are_float32_under_autocast(method, student, teacher):
+    student, teacher = tiny_detector(student), tiny_detector(teacher, seed=1)
+    built = make(method, student, teacher, **weights(method, 1.0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = run(built, student, teacher)
+    assert losses
+    assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
+    exact = run(built, student, teacher)
+    assert losses.keys() == exact.keys()
+    for name, loss in losses.items():
+        if name.startswith("neck"):  # proposals may differ, maps hardly do
+            assert loss.item() == pytest.approx(exact[name].item(), rel=0.1), name
+    sum(losses.values()).backward()
+
+
+@every_method
+def test_losses_do_not_depend_on_the_order_of_images(method):
+    student, teacher = tiny_detector("retinanet", norm="frozen"), tiny_detector("retinanet", seed=1)
+    built = make(method, student, teacher, **weights(method, 1.0))
+    teacher.eval().requires_grad_(False)
+    student.train()
+    found = []
+    for order in ([0, 1, 2], [2, 0, 1]):
+        batch = tiny_batch(student)
+        images, targets = batch.images[order], [batch.targets[index] for index in order]
+        sizes = [batch.sizes[index] for index in order]
+        batch = type(batch)(images, sizes, targets, sizes)
+        output = student.forward_train(batch)
+        found.append(built(output, teacher.forward_teacher(teacher.adopt(batch)), batch.targets, LATE))
+    for name, loss in found[0].items():
+        assert loss.item() == pytest.approx(found[1][name].item(), rel=1e-4), name
+
+
+def test_unknown_names_suggest_the_nearest():
+    detector = tiny_detector("retinanet")
+    with pytest.raises(InputError, match="Did you mean 'defeat'"):
+        build_method("defat", detector.info, detector.info, {})
+    with pytest.raises(InputError, match="Did you mean 'object_weight'"):
+        build_method("defeat", detector.info, detector.info, {"objct_weight": 1.0})
+    with pytest.raises(InputError, match="Unknown option of defeat 'student'"):
+        build_method("defeat", detector.info, detector.info, {"student": detector.info})

@@ -1,0 +1,130 @@
+"""Which cells belong to objects, on cases painted by hand and against a plain loop."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from defeat.distillation.regions import box_strides, ground_truth_regions, paint_boxes
+
+FASTER_RCNN = [4, 8, 16, 32, 64]
+RETINANET = [8, 16, 32, 64, 128]
+
+
+def painted(boxes, stride, shape):
+    """The cells of one image that are painted, as (row, column)."""
+    region = paint_boxes([torch.tensor(boxes).reshape(-1, 4)], stride, shape)[0]
+    return {tuple(cell) for cell in region.nonzero().tolist()}
+
+
+def cells(rows, columns):
+    return {(row, column) for row in rows for column in columns}
+
+
+# With sides w = h the rule reads floor(log2((w + 1) / 56)), counted from stride 4: it changes at w + 1 = 112, 224, ...
+@pytest.mark.parametrize(
+    ("side", "stride"),
+    [(1, 4), (54, 4), (55, 4), (110, 4), (111, 8), (222, 8), (223, 16), (446, 16), (447, 32), (895, 64), (9000, 64)],
+)
+def test_the_level_of_a_box_doubles_with_its_side(side, stride):
+    box = torch.tensor([[10.0, 20.0, 10.0 + side, 20.0 + side]])
+    assert box_strides(box, FASTER_RCNN).tolist() == [stride]
+    # A pyramid that begins at stride 8 keeps the rule, and takes small boxes to its first level.
+    assert box_strides(box, RETINANET).tolist() == [min(max(stride, 8), 128) if side < 9000 else 128]
+
+
+def test_the_level_of_a_long_box_depends_on_its_area():
+    # (27 + 1) * (447 + 1) = 112 * 112
+    assert box_strides(torch.tensor([[0.0, 0.0, 447.0, 27.0], [0.0, 0.0, 446.0, 27.0]]), FASTER_RCNN).tolist() == [8, 4]
+
+
+def test_no_box_has_no_level():
+    assert box_strides(torch.zeros(0, 4), FASTER_RCNN).shape == (0,)
+
+
+def test_corners_are_divided_and_truncated():
+    # At stride 8, 9 to 33 is 1.1 to 4.1: columns 1, 2, 3; and 15 to 24 is 1.9 to 3: rows 1, 2.
+    assert painted([9.0, 15.0, 33.0, 24.0], 8, (8, 8)) == cells([1, 2], [1, 2, 3])
+
+
+def test_a_box_that_ends_inside_a_cell_leaves_it_out():
+    assert painted([0.0, 0.0, 15.9, 16.0], 8, (8, 8)) == cells([0, 1], [0])
+
+
+@pytest.mark.parametrize("box", [[17.0, 9.0, 22.0, 15.0], [17.0, 9.0, 40.0, 15.0], [17.0, 9.0, 22.0, 40.0]])
+def test_a_box_without_extent_paints_one_cell(box):
+    # Whether it begins and ends in the same cell in one direction or in both: that of its upper left corner.
+    assert painted(box, 8, (8, 8)) == {(1, 2)}
+
+
+def test_a_box_is_cut_at_the_map():
+    assert painted([-20.0, 40.0, 400.0, 500.0], 8, (8, 8)) == cells([5, 6, 7], range(8))
+
+
+@pytest.mark.parametrize("box", [[70.0, 0.0, 90.0, 20.0], [0.0, 70.0, 20.0, 90.0], [-60.0, -60.0, -30.0, -30.0]])
+def test_a_box_outside_paints_nothing(box):
+    assert painted(box, 8, (8, 8)) == set()
+
+
+def test_overlapping_boxes_paint_their_union():
+    both = painted([[0.0, 0.0, 24.0, 24.0], [16.0, 16.0, 40.0, 40.0]], 8, (8, 8))
+    assert both == cells(range(3), range(3)) | cells(range(2, 5), range(2, 5))
+
+
+def test_images_are_painted_apart():
+    boxes = [torch.tensor([[0.0, 0.0, 8.0, 8.0]]), torch.zeros(0, 4), torch.tensor([[8.0, 8.0, 16.0, 16.0]])]
+    region = paint_boxes(boxes, 8, (2, 2))
+    assert region.dtype == torch.bool
+    assert region.int().tolist() == [[[1, 0], [0, 0]], [[0, 0], [0, 0]], [[0, 0], [0, 1]]]
+
+
+def test_a_batch_without_boxes_is_all_background():
+    regions = ground_truth_regions([torch.zeros(0, 4)] * 2, {4: (8, 8), 8: (4, 4)})
+    assert {stride: tuple(region.shape) for stride, region in regions.items()} == {4: (2, 8, 8), 8: (2, 4, 4)}
+    assert not any(region.any() for region in regions.values())
+
+
+def test_each_box_is_painted_on_its_level_alone():
+    # Sides 16 and 120: 17 / 56 is below the first level, 121 / 56 = 2.2 gives the second.
+    boxes = torch.tensor([[0.0, 0.0, 16.0, 16.0], [0.0, 0.0, 120.0, 120.0]])
+    regions = ground_truth_regions([boxes], {4: (32, 32), 8: (16, 16), 16: (8, 8)})
+    assert {stride: int(region.sum()) for stride, region in regions.items()} == {4: 16, 8: 225, 16: 0}
+
+
+def by_loop(boxes, shapes):
+    """The rule read word by word: one box after the other, one cell after the other."""
+    strides = sorted(shapes)
+    regions = {stride: torch.zeros(len(boxes), *shapes[stride], dtype=torch.bool) for stride in strides}
+    for image, one in enumerate(boxes):
+        for x1, y1, x2, y2 in one.tolist():
+            level = math.floor(math.log2(math.sqrt((x2 - x1 + 1) * (y2 - y1 + 1)) / 56 + 1e-6))
+            stride = min(max(4 * 2**level, strides[0]), strides[-1])
+            left, top, right, bottom = (int(corner / stride) for corner in (x1, y1, x2, y2))
+            if right <= left or bottom <= top:
+                right, bottom = left + 1, top + 1
+            for row in range(top, bottom):
+                for column in range(left, right):
+                    if row < shapes[stride][0] and column < shapes[stride][1]:
+                        regions[stride][image, row, column] = True
+    return regions
+
+
+# Halves of pixels are exact in every precision, so that a corner never falls on two sides of a cell's border.
+corner = st.integers(0, 600).map(lambda value: value / 2)
+box = st.tuples(corner, corner, st.integers(1, 500).map(lambda value: value / 2), st.integers(1, 500)).map(
+    lambda values: [values[0], values[1], values[0] + values[2], values[1] + values[3]]
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    batch=st.lists(st.lists(box, max_size=6), min_size=1, max_size=3), strides=st.sampled_from([RETINANET, [4, 8, 16]])
+)
+def test_all_boxes_at_once_equal_a_plain_loop(batch, strides):
+    boxes = [torch.tensor(one, dtype=torch.float32).reshape(-1, 4) for one in batch]
+    shapes = {stride: (-(-256 // stride), -(-320 // stride)) for stride in strides}
+    expected, found = by_loop(boxes, shapes), ground_truth_regions(boxes, shapes)
+    for stride in strides:
+        assert torch.equal(found[stride], expected[stride]), stride

@@ -1,0 +1,345 @@
+"""What a run promises: repeatable, complete, resumable, and with a teacher that nothing ever touches."""
+
+import json
+
+import pytest
+import torch
+import yaml
+
+from defeat.detector import FAMILIES, load
+from defeat.distillation import METHODS
+from defeat.engine import run as engine
+from defeat.engine.guards import fingerprint
+from defeat.engine.inference import evaluate
+from defeat.engine.logs import Checkpoint
+from defeat.engine.module import DetectionModule
+from defeat.errors import InputError
+from tests.distillation.test_methods import weights as method_weights
+from tests.engine.tiny_runs import lines, results, save_teacher, settings, tensors, tiny_run, weights
+
+pytestmark = pytest.mark.usefixtures("small_demo")
+every_family = pytest.mark.parametrize("family", FAMILIES)
+HEADS = {"positive_weight": 1.0, "negative_weight": 1.0}
+
+
+@every_family
+@pytest.mark.parametrize("method", METHODS)
+def test_zero_weights_leave_training_unchanged(family, method, tmp_path):
+    alone = tiny_run(tmp_path / "alone", family, max_steps=3)
+    teacher = save_teacher(tmp_path / "teacher", family)
+    options = {"method": method, "method_options": method_weights(method, 0.0)}
+    helped = tiny_run(tmp_path / "helped", family, teacher, max_steps=3, **options)
+    assert alone.finished
+    assert helped.finished
+    assert weights(alone.folder) == weights(helped.folder)
+    assert results(alone.folder)["metrics"] == results(helped.folder)["metrics"]
+
+
+@every_family
+def test_a_teacher_changes_what_is_learned(family, tmp_path):
+    # The counterpart of the test above: the comparison of bytes would notice a difference.
+    teacher = save_teacher(tmp_path / "teacher", family)
+    helped = tiny_run(tmp_path / "helped", family, teacher, max_steps=3)
+    alone = tiny_run(tmp_path / "alone", family, max_steps=3)
+    assert weights(alone.folder) != weights(helped.folder)
+
+
+@every_family
+def test_the_teacher_stays_as_it_was_and_outside_of_every_file(family, tmp_path, monkeypatch):
+    loaded = []
+
+    def spy(*arguments):
+        teacher = load(*arguments)
+        loaded.append((teacher, fingerprint(teacher)))
+        return teacher
+
+    monkeypatch.setattr(engine, "load", spy)
+    folder = save_teacher(tmp_path / "teacher", family)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    student = tiny_run(tmp_path / "student", family, folder, max_steps=3, method_options=HEADS).folder
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    ((teacher, first),) = loaded
+    assert fingerprint(teacher) == first
+    assert not any(module.training for module in teacher.modules())
+    assert not any(weight.requires_grad or weight.grad is not None for weight in teacher.parameters())
+    # The student's file holds a detector that stands on its own: no adaptation layer, nothing of the teacher.
+    assert tensors(student).keys() == load(student).state_dict().keys()
+    checkpoint = torch.load(student / "checkpoints" / "last.ckpt", weights_only=False)
+    parts = {name.split(".")[0] for name in checkpoint["state_dict"]}
+    assert parts == {"student", "method"}
+    kept = {name.removeprefix("student.") for name in checkpoint["state_dict"] if name.startswith("student.")}
+    assert kept == tensors(student).keys()
+    widths = {tuple(value.shape) for name, value in checkpoint["state_dict"].items() if name.startswith("method.")}
+    assert widths == {(24, 16, 3, 3), (24,)}  # from the student's 16 channels to the teacher's 24
+
+
+def test_the_same_seed_repeats_a_run_and_another_does_not(tmp_path):
+    teacher = save_teacher(tmp_path / "teacher", "faster_rcnn")
+    runs = [
+        tiny_run(tmp_path / str(index), "faster_rcnn", teacher, max_steps=3, seed=seed, method_options=HEADS).folder
+        for index, seed in enumerate((4, 4, 5))
+    ]
+    assert weights(runs[0]) == weights(runs[1]) != weights(runs[2])
+    assert lines(runs[0]) == lines(runs[1]) != lines(runs[2])
+
+
+def test_workers_change_nothing(tmp_path):
+    first, second = (tiny_run(tmp_path / str(count), epochs=2, workers=count).folder for count in (0, 1))
+    assert weights(first) == weights(second)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_every_epoch_has_an_order_of_its_own(workers, tmp_path, monkeypatch):
+    seen = []
+    original = DetectionModule.training_step
+
+    def watched(self, batch, index):
+        seen.append(tuple(target.image_id for target in batch[1]))
+        return original(self, batch, index)
+
+    monkeypatch.setattr(DetectionModule, "training_step", watched)
+    tiny_run(tmp_path / "run", epochs=3, workers=workers)
+    epochs = [seen[0:4], seen[4:8], seen[8:12]]
+    assert all(sorted(image for batch in epoch for image in batch) == list(range(8)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+
+
+def stop_after(monkeypatch, step):
+    """A user presses Ctrl-C during a step."""
+    original = Checkpoint.on_train_batch_end
+
+    def pressed(self, trainer, *arguments):
+        self.stop = trainer.global_step == step
+        original(self, trainer, *arguments)
+
+    monkeypatch.setattr(Checkpoint, "on_train_batch_end", pressed)
+
+
+def fail_in_step(monkeypatch, step):
+    """The machine goes down in the middle of a step."""
+    original = DetectionModule.training_step
+
+    def killed(self, *arguments):
+        if self.global_step == step:
+            raise OSError("the power is gone")
+        return original(self, *arguments)
+
+    monkeypatch.setattr(DetectionModule, "training_step", killed)
+
+
+# An epoch has four steps: 2 and 6 are in the middle of the first and the second, 4 is the last one of the first.
+@pytest.mark.parametrize(("step", "workers"), [(2, 0), (4, 0), (6, 0), (6, 1)])
+def test_a_stopped_run_goes_on_as_if_it_never_stopped(step, workers, tmp_path, monkeypatch):
+    teacher = save_teacher(tmp_path / "teacher")
+    options = {"epochs": 3, "workers": workers, "method_options": HEADS, "eval_every": 1}
+    whole = tiny_run(tmp_path / "whole", teacher=teacher, **options)
+    with monkeypatch.context() as patch:
+        stop_after(patch, step)
+        stopped = tiny_run(tmp_path / "stopped", teacher=teacher, **options)
+    assert not stopped.finished
+    assert not (stopped.folder / "results.json").exists()
+    assert load(stopped.folder).info.classes  # what there is can be used
+    resumed = tiny_run(tmp_path / "stopped", teacher=teacher, resume=True, **options)
+    assert resumed.finished
+    assert weights(resumed.folder) == weights(whole.folder)
+    assert results(resumed.folder)["metrics"] == results(whole.folder)["metrics"]
+    assert results(resumed.folder)["steps"] == 12
+    steps = [line["step"] for line in lines(resumed.folder) if "train/loss" in line]
+    # The line of the step in which the user stopped may be missing; the others are there once, and in order.
+    assert sorted({*steps, step - 1}) == list(range(12))
+    assert steps == sorted(set(steps))
+
+
+@every_family
+def test_a_killed_run_goes_on_from_its_last_epoch(family, tmp_path, monkeypatch):
+    whole = tiny_run(tmp_path / "whole", family, epochs=2)
+    with monkeypatch.context() as patch:
+        fail_in_step(patch, 4)
+        with pytest.raises(OSError, match="power"):
+            tiny_run(tmp_path / "killed", family, epochs=2)
+    resumed = tiny_run(tmp_path / "killed", family, epochs=2, resume=True)
+    assert weights(resumed.folder) == weights(whole.folder)
+
+
+def test_a_run_directory_is_complete(tmp_path):
+    teacher = save_teacher(tmp_path / "teacher", "faster_rcnn")
+    options = {"epochs": 2, "eval_every": 1, "method_options": HEADS}
+    folder = tiny_run(tmp_path / "run", "faster_rcnn", teacher, **options).folder
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    events = {name for name in names if "events.out" in name}
+    assert events
+    assert names - events - {"tensorboard/hparams.yaml"} == {
+        "config.yaml",
+        "model.json",
+        "model.safetensors",
+        "metrics.jsonl",
+        "results.json",
+        "checkpoints/last.ckpt",
+    }
+    written = yaml.safe_load((folder / "config.yaml").read_text())
+    assert written["command"] == "distill"
+    assert written["method_options"] == HEADS
+    assert "resume" not in written
+    assert {"command", *settings(folder, "faster_rcnn", teacher).to_dict()} == written.keys()
+
+
+def test_every_loss_term_has_its_own_number_in_every_line(tmp_path):
+    teacher = save_teacher(tmp_path / "teacher", "faster_rcnn")
+    folder = tiny_run(tmp_path / "run", "faster_rcnn", teacher, epochs=2, eval_every=1, method_options=HEADS).folder
+    training = [line for line in lines(folder) if "train/loss" in line]
+    assert [(line["step"], line["epoch"]) for line in training] == [(step, step // 4) for step in range(8)]
+    own = {"objectness", "rpn_box", "classification", "box"}
+    learned = {"neck_object", "neck_background", "head_positive", "head_negative"}
+    for line in training:
+        terms = {name.removeprefix("train/"): value for name, value in line.items() if name.startswith("train/")}
+        assert terms.keys() == own | learned | {"loss", "lr"}
+        assert terms["loss"] == pytest.approx(sum(terms[name] for name in own | learned), abs=1e-4)
+    evaluations = [line for line in lines(folder) if "val/AP" in line]
+    assert len(evaluations) == 2
+    assert evaluations[-1]["val/AP50"] == pytest.approx(results(folder)["metrics"]["AP50"], abs=1e-5)
+
+
+def test_results_say_what_was_done_and_where(tmp_path):
+    teacher = save_teacher(tmp_path / "teacher")
+    found = results(tiny_run(tmp_path / "run", teacher=teacher, max_steps=3, seed=9).folder)
+    expected = {
+        "command": "distill",
+        "name": "run",
+        "family": "retinanet",
+        "method": "defeat",
+        "teacher": str(teacher),
+        "data": "demo",
+        "split": "val",
+        "images": 4,
+        "size": 64,
+        "seed": 9,
+        "steps": 3,
+    }
+    assert {name: found[name] for name in expected} == expected
+    assert found["classes"] == ["cross", "disc", "ring", "square", "star", "triangle"]
+    assert set(found["per_class"]) == set(found["classes"])
+    assert found["versions"]["torch"] == torch.__version__.split("+")[0] or found["versions"]["torch"]
+    assert found["parameters"] == sum(weight.numel() for weight in load(tmp_path / "run").parameters())
+    assert found["model_bytes"] == (tmp_path / "run" / "model.safetensors").stat().st_size
+    assert 0 < found["train_seconds"] <= found["wall_seconds"]
+    assert {"processor", "cores", "threads", "accelerator"} <= found["machine"].keys()
+
+
+# The second run stops in the middle of its second epoch: its figures must be those of the weights that it saved.
+@every_family
+@pytest.mark.parametrize("length", [{"epochs": 2}, {"epochs": 3, "max_steps": 6}])
+def test_evaluating_a_run_repeats_its_last_evaluation(family, length, tmp_path):
+    trained = tiny_run(tmp_path / "run", family, eval_every=1, lr=0.05, **length)
+    assert trained.evaluation.images == 4
+    # Untrained detectors score 0 everywhere; what is compared must be more than that.
+    again = evaluate(trained.folder, split="val", batch_size=2, workers=0, device="cpu")
+    assert again.metrics == trained.evaluation.metrics
+    assert again.per_class == trained.evaluation.per_class
+    assert results(trained.folder)["metrics"] == again.metrics
+
+
+def test_the_last_evaluation_belongs_to_the_last_step(tmp_path):
+    # Six steps are an epoch and a half: evaluated after the epoch, and again at the end.
+    folder = tiny_run(tmp_path / "run", epochs=3, max_steps=6, eval_every=1).folder
+    assert [line["step"] for line in lines(folder) if "val/AP" in line][-1] >= 5
+
+
+def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
+    folder = tiny_run(tmp_path / "run", max_steps=1).folder
+    before = weights(folder)
+    with pytest.raises(InputError, match="already holds a run"):
+        tiny_run(tmp_path / "run", max_steps=1, seed=1)
+    assert weights(folder) == before
+
+
+def test_resuming_with_other_settings_lists_them(tmp_path):
+    tiny_run(tmp_path / "run", max_steps=1)
+    with pytest.raises(InputError) as caught:
+        tiny_run(tmp_path / "run", max_steps=1, resume=True, lr=0.5, seed=3, log_every=7)
+    message = str(caught.value)
+    assert "lr was 0.01 and is 0.5" in message
+    assert "seed was 0 and is 3" in message
+    assert "log_every" not in message  # which changes nothing but what is written
+    assert "\n" not in message
+
+
+def test_resuming_as_another_command_is_refused(tmp_path):
+    tiny_run(tmp_path / "run", max_steps=1)
+    teacher = save_teacher(tmp_path / "teacher")
+    with pytest.raises(InputError, match="command was 'train' and is 'distill'"):
+        tiny_run(tmp_path / "run", teacher=teacher, max_steps=1, resume=True)
+
+
+def test_there_must_be_a_checkpoint_to_resume_from(tmp_path):
+    with pytest.raises(InputError, match="no checkpoint to resume from"):
+        tiny_run(tmp_path / "run", max_steps=1, resume=True)
+    tiny_run(tmp_path / "run", max_steps=1)
+    (tmp_path / "run" / "checkpoints" / "last.ckpt").unlink()
+    with pytest.raises(InputError, match="no checkpoint to resume from"):
+        tiny_run(tmp_path / "run", max_steps=1, resume=True)
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
+    folder = tiny_run(tmp_path / "run").folder
+    before, figures = weights(folder), results(folder)["metrics"]
+    assert tiny_run(tmp_path / "run", resume=True).finished
+    assert weights(folder) == before
+    assert results(folder)["metrics"] == figures
+
+
+def test_an_untrained_teacher_is_refused_before_anything_is_written(tmp_path):
+    teacher = save_teacher(tmp_path / "teacher")
+    with pytest.raises(InputError, match="next to nothing"):
+        tiny_run(tmp_path / "run", teacher=teacher, allow_weak_teacher=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_name(tmp_path):
+    with pytest.raises(InputError, match="not finite at step"):
+        tiny_run(tmp_path / "run", max_steps=6, lr=1e30, grad_clip=0.0, warmup_steps=0)
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"epochs": 0}, {"batch_size": 0}, {"size": 16}, {"flip": 1.5}, {"lr": 0.0}, {"lr": float("nan")}, {"seed": -1}],
+)
+def test_settings_that_cannot_work_are_refused_by_name(change, tmp_path):
+    (name,) = change
+    with pytest.raises(InputError, match=f"--{name.replace('_', '-')} must be"):
+        settings(tmp_path, **change)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_trains(family, tmp_path):
+    teacher = save_teacher(tmp_path / "teacher", family)
+    folder = tiny_run(
+        tmp_path / "run", family, teacher, max_steps=2, precision="bf16-mixed", method_options=HEADS
+    ).folder
+    assert all(value.isfinite().all() for value in tensors(folder).values())
+    assert all(value.dtype != torch.bfloat16 for value in tensors(folder).values())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_precision_trains_on_a_gpu(family, tmp_path):
+    teacher = save_teacher(tmp_path / "teacher", family)
+    options = {"max_steps": 3, "precision": "16-mixed", "accelerator": "gpu", "method_options": HEADS}
+    folder = tiny_run(tmp_path / "run", family, teacher, **options).folder
+    assert all(value.isfinite().all() for value in tensors(folder).values())
+    assert results(folder)["machine"]["accelerator"] != "none"
+
+
+@pytest.mark.slow
+@every_family
+def test_head_terms_do_not_make_the_classification_loss_explode(family, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("defeat.data.demo", fromlist=["SPLITS"]).SPLITS, "train", 60)
+    common = {"size": 96, "max_size": 160, "lr": 0.02, "flip": 0.0}
+    teacher = tiny_run(tmp_path / "teacher", family, max_steps=60, epochs=10, **common).folder
+    options = {"method_options": {"positive_weight": 2.0, "negative_weight": 2.0}, **common}
+    folder = tiny_run(tmp_path / "student", family, teacher, max_steps=60, epochs=10, seed=1, **options).folder
+    found = [line["train/classification"] for line in lines(folder) if "train/loss" in line]
+    assert len(found) == 60
+    assert all(json.loads(json.dumps(value)) == value for value in found)  # neither NaN nor infinity
+    assert sum(found[-10:]) <= sum(found[:10])

@@ -1,0 +1,65 @@
+"""Runs of a few steps on a few drawn scenes, and teachers that were never trained."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from safetensors.torch import load_file
+
+from defeat.detector import save_model
+from defeat.engine.run import RunResult, run
+from defeat.engine.settings import DistillSettings, TrainSettings
+from tests.detector.tiny import BACKBONE, tiny_detector, tiny_options
+
+CLASSES = ("cross", "disc", "ring", "square", "star", "triangle")
+
+
+def settings(out: Path, family: str = "retinanet", teacher: Path | None = None, **changes: Any) -> TrainSettings:
+    given: dict[str, Any] = {
+        "data": "demo",
+        "out": str(out),
+        "detector": family,
+        "backbone": BACKBONE,
+        "size": 64,
+        "max_size": 96,
+        "neck_channels": 16,
+        "epochs": 1,
+        "batch_size": 2,
+        "workers": 0,
+        "weights": "none",
+        "log_every": 1,
+        "eval_every": 0,
+        "accelerator": "cpu",
+        "detector_options": tiny_options(family),
+    }
+    given |= changes
+    if teacher is None:
+        return TrainSettings(**given)
+    return DistillSettings(**{"teacher": str(teacher), "allow_weak_teacher": True} | given)
+
+
+def tiny_run(out: Path, family: str = "retinanet", teacher: Path | None = None, **changes: Any) -> RunResult:
+    return run(settings(out, family, teacher, **changes), Console(quiet=True))
+
+
+def save_teacher(folder: Path, family: str = "retinanet", **spec: Any) -> Path:
+    folder.mkdir(parents=True)
+    save_model(tiny_detector(family, seed=7, **{"classes": CLASSES, "neck_channels": 24} | spec), folder)
+    return folder
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def tensors(folder: Path) -> dict[str, Any]:
+    return load_file(folder / "model.safetensors")
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def results(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "results.json").read_text())

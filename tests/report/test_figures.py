@@ -1,0 +1,87 @@
+"""Charts and pictures."""
+
+import warnings
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+from defeat.report.figures import Line, class_color, draw_detections, line_chart, thinned, ticks
+from defeat.types import Detections
+
+
+def test_ticks_are_round_and_span_the_values() -> None:
+    assert ticks([0.0, 33.0]) == [0, 10, 20, 30, 40]
+    assert ticks([0.0, 1.0]) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    assert ticks([-1.0, 12.0])[0] <= -1.0
+
+
+@pytest.mark.parametrize("value", [0.0, 5.0, -3.0, 1e-9, 1e9])
+def test_ticks_of_a_constant_have_an_extent(value: float) -> None:
+    marks = ticks([value, value])
+    assert marks[0] < marks[-1]
+    assert marks[0] <= value <= marks[-1]
+    assert len(marks) < 12
+
+
+def test_thinning_keeps_the_mean_and_the_order() -> None:
+    points = [(float(x), float(x % 2)) for x in range(1000)]
+    few = thinned(points, 100)
+    assert len(few) == 100
+    assert all(y == 0.5 for _, y in few)
+    assert few == sorted(few)
+    assert thinned(points[:3]) == points[:3]
+
+
+def test_a_chart_is_valid_xml_with_a_curve_a_line() -> None:
+    lines = [Line("a <b> & c", [(0.0, 1.0), (1.0, 2.0)], 0), Line("one", [(1.0, 1.5)], 1), Line("none", [], 2)]
+    svg = ElementTree.fromstring(line_chart(lines, "epoch", "A<P"))  # noqa: S314
+    assert [title.text for title in svg.iter("title")] == ["a <b> & c", "one"]
+    assert len(svg.findall(".//circle")) == 1
+    assert len([path for path in svg.findall(".//path") if path.get("class") == "curve"]) == 1
+
+
+def test_the_curve_spans_the_axes() -> None:
+    # The ticks of 0..1 end at 0 and 1, so the curve begins at the left margin at the bottom and ends at the top right.
+    svg = line_chart([Line("a", [(0.0, 0.0), (1.0, 1.0)], 0)], "x", "y")
+    assert "M46.0 194.0L408.0 12.0" in svg
+
+
+def test_no_points_give_no_chart() -> None:
+    assert line_chart([Line("a", [], 0)], "x", "y") == ""
+
+
+def test_colours_of_classes_differ() -> None:
+    colors = [class_color(label) for label in range(20)]
+    assert len(set(colors)) == 20
+    assert all(0 <= value <= 255 for color in colors for value in color)
+
+
+def test_a_box_is_drawn_in_the_colour_of_its_class() -> None:
+    image = torch.zeros(3, 100, 120, dtype=torch.uint8)
+    found = Detections(
+        torch.tensor([[10.0, 20.0, 60.0, 90.0], [70.0, 20.0, 90.0, 40.0]]),
+        torch.tensor([0.9, 0.1]),
+        torch.tensor([1, 0]),
+    )
+    drawn = draw_detections(image, found, ["cat", "dog"], threshold=0.5)
+    assert drawn.shape == image.shape
+    assert drawn.dtype == torch.uint8
+    assert not image.any()  # the given image stays as it was
+    assert tuple(drawn[:, 89, 59].tolist()) == class_color(1)  # the box's last pixel
+    assert not drawn[:, 90].any()  # the end is exclusive
+    assert not drawn[:, :, 62:].any()  # below the threshold
+
+
+def test_an_image_without_detections_stays_as_it_was() -> None:
+    image = torch.full((3, 20, 20), 7, dtype=torch.uint8)
+    nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(draw_detections(image, nothing, ["cat"]), image)
+
+
+def test_boxes_beyond_the_image_and_without_extent_do_no_harm() -> None:
+    boxes = torch.tensor([[-5.0, -5.0, 500.0, 500.0], [3.0, 3.0, 3.0, 3.0], [5.0, 5.0, 2.0, 2.0]])
+    found = Detections(boxes, torch.full((3,), 0.9), torch.zeros(3, dtype=torch.int64))
+    assert draw_detections(torch.zeros(3, 20, 20, dtype=torch.uint8), found, ["cat"]).shape == (3, 20, 20)
