@@ -9,6 +9,7 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 from defeat.detector import FAMILIES
+from defeat.detector.families.retinanet import UpperLevels
 from defeat.detector.normalisation import NORMS, apply_norm
 from defeat.errors import InputError
 from tests.detector.tiny import BACKBONE, images, target, tiny_batch, tiny_detector
@@ -200,3 +201,18 @@ def test_probing_a_backbone_draws_no_random_numbers():
     torch.manual_seed(0)
     network = timm.create_model(BACKBONE, features_only=True, out_indices=(2, 3, 4))
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in first.items())
+
+
+def test_upper_levels_of_one_cell_have_finite_gradients_in_bfloat16():
+    """Freed memory full of NaN stands for what a convolution may read by mistake."""
+    levels = UpperLevels(16, 16)
+    sizes = [2**power for power in range(4, 16)] * 3
+    for _ in range(20):
+        levels.zero_grad()
+        poison = [torch.full((size,), torch.nan) for size in sizes]
+        del poison
+        maps = [torch.ones(2, 16, 1, 1)]
+        with torch.autocast("cpu", torch.bfloat16):
+            made, _ = levels(list(maps), maps, ["p5"])
+        sum(level.float().square().sum() for level in made).backward()
+        assert all(parameter.grad.isfinite().all() for parameter in levels.parameters())

@@ -50,6 +50,21 @@ class RetinaNetOptions:
     head_norm: Literal["none", "gn"] = "none"
 
 
+class UpperLevels(LastLevelP6P7):
+    """P6 and P7, by convolutions of stride 2, on a processor always in float32.
+
+    There, the weight gradient of such a convolution on a map of one cell reads memory that was never written when it
+    is computed in bfloat16 (seen with torch 2.15), and small images have such maps.
+    """
+
+    def forward(self, pyramid: list[Tensor], body: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
+        """Add two maps, and their names, to those of the pyramid, finest first."""
+        if pyramid[-1].device.type != "cpu":
+            return super().forward(pyramid, body, names)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward([level.float() for level in pyramid], [level.float() for level in body], names)
+
+
 class RetinaNet(Detector):
     """A one-stage detector: a sigmoid for each class at every anchor, trained with the focal loss."""
 
@@ -205,7 +220,7 @@ def build(spec: DetectorSpec, weights: str) -> RetinaNet:
         norm=spec.norm,
         neck_channels=spec.neck_channels,
         frozen_stages=spec.frozen_stages,
-        extra_blocks=lambda last, neck: LastLevelP6P7(neck, neck),
+        extra_blocks=lambda last, neck: UpperLevels(neck, neck),
         extra_strides=STRIDES[3:],
     )
     anchors = _anchor_generator(options.anchor_sizes)
