@@ -53,7 +53,7 @@ def predict(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
 
     given = _arguments(parser, arguments, function)
     drawn = function(**given, console=Console(stderr=True))
-    sys.stdout.write(f"{len(drawn)} pictures and detections.json are in {given['out']}\n")
+    sys.stdout.write(f"{len(drawn)} picture{'s' * (len(drawn) != 1)} and detections.json are in {given['out']}\n")
     return 0
 
 
@@ -243,9 +243,19 @@ def parsed(parser: "ArgumentParser", arguments: Sequence[str]) -> "Namespace":
         if not equals and _is_switch(parser, name) and following.lower() not in ("true", "false"):
             words.append("true")
     try:
-        return parser.parse_args(words)
+        return parser.parse_args(_recipe_first(words))
     except ArgumentError as error:
         raise InputError(_sentence(str(error))) from error
+
+
+def _recipe_first(words: Sequence[str]) -> list[str]:
+    """Put --config before all other options: a flag wins over the recipe wherever it stands."""
+    recipe: list[str] = []
+    rest: list[str] = []
+    for place, word in enumerate(words):
+        given = word == "--config" or word.startswith("--config=") or (place > 0 and words[place - 1] == "--config")
+        (recipe if given else rest).append(word)
+    return recipe + rest
 
 
 def _is_switch(parser: "ArgumentParser", name: str) -> bool:

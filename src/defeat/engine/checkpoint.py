@@ -45,14 +45,14 @@ class RunDirectory:
         """
         if getattr(rank_zero_only, "rank", 0):  # the first process of all has opened it
             return self.checkpoint if settings.resume else None
-        content = {"command": command, **settings.to_dict()}
+        text = yaml.safe_dump({"command": command, **settings.to_dict()}, sort_keys=False)
         if settings.resume:
-            return self._reopen(content)
+            return self._reopen(yaml.safe_load(text))  # as the file has it: lists for tuples
         if self.config.exists() or self.results.exists():
             raise InputError(f"{self.folder} already holds a run; give another --out, or --resume to go on with it.")
         try:
             self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.config, yaml.safe_dump(content, sort_keys=False).encode())
+            write_atomically(self.config, text.encode())
         except OSError as error:
             raise InputError(f"{self.folder} can't be written ({error.strerror}).") from error
         return None

@@ -79,6 +79,7 @@ class Checkpoint(Callback):
     ) -> None:
         """Stop between two steps, where weights and counters belong together."""
         if self.stop:
+            trainer._logger_connector.update_train_step_metrics()  # else this step's line would be missing
             self._save(trainer, module)
             raise Interrupted
 
@@ -119,15 +120,21 @@ class EpochLines(Callback):
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        self.accuracy: float | None = None
+
+    def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Keep the AP for this epoch's line; epochs without an evaluation have none."""
+        if "val/AP" in trainer.callback_metrics:
+            self.accuracy = float(trainer.callback_metrics["val/AP"])
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Say where the run stands."""
         if not trainer.is_global_zero:
             return
         values = trainer.callback_metrics
-        loss, accuracy = values.get("train/loss"), values.get("val/AP")
+        loss, accuracy, self.accuracy = values.get("train/loss"), self.accuracy, None
         text = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  loss {float(loss or 0):.3f}"
-        self.console.print(text + (f"  AP {float(accuracy):.1f}" if accuracy is not None else ""), highlight=False)
+        self.console.print(text + (f"  AP {accuracy:.1f}" if accuracy is not None else ""), highlight=False)
 
 
 def progress_callback(console: Console) -> Callback:

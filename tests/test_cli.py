@@ -1,0 +1,213 @@
+"""The command line as a user meets it: what it prints, what it writes, and the codes it ends with."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from defeat.cli import COMMANDS, command_parser, main, run_settings
+from tests.detector.tiny import BACKBONE
+from tests.engine.tiny_runs import save_teacher
+
+TINY = (
+    f"--data demo --detector retinanet --backbone {BACKBONE} --weights none --size 64 --max-size 96 "
+    "--neck-channels 16 --epochs 1 --batch-size 2 --workers 0 --accelerator cpu"
+).split()
+DISTILL = ["distill", "--data", "demo", "--out", "x", "--teacher", "t", "--weights", "none"]
+
+
+def refusal(capsys, *words):
+    """What a refused call says: one line on the error stream, no traceback, code 2."""
+    assert main(list(words)) == 2
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err
+    lines = printed.err.strip().splitlines()
+    assert len(lines) == 1, printed.err
+    assert lines[0].startswith("defeat: ")
+    return lines[0]
+
+
+def settings(command, *words):
+    required = ["--data", "demo", "--out", "never-written"] + (["--teacher", "T"] if command == "distill" else [])
+    return run_settings(command_parser(command), [*required, *words], command)
+
+
+def test_help_names_every_command(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(re.search(rf"^  {command} ", text, re.MULTILINE) for command in COMMANDS)
+
+
+def test_no_command_prints_the_help_and_is_wrong_usage(capsys):
+    assert main([]) == 2
+    assert "commands:" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert re.fullmatch(r"defeat \d+\.\d+.*\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_of_a_command_has_a_help_line(command, capsys):
+    assert main([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    options = re.split(r"\n  (?=-)", text.split("options:", 1)[1])
+    assert len(options) > 2
+    for option in options[1:]:
+        flag, _, rest = option.partition(" ")
+        assert re.search(r"[a-z]{3,}", rest.split("\n\n")[0]), f"{flag} of {command} has no help: {option}"
+    assert "_options" not in text
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["trian"], r"trian.*Did you mean 'train'"),
+        (["train", "--bachsize", "4"], r"--bachsize.*--batch-size"),
+        (["train", "--data", "demo"], r"Missing: --out"),
+        (["evaluate"], r"Missing: RUN, --data|Missing: RUN|Missing: --data, RUN"),
+        (["train", "--data", "demo", "--out", "x", "--epochs", "many"], r"--epochs: 'many' is not valid"),
+        (["train", "--data", "demo", "--out", "x", "--epochs", "0"], r"--epochs must be 1 or more"),
+        (["train", "--data", "demo", "--out", "x", "--norm", "layer"], r"--norm: 'layer' is not valid.*gn"),
+        (["train", "--data", "demo", "--out", "x", "--detector", "retina"], r"retina.*retinanet"),
+        ([*DISTILL, "--method", "defeet"], r"defeet.*defeat"),
+        ([*DISTILL, "--method.objectweight", "1"], "object-weight"),
+        ([*DISTILL, "--method.object-weight", "-1"], "object"),
+        (["train", "--config", "nowhere.yaml"], r"nowhere.yaml can't be read"),
+        (["compare", "nowhere"], r"nowhere"),
+        (["evaluate", "nowhere", "--data", "demo"], r"nowhere"),
+        (["evaluate", "one", "two", "--data", "demo"], r"Unexpected argument 'two'"),
+        (["predict", "t", "nowhere.jpg", "--out", "y"], r"nowhere.jpg does not exist"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_usage_is_one_line_that_says_what_to_do(words, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if "t" in words:
+        save_teacher(Path("t"))
+    assert re.search(says, refusal(capsys, *words))
+    assert not Path("x/config.yaml").exists()
+
+
+def test_a_folder_without_data_is_refused_with_what_was_looked_for(capsys, tmp_path):
+    line = refusal(capsys, "train", "--data", str(tmp_path), "--out", str(tmp_path / "run"))
+    assert "VOC" in line
+    assert "COCO" in line
+    assert "YOLO" in line
+
+
+def test_options_of_method_and_detector_reach_the_settings():
+    given = settings("distill", "--method.object-weight", "3", "--detector", "retinanet", "--detector.head-norm", "gn")
+    assert given.method_options["object_weight"] == 3
+    assert given.detector_options["head_norm"] == "gn"
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [([], True), (["--norm-decay"], True), (["--norm-decay", "false"], False), (["--norm-decay=false"], False)],
+)
+def test_a_switch_stands_alone_or_has_a_value(words, value):
+    assert settings("train", *words, "--epochs", "3").norm_decay is value
+
+
+def test_a_flag_wins_over_the_recipe_wherever_it_stands(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("epochs: 7\nlr: 0.5\ndetector: retinanet\ndetector_options:\n  head_norm: gn\n")
+    for words in (["--config", str(recipe), "--epochs", "3"], ["--epochs", "3", "--config", str(recipe)]):
+        given = settings("train", *words)
+        assert (given.epochs, given.lr, given.detector) == (3, 0.5, "retinanet")
+        assert given.detector_options["head_norm"] == "gn"
+
+
+def test_a_recipe_of_another_command_is_refused(capsys, tmp_path):
+    recipe = tmp_path / "config.yaml"
+    recipe.write_text("command: train\ndata: demo\nout: x\n")
+    assert "another command" in refusal(capsys, "distill", "--config", str(recipe), "--teacher", "t")
+
+
+def test_a_fault_of_the_program_is_told_from_wrong_usage(capsys, monkeypatch):
+    def broken(parser, arguments):
+        raise ZeroDivisionError("planted")
+
+    monkeypatch.setitem(COMMANDS, "train", broken)
+    assert main(["train"]) == 1
+    printed = capsys.readouterr().err
+    assert "planted" in printed
+    assert "fault of the program" in printed
+
+
+def test_from_data_to_pictures_in_five_commands(small_demo, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *TINY, "--out", "teacher"]) == 0
+    assert main(["train", *TINY, "--out", "student"]) == 0
+    distill = ["distill", *TINY, "--teacher", "teacher", "--allow-weak-teacher", "--method.object-weight", "2"]
+    assert main([*distill, "--out", "distilled"]) == 0
+    config = yaml.safe_load(Path("distilled/config.yaml").read_text())
+    assert config["command"] == "distill"
+    assert config["method_options"]["object_weight"] == 2
+
+    capsys.readouterr()
+    assert main(["evaluate", "distilled", "--data", "demo", "--split", "test"]) == 0
+    assert "AP50" in capsys.readouterr().out
+    assert main(["compare", "teacher", "student", "distilled", "--out", "report.html"]) == 0
+    assert "</html>" in Path("report.html").read_text()
+    assert "distilled" in capsys.readouterr().out
+
+    Path("photos").mkdir()
+    Image.new("RGB", (80, 60), "green").save("photos/a.png")
+    assert main(["predict", "distilled", "photos", "--out", "drawn"]) == 0
+    assert isinstance(json.loads(Path("drawn/detections.json").read_text()), list)
+    assert len(list(Path("drawn").glob("a*.*"))) == 1
+
+
+def test_the_same_settings_again_come_from_config_yaml(small_demo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *TINY, "--out", "first"]) == 0
+    assert main(["train", "--config", "first/config.yaml", "--out", "second"]) == 0
+    assert Path("first/model.safetensors").read_bytes() == Path("second/model.safetensors").read_bytes()
+
+
+def test_a_run_is_not_written_over(small_demo, tmp_path, capsys):
+    out = str(tmp_path / "run")
+    assert main(["train", *TINY, "--out", out]) == 0
+    capsys.readouterr()
+    assert main(["train", *TINY, "--out", out]) == 2
+    error = capsys.readouterr().err
+    assert out in error
+    assert "--resume" in error
+
+
+def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
+    """A real process and a real signal, in the middle of an epoch."""
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "defeat.cli", "train", *TINY, "--batch-size", "8", "--out", str(out)]
+    command += ["--log-every", "1"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    metrics = out / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 3):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, printed
+    assert "Traceback" not in printed
+    assert "--resume" in printed
+    assert (out / "checkpoints" / "last.ckpt").exists()
+    assert not (out / "results.json").exists()
+    again = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=300, env=environment)
+    assert again.returncode == 0, again.stderr
+    steps = [line["step"] for line in map(json.loads, metrics.read_text().splitlines()) if "train/loss" in line]
+    assert steps == list(range(40))
+    assert (out / "results.json").exists()
