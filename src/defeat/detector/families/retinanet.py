@@ -62,7 +62,8 @@ class UpperLevels(LastLevelP6P7):
         if pyramid[-1].device.type != "cpu":
             return super().forward(pyramid, body, names)
         with torch.autocast("cpu", enabled=False):
-            return super().forward([level.float() for level in pyramid], [level.float() for level in body], names)
+            upper, names = super().forward([pyramid[-1].float()], [body[-1].float()], names)
+        return pyramid + upper[1:], names  # the levels below stay as they are
 
 
 class RetinaNet(Detector):
