@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from defeat.distillation.align import Adaptation, check_classes, rescale_boxes, shared_strides, teacher_map
+from defeat.distillation.align import Adaptation, check_classes, paired_channels, rescale_boxes, resized_map
 from defeat.distillation.schedule import warm_up
 from defeat.errors import InputError
 from defeat.types import Progress
-from tests.distillation.made_up import info, output
+from tests.distillation.made_up import info
 
 
 @pytest.mark.parametrize(
@@ -23,15 +23,27 @@ def test_warm_up_of_a_run_of_one_step_is_over():
     assert warm_up(Progress(step=0, steps=1), 0.5) == 1
 
 
-def test_necks_meet_at_their_common_strides():
-    assert shared_strides(info({4: 8, 8: 8, 16: 8}), info({32: 8, 16: 8, 8: 8})) == [8, 16]
+def test_levels_meet_at_their_common_strides():
+    student, teacher = {4: 8, 8: 8, 16: 9}, {32: 7, 16: 6, 8: 5}
+    assert paired_channels(student, teacher, "neck") == {8: (8, 5), 16: (9, 6)}
+    assert paired_channels(student, teacher, "neck", only=(16, 32)) == {16: (9, 6)}
 
 
-def test_necks_without_a_common_stride_are_refused_with_both_sides():
+@pytest.mark.parametrize(("teacher", "only"), [({8: 8}, None), ({4: 8, 8: 8}, (8,))])
+def test_levels_without_a_common_stride_are_refused_with_both_sides(teacher, only):
     with pytest.raises(InputError) as caught:
-        shared_strides(info({4: 8}), info({8: 8}))
-    assert "[4]" in str(caught.value)
-    assert "[8]" in str(caught.value)
+        paired_channels({4: 8}, teacher, "backbone", only)
+    message = f"The student's backbone has strides [4] and the teacher's {sorted(teacher)}: no level meets another"
+    assert str(caught.value).startswith(message)
+
+
+def test_a_relu_may_follow_the_adaptation():
+    torch.manual_seed(0)
+    plain, cut = Adaptation({8: (3, 5)}), Adaptation({8: (3, 5)}, activation=True)
+    cut.load_state_dict(plain.state_dict())
+    level = torch.randn(2, 3, 6, 7)
+    assert plain(level, 8).min() < 0
+    assert torch.equal(cut(level, 8), plain(level, 8).clamp(min=0))
 
 
 def test_adaptation_turns_the_students_channels_into_the_teachers():
@@ -68,10 +80,8 @@ def test_an_unknown_initialisation_suggests_the_nearest():
 
 
 def test_a_map_of_the_same_size_is_taken_as_it_is():
-    level = torch.randn(1, 2, 4, 6, dtype=torch.float64)
-    found = teacher_map(output({8: level}), 8, (4, 6))
-    assert found.dtype == torch.float32
-    assert torch.equal(found, level.float())
+    level = torch.randn(1, 2, 4, 6)
+    assert resized_map(level, 1.0, (4, 6)) is level
 
 
 def test_a_larger_map_shows_the_same_places():
@@ -79,11 +89,11 @@ def test_a_larger_map_shows_the_same_places():
     # is constant over large blocks has the same values in their middle.
     blocks = torch.rand(1, 3, 2, 2)
     large = blocks.repeat_interleave(8, 2).repeat_interleave(8, 3)
-    found = teacher_map(output({8: large}, scale=2.0), 8, (8, 8))
+    found = resized_map(large, 2.0, (8, 8))
     assert torch.allclose(found[..., 2::4, 2::4], blocks, atol=1e-5)
     # A ramp stays a ramp: the mean of columns 2i and 2i + 1 is 2i + 0.5 away from the border.
     ramp = torch.arange(16.0).expand(1, 1, 16, 16)
-    found = teacher_map(output({8: ramp}, scale=2.0), 8, (8, 8))
+    found = resized_map(ramp, 2.0, (8, 8))
     assert torch.allclose(found[0, 0, 4, 1:-1], 2 * torch.arange(1.0, 7.0) + 0.5, atol=1e-4)
 
 
@@ -92,7 +102,7 @@ def test_padding_beyond_the_students_is_left_out():
     level = torch.ones(1, 1, 8, 12)
     level[..., 6:, :] = 1e6
     level[..., 9:] = 1e6
-    found = teacher_map(output({8: level}, scale=1.5), 8, (4, 6))
+    found = resized_map(level, 1.5, (4, 6))
     assert found.shape == (1, 1, 4, 6)
     assert torch.allclose(found, torch.ones(1, 1, 4, 6))
 

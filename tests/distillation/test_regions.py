@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from defeat.distillation.regions import box_strides, ground_truth_regions, paint_boxes
+from defeat.distillation.regions import box_strides, object_regions, paint_boxes
 
 FASTER_RCNN = [4, 8, 16, 32, 64]
 RETINANET = [8, 16, 32, 64, 128]
@@ -81,7 +81,7 @@ def test_images_are_painted_apart():
 
 
 def test_a_batch_without_boxes_is_all_background():
-    regions = ground_truth_regions([torch.zeros(0, 4)] * 2, {4: (8, 8), 8: (4, 4)})
+    regions = object_regions([torch.zeros(0, 4)] * 2, {4: (8, 8), 8: (4, 4)})
     assert {stride: tuple(region.shape) for stride, region in regions.items()} == {4: (2, 8, 8), 8: (2, 4, 4)}
     assert not any(region.any() for region in regions.values())
 
@@ -89,7 +89,7 @@ def test_a_batch_without_boxes_is_all_background():
 def test_each_box_is_painted_on_its_level_alone():
     # Sides 16 and 120: 17 / 56 is below the first level, 121 / 56 = 2.2 gives the second.
     boxes = torch.tensor([[0.0, 0.0, 16.0, 16.0], [0.0, 0.0, 120.0, 120.0]])
-    regions = ground_truth_regions([boxes], {4: (32, 32), 8: (16, 16), 16: (8, 8)})
+    regions = object_regions([boxes], {4: (32, 32), 8: (16, 16), 16: (8, 8)})
     assert {stride: int(region.sum()) for stride, region in regions.items()} == {4: 16, 8: 225, 16: 0}
 
 
@@ -125,6 +125,6 @@ box = st.tuples(corner, corner, st.integers(1, 500).map(lambda value: value / 2)
 def test_all_boxes_at_once_equal_a_plain_loop(batch, strides):
     boxes = [torch.tensor(one, dtype=torch.float32).reshape(-1, 4) for one in batch]
     shapes = {stride: (-(-256 // stride), -(-320 // stride)) for stride in strides}
-    expected, found = by_loop(boxes, shapes), ground_truth_regions(boxes, shapes)
+    expected, found = by_loop(boxes, shapes), object_regions(boxes, shapes)
     for stride in strides:
         assert torch.equal(found[stride], expected[stride]), stride

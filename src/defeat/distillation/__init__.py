@@ -4,15 +4,33 @@ from inspect import signature
 from typing import Any
 
 from defeat.distillation.base import Method
+from defeat.distillation.methods.classification import Classification
 from defeat.distillation.methods.defeat import DeFeat
+from defeat.distillation.methods.fgfi import FGFI
+from defeat.distillation.methods.imitation import Imitation
+from defeat.distillation.methods.tadf import TADF
 from defeat.errors import unknown_name
 from defeat.types import DetectorInfo
 
-__all__ = ["METHODS", "DeFeat", "Method", "build_method", "find_method"]
+__all__ = [
+    "FGFI",
+    "METHODS",
+    "TADF",
+    "Classification",
+    "DeFeat",
+    "Imitation",
+    "Method",
+    "build_method",
+    "find_method",
+]
 
 # A method is a file with a subclass of `Method`, and a line here.
 METHODS: dict[str, type[Method]] = {
+    "classification": Classification,
     "defeat": DeFeat,
+    "fgfi": FGFI,
+    "imitation": Imitation,
+    "tadf": TADF,
 }
 
 

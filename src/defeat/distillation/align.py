@@ -1,28 +1,42 @@
 """Bring a student's and a teacher's maps together: which level meets which, at what size, with how many channels."""
 
-import torch
+from collections.abc import Mapping, Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from defeat.errors import InputError, unknown_name
-from defeat.types import DetectorInfo, DetectorOutput
+from defeat.types import DetectorInfo
 
 INITIALISATIONS = ("default", "published")
 
 
-def shared_strides(student: DetectorInfo, teacher: DetectorInfo) -> list[int]:
-    """Strides at which both necks have a map, ascending.
+def paired_channels(
+    student: Mapping[int, int], teacher: Mapping[int, int], part: str, only: Sequence[int] | None = None
+) -> dict[int, tuple[int, int]]:
+    """Pair the levels of two networks by their strides.
+
+    Args:
+        student: channels of the student's maps by stride.
+        teacher: the same of the teacher.
+        part: what the maps belong to, for the message, e.g. `neck`.
+        only: strides to use; None for all that both have.
+
+    Returns:
+        Channels of student and teacher by stride, ascending.
 
     Raises:
-        InputError: there are none.
+        InputError: no level is left.
     """
-    shared = sorted(set(student.neck) & set(teacher.neck))
-    if not shared:
+    shared = sorted(set(student) & set(teacher))
+    used = [stride for stride in shared if only is None or stride in only]
+    if not used:
+        asked = "" if only is None else f" at the strides {sorted(only)} that were asked for"
         raise InputError(
-            f"The student's neck has strides {sorted(student.neck)} and the teacher's {sorted(teacher.neck)}: "
-            "no level meets another. Choose detectors with a common stride."
+            f"The student's {part} has strides {sorted(student)} and the teacher's {sorted(teacher)}: "
+            f"no level meets another{asked}. Choose detectors with a common stride."
         )
-    return shared
+    return {stride: (student[stride], teacher[stride]) for stride in used}
 
 
 class Adaptation(nn.Module):
@@ -35,13 +49,18 @@ class Adaptation(nn.Module):
         channels: channels of student and teacher by stride.
         initialisation: `default` (that of torch) or `published` (truncated normal with deviation 1e-4, as in the
             original code: at first the layer learns and hardly any gradient reaches the student).
+        activation: whether a ReLU follows each convolution.
 
     Raises:
         InputError: the initialisation is unknown.
     """
 
-    def __init__(self, channels: dict[int, tuple[int, int]], initialisation: str = "default") -> None:
+    def __init__(
+        self, channels: dict[int, tuple[int, int]], initialisation: str = "default", activation: bool = False
+    ) -> None:
         super().__init__()
+        self.strides = sorted(channels)
+        self.activation = activation
         if initialisation not in INITIALISATIONS:
             raise unknown_name("initialisation", initialisation, INITIALISATIONS)
         self.layers = nn.ModuleDict(
@@ -57,27 +76,24 @@ class Adaptation(nn.Module):
     def forward(self, level: Tensor, stride: int) -> Tensor:
         """Adapt the student's map (B, C, H, W) of a stride; gives (B, C of the teacher, H, W)."""
         adapted: Tensor = self.layers[str(stride)](level)
-        return adapted
+        return adapted.relu() if self.activation else adapted
 
 
-def teacher_map(teacher: DetectorOutput, stride: int, shape: tuple[int, int]) -> Tensor:
-    """The teacher's neck map of a stride, resized to the cells of the student's.
+def resized_map(level: Tensor, scale: float, shape: tuple[int, int]) -> Tensor:
+    """A teacher's map, resized to the cells of the student's.
 
     Args:
-        teacher: what the teacher gave; its batch may be larger or smaller than the student's by `scale`.
-        stride: which level.
+        level: (B, C, H, W) of the teacher.
+        scale: pixels of the teacher's batch per pixel of the student's.
         shape: height and width of the student's map, in cells.
 
     Returns:
-        (B, C, H, W) float32.
+        (B, C, *shape).
     """
-    level = teacher.neck[stride].float()
-    if teacher.scale == 1 and level.shape[-2:] == shape:
+    if scale == 1 and level.shape[-2:] == shape:
         return level
     # The teacher's padding may reach further than the student's: leave out what lies beyond it before resizing.
-    height, width = (
-        min(have, max(1, round(want * teacher.scale))) for have, want in zip(level.shape[-2:], shape, strict=True)
-    )
+    height, width = (min(have, max(1, round(want * scale))) for have, want in zip(level.shape[-2:], shape, strict=True))
     return F.interpolate(level[..., :height, :width], size=shape, mode="bilinear", antialias=True)
 
 
@@ -95,8 +111,3 @@ def check_classes(student: DetectorInfo, teacher: DetectorInfo) -> str | None:
 
 def _some(names: tuple[str, ...]) -> str:
     return f"{len(names)} classes, {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
-
-
-def float32(maps: dict[int, Tensor]) -> dict[int, Tensor]:
-    """The same maps in float32."""
-    return {stride: level.to(torch.float32) for stride, level in maps.items()}

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ class Method(nn.Module, ABC):
     anything to a device.
 
     Attributes:
+        paper: where the method comes from (of the class).
+        reads: fields of `DetectorOutput` that it may read beside the losses (of the class).
         student: what is known about the student.
         teacher: what is known about the teacher.
         notes: one sentence for each part of the method that this pair leaves out, and why.
@@ -25,6 +28,9 @@ class Method(nn.Module, ABC):
     Raises:
         InputError: the pair lacks something that the method needs.
     """
+
+    paper: ClassVar[str]
+    reads: ClassVar[tuple[str, ...]]
 
     def __init__(self, student: DetectorInfo, teacher: DetectorInfo) -> None:
         super().__init__()

@@ -1,13 +1,56 @@
 """The arithmetic that methods share: differences of maps over a region, and divergences of class predictions."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
+class _SquaredDifference(torch.autograd.Function):
+    """The squared difference, with a backward pass that makes no map but the gradient itself."""
+
+    @staticmethod
+    def forward(context: Any, student: Tensor, teacher: Tensor) -> Tensor:
+        difference = student - teacher
+        context.save_for_backward(difference)
+        norm: Tensor = torch.linalg.vector_norm(difference, dim=1)
+        return norm.square_()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (difference,) = context.saved_tensors
+        return difference * (2 * gradients[0])[:, None], None
+
+
 def squared_difference(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared difference of two maps (B, C, H, W), summed over the channels: (B, H, W)."""
-    return (student - teacher).square().sum(dim=1)
+    """Squared difference of two maps (B, C, H, W), summed over the channels: (B, H, W).
+
+    The teacher's map gets no gradient.
+    """
+    found: Tensor = _SquaredDifference.apply(student, teacher)
+    return found
+
+
+def absolute_difference(student: Tensor, teacher: Tensor) -> Tensor:
+    """The published code's variant of an absolute difference, summed over the channels: (B, H, W).
+
+    `|d|` where it is below 1, `d^2` elsewhere: the other way round than a Huber loss, so large differences count more.
+    """
+    difference = (student - teacher).abs()
+    return torch.where(difference < 1, difference, difference.square()).sum(dim=1)
+
+
+def divisive_difference(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared relative difference `(1 - s / (t + 1e-8))^2` of two maps, summed over the channels: (B, H, W).
+
+    It has no upper limit where the teacher's map is near zero.
+    """
+    return (1 - student / (teacher + 1e-8)).square().sum(dim=1)
+
+
+DIFFERENCES = {"squared": squared_difference, "absolute": absolute_difference, "divisive": divisive_difference}
 
 
 def region_mean(per_cell: Tensor, region: Tensor, channels: int) -> Tensor:
@@ -76,6 +119,20 @@ def sigmoid_divergence(student: Tensor, teacher: Tensor, temperature: float) -> 
     positive = probability * (F.logsigmoid(target) - F.logsigmoid(found))
     negative = (1 - probability) * (F.logsigmoid(-target) - F.logsigmoid(-found))
     return (positive + negative).sum(dim=1) * temperature**2
+
+
+def softmax_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
+    """Binary cross entropy between two softmax outputs, times ten, averaged over the classes, as in the published code.
+
+    Args:
+        student: (R, K+1) logits.
+        teacher: (R, K+1) logits.
+
+    Returns:
+        (R,), not negative; it is not zero for equal logits, but smallest.
+    """
+    found, wanted = F.softmax(student, dim=1), F.softmax(teacher, dim=1)
+    return 10 * F.binary_cross_entropy(found, wanted, reduction="none").mean(dim=1)
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -1,13 +1,108 @@
-"""Which cells of a feature map belong to objects."""
+"""Which cells of a feature map a student imitates: objects, what lies near them, or everything.
+
+Each function takes the ground-truth boxes of a batch and the shapes of its maps, and paints all boxes of all images at
+once, on the device of the boxes: never a loop over boxes, never boxes times cells in memory. A region is (B, H, W) by
+stride, bool or a weight in 0..1. Letters: G boxes of the whole batch, A anchors of a cell, B images, H W cells.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 CANONICAL_SIDE = 56.0  # boxes of this side up to twice it belong to the first level
 CANONICAL_STRIDE = 4  # stride of the first level, which holds all smaller boxes, too
+ANCHOR_SCALE = 8.0  # side of a square anchor over the stride of its level
+ANCHOR_RATIOS = (0.5, 1.0, 2.0)  # height over width
+BOXES_AT_ONCE = 4096
+CELLS_AT_ONCE = 1 << 22
+
+Shape = tuple[int, int]
+Regions = dict[int, Tensor]
+Painter = Callable[[Tensor, Tensor, int, int, Shape], Tensor]
+
+
+def object_regions(boxes: Sequence[Tensor], shapes: dict[int, Shape]) -> Regions:
+    """Paint each ground-truth box on the one level that fits its size: the object region of DeFeat.
+
+    Args:
+        boxes: one (G, 4) tensor an image, pixels of the batch.
+        shapes: height and width of each level in cells, by stride.
+
+    Returns:
+        (B, H, W) bool by stride.
+    """
+    return _each_box_on_its_level(_paint, boxes, shapes)
+
+
+def near_object_regions(boxes: Sequence[Tensor], shapes: dict[int, Shape], phi: float = 0.5) -> Regions:
+    """Mark cells whose anchors overlap an object nearly as well as the best anchor does (Wang et al., CVPR 2019).
+
+    A cell belongs to the region when the IoU of one of its three anchors with a box of this level is greater than `phi`
+    times the largest IoU that the box has with any anchor of the level. Anchors are centred on the cell's upper left
+    corner, have an area of (8 strides)^2 and a height of 0.5, 1 or 2 widths.
+
+    Args:
+        boxes: one (G, 4) tensor an image, pixels of the batch.
+        shapes: height and width of each level in cells, by stride.
+        phi: 0..1; 0 marks every cell with an anchor that touches the object, 1 none.
+
+    Returns:
+        (B, H, W) bool by stride.
+    """
+
+    def paint(corners: Tensor, image: Tensor, images: int, stride: int, shape: Shape) -> Tensor:
+        return _near(corners, image, images, stride, shape, phi)
+
+    return _each_box_on_its_level(paint, boxes, shapes)
+
+
+def gaussian_regions(boxes: Sequence[Tensor], shapes: dict[int, Shape]) -> Regions:
+    """Weight the cells of each box by a Gaussian around its centre (Sun et al., 2020, arXiv 2006.13108).
+
+    The deviation is half the side of the box in either direction. Where boxes meet, the larger weight stands.
+
+    Args:
+        boxes: one (G, 4) tensor an image, pixels of the batch.
+        shapes: height and width of each level in cells, by stride.
+
+    Returns:
+        (B, H, W) float32 in 0..1 by stride.
+    """
+    return _each_box_on_its_level(_gaussian, boxes, shapes)
+
+
+def whole_regions(boxes: Sequence[Tensor], shapes: dict[int, Shape]) -> Regions:
+    """Mark every cell (Romero et al., ICLR 2015, taken to detectors); (B, H, W) bool by stride."""
+    device = boxes[0].device
+    return {stride: torch.ones(len(boxes), *shape, dtype=torch.bool, device=device) for stride, shape in shapes.items()}
+
+
+def backbone_regions(boxes: Sequence[Tensor], shapes: dict[int, Shape]) -> Regions:
+    """Paint every box, whatever its size, on a map of stride 4, and resize that to each level by nearest neighbour.
+
+    Args:
+        boxes: one (G, 4) tensor an image, pixels of the batch.
+        shapes: height and width of each level in cells, by stride.
+
+    Returns:
+        (B, H, W) bool by stride.
+    """
+    finest = min(shapes)
+    height, width = (cells * finest // CANONICAL_STRIDE for cells in shapes[finest])
+    painted = paint_boxes(boxes, CANONICAL_STRIDE, (height, width))[:, None].float()
+    return {stride: F.interpolate(painted, size=shape, mode="nearest")[:, 0] > 0 for stride, shape in shapes.items()}
+
+
+# Regions that can be chosen by name.
+PAINTERS = {
+    "whole": whole_regions,
+    "object": object_regions,
+    "near_object": near_object_regions,
+    "gaussian": gaussian_regions,
+}
 
 
 def box_strides(boxes: Tensor, strides: Sequence[int]) -> Tensor:
@@ -31,12 +126,11 @@ def box_strides(boxes: Tensor, strides: Sequence[int]) -> Tensor:
     return available[nearest]
 
 
-def paint_boxes(boxes: Sequence[Tensor], stride: int, shape: tuple[int, int]) -> Tensor:
+def paint_boxes(boxes: Sequence[Tensor], stride: int, shape: Shape) -> Tensor:
     """Mark the cells of one level that the boxes cover.
 
     Corners are divided by the stride and truncated; cells `[y1:y2, x1:x2]` are painted, cut at the map. A box without
-    extent after that paints its cell `(y1, x1)`. All boxes of all images are painted at once: each adds to four corners
-    of a difference array, whose running sums tell how many boxes cover a cell.
+    extent after that paints its cell `(y1, x1)`.
 
     Args:
         boxes: one (G, 4) tensor an image, pixels of the batch.
@@ -46,35 +140,107 @@ def paint_boxes(boxes: Sequence[Tensor], stride: int, shape: tuple[int, int]) ->
     Returns:
         (B, H, W) bool.
     """
-    height, width = shape
-    counts = [len(one) for one in boxes]
-    corners = (torch.cat(list(boxes)) / stride).to(torch.int64)  # (all G, 4)
-    image = torch.repeat_interleave(torch.tensor(counts, device=corners.device))
-    x1, y1, x2, y2 = corners.unbind(1)
+    return _paint(*_joined(boxes), len(boxes), stride, shape)
+
+
+def _each_box_on_its_level(paint: Painter, boxes: Sequence[Tensor], shapes: dict[int, Shape]) -> Regions:
+    corners, image = _joined(boxes)
+    level = box_strides(corners, sorted(shapes))
+    return {
+        stride: paint(corners[level == stride], image[level == stride], len(boxes), stride, shape)
+        for stride, shape in shapes.items()
+    }
+
+
+def _joined(boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """All boxes (G, 4), and the image that each belongs to (G,)."""
+    corners = torch.cat(list(boxes))
+    counts = torch.tensor([len(one) for one in boxes], device=corners.device)
+    return corners, torch.repeat_interleave(counts)
+
+
+def _cells(corners: Tensor, stride: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """First and last cells `x1 y1 x2 y2` of each box, ends open, and which boxes had no extent: they get one cell."""
+    x1, y1, x2, y2 = (corners / stride).to(torch.int64).unbind(1)
     empty = (x2 <= x1) | (y2 <= y1)
-    x2, y2 = torch.where(empty, x1 + 1, x2), torch.where(empty, y1 + 1, y2)
-    x1, x2 = x1.clamp(0, width), x2.clamp(0, width)
-    y1, y2 = y1.clamp(0, height), y2.clamp(0, height)
-    change = torch.zeros(len(counts), height + 1, width + 1, dtype=torch.int32, device=corners.device)
+    return x1, y1, torch.where(empty, x1 + 1, x2), torch.where(empty, y1 + 1, y2), empty
+
+
+def _paint(corners: Tensor, image: Tensor, images: int, stride: int, shape: Shape) -> Tensor:
+    """Each box adds to four corners of a difference array, whose running sums count the boxes on a cell: (B, H, W)."""
+    height, width = shape
+    x1, y1, x2, y2, _ = _cells(corners, stride)
+    x1, x2, y1, y2 = x1.clamp(0, width), x2.clamp(0, width), y1.clamp(0, height), y2.clamp(0, height)
+    change = torch.zeros(images, height + 1, width + 1, dtype=torch.int32, device=corners.device)
     one = torch.ones_like(image, dtype=torch.int32)
     for row, column, sign in ((y1, x1, 1), (y2, x2, 1), (y1, x2, -1), (y2, x1, -1)):
         change.index_put_((image, row, column), sign * one, accumulate=True)
     return change.cumsum(1).cumsum(2)[:, :height, :width] > 0
 
 
-def ground_truth_regions(boxes: Sequence[Tensor], shapes: dict[int, tuple[int, int]]) -> dict[int, Tensor]:
-    """Paint each ground-truth box on the one level that fits its size: the object region of the paper.
+def _near(corners: Tensor, image: Tensor, images: int, stride: int, shape: Shape, phi: float) -> Tensor:
+    """Find for each box, anchor shape and row the first and the last column of the region: (B, H, W).
 
-    Args:
-        boxes: one (G, 4) tensor an image, pixels of the batch.
-        shapes: height and width of each level in cells, by stride.
-
-    Returns:
-        (B, H, W) bool by stride.
+    The anchors of one shape differ in their place alone, so their intersection with a box is an overlap of columns
+    times an overlap of rows. The best of all is that of the best column and the best row; and in a given row the
+    columns whose overlap is large enough follow each other without a gap.
     """
-    strides = sorted(shapes)
-    levels = [box_strides(one, strides) for one in boxes]
-    return {
-        stride: paint_boxes([one[level == stride] for one, level in zip(boxes, levels, strict=True)], stride, shape)
-        for stride, shape in shapes.items()
-    }
+    height, width = shape
+    side = ANCHOR_SCALE * stride
+    ratios = torch.tensor(ANCHOR_RATIOS, dtype=torch.float64, device=corners.device)[:, None]  # (A, 1)
+    half_width, half_height = side / ratios.sqrt() / 2, side * ratios.sqrt() / 2
+    rows = torch.arange(height, dtype=torch.float64, device=corners.device) * stride
+    columns = torch.arange(width, dtype=torch.float64, device=corners.device) * stride
+    change = torch.zeros(images, height, width + 1, dtype=torch.int32, device=corners.device)
+    for part, owner in zip(corners.split(BOXES_AT_ONCE), image.split(BOXES_AT_ONCE), strict=True):
+        x1, y1, x2, y2 = (corner[:, None, None] for corner in part.double().unbind(1))  # (G, 1, 1)
+        across = _overlap(columns, half_width, x1, x2).amax(dim=2)  # (G, A)
+        along = _overlap(rows, half_height, y1, y2)  # (G, A, H)
+        best = across * along.amax(dim=2)
+        areas = ((x2 - x1) * (y2 - y1))[..., 0] + side**2  # (G, 1)
+        threshold = phi * (best / (areas - best)).amax(dim=1, keepdim=True)
+        # IoU = I / (areas - I) is greater than the threshold where I is greater than this:
+        intersection = (threshold * areas / (1 + threshold))[..., None]  # (G, 1, 1)
+        needed = intersection / along.clamp(min=1e-12)  # overlap of columns, (G, A, H)
+        enough = (along > 0) & (needed < torch.minimum(2 * half_width, x2 - x1))
+        first = torch.floor((x1 + needed - half_width) / stride) + 1
+        end = torch.ceil((x2 - needed + half_width) / stride)
+        first, end = (column.clamp(0, width).to(torch.int64) for column in (first, end))
+        index = (owner[:, None, None].expand_as(first), torch.arange(height, device=owner.device).expand_as(first))
+        mark = (enough & (first < end)).to(torch.int32)
+        change.index_put_((*index, first), mark, accumulate=True)
+        change.index_put_((*index, end), -mark, accumulate=True)
+    return change.cumsum(2)[..., :width] > 0
+
+
+def _overlap(centres: Tensor, half: Tensor, begin: Tensor, end: Tensor) -> Tensor:
+    """Length that anchors and boxes share along one axis, at least 0: (G, A, centres)."""
+    return (torch.minimum(centres + half, end) - torch.maximum(centres - half, begin)).clamp(min=0)
+
+
+def _gaussian(corners: Tensor, image: Tensor, images: int, stride: int, shape: Shape) -> Tensor:
+    """Write the weight of each cell of each box into a map that keeps the largest: (B, H, W)."""
+    height, width = shape
+    x1, y1, x2, y2, empty = _cells(corners, stride)
+    left, right, top, bottom = x1.clamp(0, width), x2.clamp(0, width), y1.clamp(0, height), y2.clamp(0, height)
+    columns, sizes = right - left, (right - left) * (bottom - top)
+    centre_x, centre_y = (x2 - x1) / 2, (y2 - y1) / 2
+    region = torch.zeros(images * height * width, device=corners.device)
+    for box, place in _cells_of(sizes):
+        row, column = top[box] + place // columns[box], left[box] + place % columns[box]
+        off_x = (column - x1[box] - centre_x[box]) / centre_x[box]
+        off_y = (row - y1[box] - centre_y[box]) / centre_y[box]
+        weight = torch.where(empty[box], 1.0, torch.exp(-(off_x.square() + off_y.square()) / 2))
+        region.scatter_reduce_(0, (image[box] * height + row) * width + column, weight, "amax")
+    return region.view(images, height, width)
+
+
+def _cells_of(sizes: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Number the cells of boxes of so many cells: (box, place in the box), a bounded number of them at a time."""
+    ends = sizes.cumsum(0)
+    group = ends // CELLS_AT_ONCE
+    for number in group.unique().tolist():
+        boxes = (group == number).nonzero()[:, 0]
+        box = torch.repeat_interleave(boxes, sizes[boxes])
+        first = ends[boxes[0]] - sizes[boxes[0]]
+        yield box, torch.arange(len(box), device=box.device) + first - (ends - sizes)[box]

@@ -1,6 +1,44 @@
-"""How the weight of a distillation term changes during a run."""
+"""How the weight of distillation changes during a run."""
 
+import math
+
+from torch import Tensor
+
+from defeat.errors import InputError, unknown_name
 from defeat.types import Progress
+
+DECAYS = ("constant", "linear", "cosine", "up_down")
+
+
+class Schedule:
+    """A factor for all terms of a method: a rise over the first steps, and a decay over the epochs.
+
+    With e epochs done of E, as in the published code: `constant` 1; `linear` 1 - e/E; `cosine` (1 + cos(pi e/E)) / 2;
+    `up_down` rises from 1 to 2 over the first quarter, and falls to 0 from there on.
+
+    Args:
+        decay: one of `constant`, `linear`, `cosine`, `up_down`.
+        warmup: part of the run over which the factor rises linearly from near 0, 0..1; 0 for none.
+
+    Raises:
+        InputError: the decay is unknown, or the warm-up not in 0..1.
+    """
+
+    def __init__(self, decay: str = "constant", warmup: float = 0.0) -> None:
+        if decay not in DECAYS:
+            raise unknown_name("decay", decay, DECAYS)
+        if not 0 <= warmup <= 1:
+            raise InputError(f"warmup must be between 0 and 1, not {warmup}.")
+        self.decay, self.warmup = decay, warmup
+
+    def __call__(self, progress: Progress) -> float:
+        """The factor, 0..1 (`up_down`: 0..2)."""
+        return warm_up(progress, self.warmup) * decayed(progress, self.decay)
+
+    def scaled(self, losses: dict[str, Tensor], progress: Progress) -> dict[str, Tensor]:
+        """The same losses, times the factor."""
+        factor = self(progress)
+        return {name: loss * factor for name, loss in losses.items()}
 
 
 def warm_up(progress: Progress, fraction: float) -> float:
@@ -14,3 +52,18 @@ def warm_up(progress: Progress, fraction: float) -> float:
         `(step + 1) / (fraction * steps)`, at most 1.
     """
     return min(1.0, (progress.step + 1) / max(1.0, fraction * progress.steps))
+
+
+def decayed(progress: Progress, decay: str) -> float:
+    """The factor of a decay (see `Schedule`) at an epoch."""
+    done = min(progress.epoch, progress.epochs) / progress.epochs
+    if decay == "linear":
+        return 1 - done
+    if decay == "cosine":
+        return 0.5 * math.cos(math.pi * done) + 0.5
+    if decay == "up_down":
+        top = max(1, progress.epochs // 4)
+        if progress.epoch <= top:
+            return 1 + progress.epoch / top
+        return 2 - 2 * (min(progress.epoch, progress.epochs) - top) / (progress.epochs - top)
+    return 1.0

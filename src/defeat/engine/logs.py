@@ -4,7 +4,9 @@ import json
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
+from time import perf_counter
 from types import FrameType
 from typing import Any
 
@@ -120,21 +122,24 @@ class EpochLines(Callback):
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.accuracy: float | None = None
+        self.began, self.first_epoch = 0.0, 0
 
-    def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Keep the AP for this epoch's line; epochs without an evaluation have none."""
-        if "val/AP" in trainer.callback_metrics:
-            self.accuracy = float(trainer.callback_metrics["val/AP"])
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Start the clock; a resumed run counts its own epochs only."""
+        self.began, self.first_epoch = perf_counter(), trainer.current_epoch
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Say where the run stands."""
         if not trainer.is_global_zero:
             return
-        values = trainer.callback_metrics
-        loss, accuracy, self.accuracy = values.get("train/loss"), self.accuracy, None
-        text = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  loss {float(loss or 0):.3f}"
-        self.console.print(text + (f"  AP {accuracy:.1f}" if accuracy is not None else ""), highlight=False)
+        assert isinstance(module, DetectionModule)
+        epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 1
+        text = f"epoch {epoch}/{epochs}  loss {float(trainer.callback_metrics.get('train/loss', 0)):.3f}"
+        fresh = module.last_evaluation if module.evaluated_step == trainer.global_step else None
+        if fresh is not None and (accuracy := fresh.metrics["AP"]) is not None:
+            text += f"  AP {accuracy:.1f}"
+        left = (perf_counter() - self.began) / (epoch - self.first_epoch) * (epochs - epoch)
+        self.console.print(f"{text}  {timedelta(seconds=round(left))} left", highlight=False)
 
 
 def progress_callback(console: Console) -> Callback:

@@ -1,6 +1,7 @@
 """RetinaNet (Lin et al., ICCV 2017), from torchvision's parts."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -50,7 +51,7 @@ class RetinaNetOptions:
     head_norm: Literal["none", "gn"] = "none"
 
 
-class UpperLevels(LastLevelP6P7):
+class UpperLevels(LastLevelP6P7):  # type: ignore[misc] # torchvision has no types
     """P6 and P7, by convolutions of stride 2, on a processor always in float32.
 
     There, the weight gradient of such a convolution on a map of one cell reads memory that was never written when it
@@ -59,10 +60,10 @@ class UpperLevels(LastLevelP6P7):
 
     def forward(self, pyramid: list[Tensor], body: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
         """Add two maps, and their names, to those of the pyramid, finest first."""
-        if pyramid[-1].device.type != "cpu":
-            return super().forward(pyramid, body, names)
-        with torch.autocast("cpu", enabled=False):
-            upper, names = super().forward([pyramid[-1].float()], [body[-1].float()], names)
+        on_cpu = pyramid[-1].device.type == "cpu"
+        top, last = ([maps[-1].float() if on_cpu else maps[-1]] for maps in (pyramid, body))
+        with torch.autocast("cpu", enabled=False) if on_cpu else nullcontext():
+            upper, names = super().forward(top, last, names)
         return pyramid + upper[1:], names  # the levels below stay as they are
 
 

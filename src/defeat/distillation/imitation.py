@@ -1,0 +1,104 @@
+"""Imitation of feature maps: adaptation layers, a region, a difference, and the weights of region and background."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from defeat.distillation.align import Adaptation, paired_channels, resized_map
+from defeat.distillation.losses import DIFFERENCES, region_mean, standardise
+from defeat.distillation.regions import Regions, Shape
+from defeat.errors import unknown_name
+from defeat.types import DetectorInfo, DetectorOutput, Target
+
+SCALES = ("standardise", "teacher", "none")
+
+PaintRegions = Callable[[Sequence[Tensor], dict[int, Shape]], Regions]
+
+
+class MapImitation(nn.Module):
+    """Draws the maps of a student towards those of a teacher, over a region and over what lies beside it.
+
+    On each level, the difference between the teacher's map and the adapted student's is summed over the region and over
+    the rest of the image apart, each over twice the number of its elements in the batch. Levels are averaged, and each
+    of the two means gets its own weight: with equal weights the background, which has many more cells, does not
+    outweigh the objects (Guo et al., CVPR 2021, equation 3; with one weight at zero, equation 1).
+
+    Args:
+        student: what is known about the student.
+        teacher: what is known about the teacher.
+        part: whose maps: `neck`, or `backbone`, where a ReLU follows each adaptation layer.
+        regions: paints the region, see `defeat.distillation.regions`.
+        object_weight: weight of the region; 0 leaves the term out.
+        background_weight: weight of the rest; 0 leaves the term out.
+        strides: strides of the levels that take part; None for all that both have.
+        difference: `squared`, `absolute` or `divisive`, see `defeat.distillation.losses`.
+        scale: what makes the terms independent of the magnitude of features. `standardise`: both sides get zero mean
+            and unit variance in every channel of a level; `teacher`: the teacher's side alone does, and the adaptation
+            layer has to find that scale; `none`: the published arithmetic, whose weights fit one pair of networks only.
+        initialisation: of the adaptation layers: `default` or `published` (see `Adaptation`).
+        count_padding: whether padded cells count as background, as in the published code.
+
+    Raises:
+        InputError: no stride is shared, or the difference, the scale or the initialisation is unknown.
+    """
+
+    def __init__(
+        self,
+        student: DetectorInfo,
+        teacher: DetectorInfo,
+        part: Literal["neck", "backbone"],
+        regions: PaintRegions,
+        *,
+        object_weight: float = 0.0,
+        background_weight: float = 0.0,
+        strides: Sequence[int] | None = None,
+        difference: str = "squared",
+        scale: str = "standardise",
+        initialisation: str = "default",
+        count_padding: bool = False,
+    ) -> None:
+        super().__init__()
+        if difference not in DIFFERENCES:
+            raise unknown_name("difference", difference, DIFFERENCES)
+        if scale not in SCALES:
+            raise unknown_name("scale", scale, SCALES)
+        self.part, self.regions = part, regions
+        self.weights = {"object": object_weight, "background": background_weight}
+        self.difference, self.scale, self.count_padding = DIFFERENCES[difference], scale, count_padding
+        channels: dict[int, tuple[int, int]] = {}
+        if any(self.weights.values()):  # a part that is switched off has no layers
+            channels = paired_channels(getattr(student, part), getattr(teacher, part), part, strides)
+        self.adaptation = Adaptation(channels, initialisation, activation=part == "backbone")
+
+    def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Compute the weighted terms `PART_object` and `PART_background`.
+
+        Args:
+            student: what the student gave.
+            teacher: what the teacher gave; its batch may be larger or smaller.
+            targets: the boxes of each image, in pixels of the student's batch.
+        """
+        strides = self.adaptation.strides
+        if not strides:
+            return {}
+        maps = {stride: getattr(student, self.part)[stride].float() for stride in strides}
+        shapes = {stride: (level.shape[-2], level.shape[-1]) for stride, level in maps.items()}
+        regions = self.regions([target.boxes for target in targets], shapes)
+        terms: dict[str, list[Tensor]] = {name: [] for name, weight in self.weights.items() if weight > 0}
+        for stride, level in maps.items():
+            valid = student.valid[stride]
+            inside = torch.ones_like(valid) if self.count_padding else valid
+            wanted = resized_map(getattr(teacher, self.part)[stride].float(), teacher.scale, shapes[stride])
+            per_cell = self.difference(*self._scaled(self.adaptation(level, stride), wanted, inside))  # (B, H, W)
+            region = regions[stride].to(per_cell.dtype) * inside
+            cells = {"object": region, "background": inside.to(per_cell.dtype) - region}
+            for name, term in terms.items():
+                term.append(region_mean(per_cell, cells[name], wanted.shape[1]))
+        return {f"{self.part}_{name}": self.weights[name] * torch.stack(term).mean() for name, term in terms.items()}
+
+    def _scaled(self, found: Tensor, wanted: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+        if self.scale == "none":
+            return found, wanted
+        return (standardise(found, inside) if self.scale == "standardise" else found), standardise(wanted, inside)

@@ -1,0 +1,71 @@
+"""FGFI: fine-grained feature imitation near objects (Wang et al., CVPR 2019, arXiv 1906.03609)."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from torch import Tensor
+
+from defeat.distillation.base import Method, check_weights
+from defeat.distillation.imitation import MapImitation
+from defeat.distillation.regions import near_object_regions
+from defeat.distillation.schedule import Schedule
+from defeat.errors import InputError
+from defeat.types import DetectorInfo, DetectorOutput, Progress, Target
+
+
+class FGFI(Method):
+    """The student imitates the teacher's neck near objects: where anchors overlap an object nearly as well as the best.
+
+    The squared difference between the teacher's map and the adapted student's, summed over the region, over twice the
+    number of its elements in the batch, averaged over the levels (equation 3 of the paper).
+
+    Args:
+        student: what is known about the student.
+        teacher: what is known about the teacher.
+        object_weight: weight of the region.
+        phi: how near: the region holds anchors whose IoU is greater than phi times the best one's, 0..1.
+        scale: what makes the term independent of the magnitude of features: standardise (both sides), teacher (the
+            teacher's side alone) or none (published).
+        initialisation: of the adaptation layers: default or published (near zero).
+        warmup: part of the run over which the term rises linearly from zero, 0..1.
+        decay: how the term changes over the epochs: constant, linear, cosine or up_down.
+
+    Raises:
+        InputError: an option is not valid, or the two necks share no stride.
+    """
+
+    paper = "Wang et al., CVPR 2019, arXiv 1906.03609"
+    reads = ("neck",)
+
+    def __init__(
+        self,
+        student: DetectorInfo,
+        teacher: DetectorInfo,
+        *,
+        object_weight: float = 4.0,
+        phi: float = 0.5,
+        scale: str = "standardise",
+        initialisation: str = "default",
+        warmup: float = 0.05,
+        decay: str = "constant",
+    ) -> None:
+        super().__init__(student, teacher)
+        check_weights(object_weight=object_weight)
+        if not 0 <= phi <= 1:
+            raise InputError(f"phi must be between 0 and 1, not {phi}.")
+        self.schedule = Schedule(decay, warmup)
+        self.neck = MapImitation(
+            student,
+            teacher,
+            "neck",
+            partial(near_object_regions, phi=phi),
+            object_weight=object_weight,
+            scale=scale,
+            initialisation=initialisation,
+        )
+
+    def terms(
+        self, student: DetectorOutput, teacher: DetectorOutput, targets: Sequence[Target], progress: Progress
+    ) -> dict[str, Tensor]:
+        """Compute `neck_object`."""
+        return self.schedule.scaled(self.neck(student, teacher, targets), progress)
