@@ -8,15 +8,11 @@ its own for each case, because an allocator does not give back what another case
 
 import argparse
 import json
-import multiprocessing
-import multiprocessing.connection
-import resource
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
-from time import perf_counter
 
 import torch
+from measure import interleaved, peak_memory
 
 from defeat.data import open_dataset
 from defeat.detector import DetectorSpec, build
@@ -73,25 +69,6 @@ def step_of(case: str, family: str, size: int, batch: int) -> Callable[[], None]
     return step
 
 
-def peak_memory(case: str, family: str, size: int, batch: int, pipe: "multiprocessing.connection.Connection") -> None:
-    """Send the peak resident memory of three steps, in MiB."""
-    step = step_of(case, family, size, batch)
-    for _ in range(3):
-        step()
-    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-
-
-def memory_of(case: str, family: str, size: int, batch: int) -> float:
-    """Peak memory of a case in a fresh process, in MiB."""
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe()
-    process = context.Process(target=peak_memory, args=(case, family, size, batch, sender))
-    process.start()
-    value = float(receiver.recv())
-    process.join()
-    return value
-
-
 def main() -> None:
     """Measure every case and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -102,21 +79,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     steps = {case: step_of(case, given.family, given.size, given.batch) for case in CASES}
-    seconds: dict[str, list[float]] = {case: [] for case in CASES}
-    for repeat in range(given.repeats + 1):
-        for case, step in steps.items():
-            began = perf_counter()
-            step()
-            if repeat:  # the first round warms up
-                seconds[case].append(perf_counter() - began)
-    alone = median(seconds[CASES[0]])
+    milliseconds = interleaved(steps, given.repeats)
+    alone = milliseconds[CASES[0]]
     rows = {
         case: {
-            "step_ms": round(1000 * median(times), 1),
-            "ratio": round(median(times) / alone, 3),
-            "peak_mib": round(memory_of(case, given.family, given.size, given.batch)),
+            "step_ms": round(value, 1),
+            "ratio": round(value / alone, 3),
+            "peak_mib": round(peak_memory(step_of, case, given.family, given.size, given.batch)),
         }
-        for case, times in seconds.items()
+        for case, value in milliseconds.items()
     }
     for case, row in rows.items():
         print(f"{case:26}{row['step_ms']:>10} ms{row['ratio']:>8} x{row['peak_mib']:>8} MiB")

@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 
 from defeat.cli import COMMANDS, command_parser, main, run_settings
+from defeat.distillation import METHODS
 from tests.detector.tiny import BACKBONE
 from tests.engine.tiny_runs import save_teacher
 
@@ -51,6 +52,16 @@ def test_no_command_prints_the_help_and_is_wrong_usage(capsys):
     assert "commands:" in capsys.readouterr().out
 
 
+def test_methods_are_listed_with_paper_needs_and_defaults(capsys):
+    assert main(["methods"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for name, method in METHODS.items():
+        assert f"{name} " in text
+        assert method.paper in text
+    assert "--method.object-weight=4.0 --method.phi=0.5" in text
+    assert "--method.backbone-strides=[8,16,32]" in text
+
+
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert re.fullmatch(r"defeat \d+\.\d+.*\n", capsys.readouterr().out)
@@ -61,7 +72,7 @@ def test_every_option_of_a_command_has_a_help_line(command, capsys):
     assert main([command, "--help"]) == 0
     text = capsys.readouterr().out
     options = re.split(r"\n  (?=-)", text.split("options:", 1)[1])
-    assert len(options) > 2
+    assert len(options) > 2 or command == "methods"
     for option in options[1:]:
         flag, _, rest = option.partition(" ")
         assert re.search(r"[a-z]{3,}", rest.split("\n\n")[0]), f"{flag} of {command} has no help: {option}"

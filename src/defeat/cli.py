@@ -65,6 +65,17 @@ def compare(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
     return 0
 
 
+def methods(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
+    """List the distillation methods: papers, needs, defaults."""
+    from rich.console import Console
+
+    from defeat.report.methods import print_methods
+
+    parsed(parser, arguments)
+    print_methods(Console())
+    return 0
+
+
 def demo(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
     """The whole story on the embedded data, in minutes."""
     from defeat.demo import demo as function
@@ -79,6 +90,7 @@ COMMANDS: dict[str, Callable[["ArgumentParser", Sequence[str]], int]] = {
     "evaluate": evaluate,
     "predict": predict,
     "compare": compare,
+    "methods": methods,
     "demo": demo,
 }
 

@@ -1,26 +1,11 @@
-"""Which level meets which, at what size, with how many channels; and how terms warm up."""
+"""Which level meets which, at what size, with how many channels."""
 
 import pytest
 import torch
 
 from defeat.distillation.align import Adaptation, check_classes, paired_channels, rescale_boxes, resized_map
-from defeat.distillation.schedule import warm_up
 from defeat.errors import InputError
-from defeat.types import Progress
 from tests.distillation.made_up import info
-
-
-@pytest.mark.parametrize(
-    ("step", "fraction", "factor"),
-    [(0, 0.05, 0.2), (3, 0.05, 0.8), (4, 0.05, 1.0), (99, 0.05, 1.0), (0, 0.0, 1.0), (49, 1.0, 0.5), (99, 1.0, 1.0)],
-)
-def test_warm_up_rises_to_one(step, fraction, factor):
-    # (step + 1) / (fraction * 100 steps), at most 1
-    assert warm_up(Progress(step=step, steps=100), fraction) == pytest.approx(factor)
-
-
-def test_warm_up_of_a_run_of_one_step_is_over():
-    assert warm_up(Progress(step=0, steps=1), 0.5) == 1
 
 
 def test_levels_meet_at_their_common_strides():

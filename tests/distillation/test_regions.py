@@ -6,8 +6,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.ops import box_iou
 
-from defeat.distillation.regions import box_strides, object_regions, paint_boxes
+from defeat.distillation.regions import (
+    backbone_regions,
+    box_strides,
+    gaussian_regions,
+    near_object_regions,
+    object_regions,
+    paint_boxes,
+    whole_regions,
+)
 
 FASTER_RCNN = [4, 8, 16, 32, 64]
 RETINANET = [8, 16, 32, 64, 128]
@@ -128,3 +137,126 @@ def test_all_boxes_at_once_equal_a_plain_loop(batch, strides):
     expected, found = by_loop(boxes, shapes), object_regions(boxes, shapes)
     for stride in strides:
         assert torch.equal(found[stride], expected[stride]), stride
+
+
+def near_by_loop(boxes, shapes, phi):
+    """FGFI's rule read word by word: every anchor of every cell against every box of the level."""
+    strides = sorted(shapes)
+    regions = {stride: torch.zeros(len(boxes), *shapes[stride], dtype=torch.bool) for stride in strides}
+    for image, one in enumerate(boxes):
+        for box, stride in zip(one.double(), box_strides(one, strides).tolist(), strict=True):
+            height, width = shapes[stride]
+            anchors = torch.tensor(
+                [
+                    [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
+                    for y in range(0, height * stride, stride)
+                    for x in range(0, width * stride, stride)
+                    for w, h in ((8 * stride / r**0.5, 8 * stride * r**0.5) for r in (0.5, 1, 2))
+                ],
+                dtype=torch.float64,
+            )
+            iou = box_iou(box[None], anchors)[0].view(height, width, 3)
+            regions[stride][image] |= (iou > phi * iou.max()).any(dim=2)
+    return regions
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    batch=st.lists(st.lists(box, max_size=4), min_size=1, max_size=2),
+    strides=st.sampled_from([RETINANET, [8, 16]]),
+    # Not at ratios that boxes and anchors of half pixels can meet exactly.
+    phi=st.sampled_from([0.0, 0.317, 0.509, 0.873]),
+)
+def test_near_objects_equals_a_plain_loop(batch, strides, phi):
+    boxes = [torch.tensor(one, dtype=torch.float32).reshape(-1, 4) for one in batch]
+    shapes = {stride: (-(-256 // stride), -(-320 // stride)) for stride in strides}
+    expected, found = near_by_loop(boxes, shapes, phi), near_object_regions(boxes, shapes, phi)
+    for stride in strides:
+        assert torch.equal(found[stride], expected[stride]), stride
+
+
+def test_near_objects_by_hand():
+    # A box of an anchor's size and place (stride 8, side 64): cells to the right lose 8 of 64 columns at every step, so
+    # with k steps the IoU is (64 - 8k) / (64 + 8k). More than half of the best (1) up to k = 2: 48/80; k = 3: 40/88.
+    region = near_object_regions([torch.tensor([[32.0, 32.0, 96.0, 96.0]])], {8: (16, 16)}, 0.5)[8][0]
+    assert region[8].nonzero()[:, 0].tolist() == [6, 7, 8, 9, 10]
+    # Diagonally one step is 56^2 / (2 * 64^2 - 56^2) = 0.62, two are 48^2 / (2 * 64^2 - 48^2) = 0.39.
+    assert bool(region[9, 9])
+    assert not bool(region[10, 10])
+
+
+def test_no_cell_is_better_than_the_best():
+    boxes = [torch.tensor([[10.0, 20.0, 70.0, 90.0]])]
+    assert not near_object_regions(boxes, {8: (16, 16)}, 1.0)[8].any()
+
+
+def test_a_box_that_no_anchor_touches_marks_nothing():
+    regions = near_object_regions([torch.tensor([[900.0, 900.0, 940.0, 940.0]])], {8: (16, 16)}, 0.0)
+    assert not regions[8].any()
+
+
+def gaussian_by_loop(boxes, shapes):
+    strides = sorted(shapes)
+    regions = {stride: torch.zeros(len(boxes), *shapes[stride]) for stride in strides}
+    for image, one in enumerate(boxes):
+        for (x1, y1, x2, y2), stride in zip(one.tolist(), box_strides(one, strides).tolist(), strict=True):
+            left, top, right, bottom = (int(corner / stride) for corner in (x1, y1, x2, y2))
+            point = right <= left or bottom <= top
+            if point:
+                right, bottom = left + 1, top + 1
+            cx, cy = (right - left) / 2, (bottom - top) / 2
+            for row in range(top, min(bottom, shapes[stride][0])):
+                for column in range(left, min(right, shapes[stride][1])):
+                    off = ((column - left - cx) / cx) ** 2 + ((row - top - cy) / cy) ** 2
+                    weight = 1.0 if point else math.exp(-off / 2)
+                    regions[stride][image, row, column] = max(regions[stride][image, row, column].item(), weight)
+    return regions
+
+
+@settings(max_examples=40, deadline=None)
+@given(batch=st.lists(st.lists(box, max_size=5), min_size=1, max_size=3), strides=st.sampled_from([RETINANET, [4, 8]]))
+def test_gaussians_equal_a_plain_loop(batch, strides):
+    boxes = [torch.tensor(one, dtype=torch.float32).reshape(-1, 4) for one in batch]
+    shapes = {stride: (-(-256 // stride), -(-320 // stride)) for stride in strides}
+    expected, found = gaussian_by_loop(boxes, shapes), gaussian_regions(boxes, shapes)
+    for stride in strides:
+        assert torch.allclose(found[stride], expected[stride], atol=1e-6), stride
+
+
+def test_a_gaussian_peaks_at_the_centre_and_falls_to_both_sides():
+    # Columns 1 to 5 at stride 8: deviation 2 cells around column 3.
+    region = gaussian_regions([torch.tensor([[8.0, 8.0, 40.0, 40.0]])], {8: (8, 8)})[8][0]
+    assert region[3, 3] == 1
+    assert region[3, 1].item() == pytest.approx(math.exp(-0.5))
+    assert region[1, 1].item() == pytest.approx(math.exp(-1))
+    assert region[3, 5] == 0
+
+
+@pytest.mark.parametrize("paint", [object_regions, near_object_regions, gaussian_regions])
+def test_many_boxes_are_painted_in_pieces_of_bounded_size(paint, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    corners = 200 * torch.rand(300, 2, generator=generator)
+    boxes = [torch.cat([corners, corners + 5 + 200 * torch.rand(300, 2, generator=generator)], dim=1)]
+    shapes = {4: (80, 80), 8: (40, 40)}
+    whole = paint(boxes, shapes)
+    monkeypatch.setattr("defeat.distillation.regions.BOXES_AT_ONCE", 7)
+    monkeypatch.setattr("defeat.distillation.regions.CELLS_AT_ONCE", 500)
+    for stride, region in paint(boxes, shapes).items():
+        assert torch.equal(region, whole[stride])
+        assert region.any()
+
+
+def test_the_whole_map_is_everything():
+    regions = whole_regions([torch.zeros(0, 4), torch.zeros(0, 4)], {8: (3, 4)})
+    assert regions[8].shape == (2, 3, 4)
+    assert regions[8].all()
+
+
+def test_backbone_regions_hold_every_box_on_every_level():
+    # At stride 4 the box is columns 2 to 5, rows 4 to 7. By nearest neighbour, cell i of stride 8 shows cell 2i of
+    # stride 4: columns 1 and 2 (cells 2 and 4), rows 2 and 3 (cells 4 and 6).
+    boxes = [torch.tensor([[8.0, 16.0, 24.0, 32.0]])]
+    regions = backbone_regions(boxes, {8: (8, 8), 16: (4, 4)})
+    assert {tuple(cell) for cell in regions[8][0].nonzero().tolist()} == cells([2, 3], [1, 2])
+    # Cell i of stride 16 shows cell 4i of stride 4: column 1 (cell 4), row 1 (cell 4).
+    assert {tuple(cell) for cell in regions[16][0].nonzero().tolist()} == cells([1], [1])

@@ -1,10 +1,12 @@
 """What a run promises: repeatable, complete, resumable, and with a teacher that nothing ever touches."""
 
 import json
+from io import StringIO
 
 import pytest
 import torch
 import yaml
+from rich.console import Console
 
 from defeat.detector import FAMILIES, load
 from defeat.distillation import METHODS
@@ -197,6 +199,18 @@ def test_every_loss_term_has_its_own_number_in_every_line(tmp_path):
     evaluations = [line for line in lines(folder) if "val/AP" in line]
     assert len(evaluations) == 2
     assert evaluations[-1]["val/AP50"] == pytest.approx(results(folder)["metrics"]["AP50"], abs=1e-5)
+
+
+def test_a_log_file_gets_a_line_an_epoch_with_its_own_ap(tmp_path):
+    output = StringIO()
+    given = settings(tmp_path / "run", epochs=4, eval_every=2, lr=0.05)
+    engine.run(given, Console(file=output, width=200))
+    found = [line for line in output.getvalue().splitlines() if line.startswith("epoch ")]
+    figures = [line["val/AP"] for line in lines(tmp_path / "run") if "val/AP" in line]
+    assert [line.split()[1] for line in found] == ["1/4", "2/4", "3/4", "4/4"]
+    assert [f"AP {figure:.1f}" in line for figure, line in zip(figures, found[1::2], strict=True)] == [True, True]
+    assert not any("AP" in line for line in found[::2])
+    assert found[-1].endswith("0:00:00 left")
 
 
 def test_results_say_what_was_done_and_where(tmp_path):

@@ -189,28 +189,37 @@ def _near(corners: Tensor, image: Tensor, images: int, stride: int, shape: Shape
     side = ANCHOR_SCALE * stride
     ratios = torch.tensor(ANCHOR_RATIOS, dtype=torch.float64, device=corners.device)[:, None]  # (A, 1)
     half_width, half_height = side / ratios.sqrt() / 2, side * ratios.sqrt() / 2
-    rows = torch.arange(height, dtype=torch.float64, device=corners.device) * stride
     columns = torch.arange(width, dtype=torch.float64, device=corners.device) * stride
     change = torch.zeros(images, height, width + 1, dtype=torch.int32, device=corners.device)
     for part, owner in zip(corners.split(BOXES_AT_ONCE), image.split(BOXES_AT_ONCE), strict=True):
         x1, y1, x2, y2 = (corner[:, None, None] for corner in part.double().unbind(1))  # (G, 1, 1)
+        rows = _rows_near(part, side, stride, height)[:, None]  # (G, 1, rows), beyond the map where there are no more
         across = _overlap(columns, half_width, x1, x2).amax(dim=2)  # (G, A)
-        along = _overlap(rows, half_height, y1, y2)  # (G, A, H)
+        along = _overlap(rows * stride, half_height, y1, y2) * (rows < height)  # (G, A, rows)
         best = across * along.amax(dim=2)
         areas = ((x2 - x1) * (y2 - y1))[..., 0] + side**2  # (G, 1)
         threshold = phi * (best / (areas - best)).amax(dim=1, keepdim=True)
-        # IoU = I / (areas - I) is greater than the threshold where I is greater than this:
-        intersection = (threshold * areas / (1 + threshold))[..., None]  # (G, 1, 1)
-        needed = intersection / along.clamp(min=1e-12)  # overlap of columns, (G, A, H)
+        # IoU = I / (areas - I) is above the threshold where I is greater than this; rounding must not decide ties.
+        intersection = (threshold * areas / (1 + threshold) * (1 + 1e-12))[..., None]  # (G, 1, 1)
+        needed = intersection / along.clamp(min=1e-12)  # overlap of columns, (G, A, rows)
         enough = (along > 0) & (needed < torch.minimum(2 * half_width, x2 - x1))
         first = torch.floor((x1 + needed - half_width) / stride) + 1
         end = torch.ceil((x2 - needed + half_width) / stride)
         first, end = (column.clamp(0, width).to(torch.int64) for column in (first, end))
-        index = (owner[:, None, None].expand_as(first), torch.arange(height, device=owner.device).expand_as(first))
+        index = (owner[:, None, None].expand_as(first), rows.clamp(max=height - 1).expand_as(first))
         mark = (enough & (first < end)).to(torch.int32)
         change.index_put_((*index, first), mark, accumulate=True)
         change.index_put_((*index, end), -mark, accumulate=True)
     return change.cumsum(2)[..., :width] > 0
+
+
+def _rows_near(corners: Tensor, side: float, stride: int, height: int) -> Tensor:
+    """Rows in which an anchor can touch each box, `height` where the map ends: (G, as many as the tallest box needs)."""
+    reach = side / min(ANCHOR_RATIOS) ** 0.5 / 2  # half of the tallest anchor
+    first = ((corners[:, 1] - reach) / stride).floor().clamp(0, height).to(torch.int64)
+    end = ((corners[:, 3] + reach) / stride).ceil().clamp(0, height).to(torch.int64)
+    most = max(1, int((end - first).amax())) if len(corners) else 1
+    return (first[:, None] + torch.arange(most, device=corners.device)).clamp(max=height)
 
 
 def _overlap(centres: Tensor, half: Tensor, begin: Tensor, end: Tensor) -> Tensor:

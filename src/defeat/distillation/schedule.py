@@ -56,14 +56,13 @@ def warm_up(progress: Progress, fraction: float) -> float:
 
 def decayed(progress: Progress, decay: str) -> float:
     """The factor of a decay (see `Schedule`) at an epoch."""
-    done = min(progress.epoch, progress.epochs) / progress.epochs
+    epoch, epochs = min(progress.epoch, progress.epochs), progress.epochs
+    done = epoch / epochs
     if decay == "linear":
         return 1 - done
     if decay == "cosine":
         return 0.5 * math.cos(math.pi * done) + 0.5
     if decay == "up_down":
-        top = max(1, progress.epochs // 4)
-        if progress.epoch <= top:
-            return 1 + progress.epoch / top
-        return 2 - 2 * (min(progress.epoch, progress.epochs) - top) / (progress.epochs - top)
+        top = max(1, epochs // 4)
+        return 1 + epoch / top if epoch <= top else 2 - 2 * (epoch - top) / (epochs - top)
     return 1.0

@@ -1,0 +1,49 @@
+"""What the benchmarks share: interleaved timings, and peak memory of a process of its own."""
+
+import multiprocessing
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+
+MakeStep = Callable[..., Callable[[], None]]
+
+
+def interleaved(steps: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median time of each step in milliseconds; they take turns, and the first round warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for repeat in range(repeats + 1):
+        for name, step in steps.items():
+            began = perf_counter()
+            step()
+            if repeat:
+                seconds[name].append(perf_counter() - began)
+    return {name: 1000 * median(values) for name, values in seconds.items()}
+
+
+def peak_memory(make_step: MakeStep, *arguments: Any) -> float:
+    """Peak resident memory in MiB of three steps in a fresh process with one thread.
+
+    An allocator does not give back what another case has used, hence the process.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe()
+    process = context.Process(target=_send_peak, args=(sender, make_step, arguments))
+    process.start()
+    value = float(receiver.recv())
+    process.join()
+    return value
+
+
+def _send_peak(pipe: Connection, make_step: MakeStep, arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    step = make_step(*arguments)
+    for _ in range(3):
+        step()
+    # Not getrusage, whose peak a child inherits from its parent.
+    status = Path("/proc/self/status").read_text().splitlines()
+    pipe.send(next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM")))

@@ -1,0 +1,119 @@
+"""Time and memory of DeFeat's neck terms at COCO size, beside the plain arithmetic.
+
+    python benchmarks/neck_loss.py [--repeats 20] [--boxes 10] [--out FILE]
+
+Batch 2, 800 x 1344 pixels, 256 channels, strides 4 to 64. The plain arithmetic squares the difference, repeats the mask
+over the channels, multiplies and sums, for objects and for the background apart. The two are interleaved in one process
+and compared by their medians; peak memory is that of a process of its own for each.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from measure import interleaved, peak_memory
+from torch import Tensor
+
+from defeat.distillation.losses import region_mean, squared_difference
+from defeat.distillation.regions import gaussian_regions, near_object_regions, object_regions
+from defeat.engine.provenance import commit, machine, versions
+
+BATCH, HEIGHT, WIDTH, CHANNELS = 2, 800, 1344, 256
+SHAPES = {stride: (-(-HEIGHT // stride), -(-WIDTH // stride)) for stride in (4, 8, 16, 32, 64)}
+REGIONS = {"objects": object_regions, "near objects": near_object_regions, "gaussian": gaussian_regions}
+
+
+def random_boxes(count: int) -> list[Tensor]:
+    """So many boxes an image, of all sizes."""
+    generator = torch.Generator().manual_seed(0)
+    side = 8 * 2 ** (6 * torch.rand(BATCH, count, 2, generator=generator))  # 8 to 512 pixels
+    corner = torch.rand(BATCH, count, 2, generator=generator) * torch.tensor([WIDTH, HEIGHT])
+    limit = torch.tensor([WIDTH, HEIGHT] * 2)
+    return list(torch.minimum(torch.cat([corner, corner + side], dim=2), limit))
+
+
+def random_maps(learns: bool) -> dict[int, Tensor]:
+    """Neck maps of one detector."""
+    return {stride: torch.randn(BATCH, CHANNELS, *shape).requires_grad_(learns) for stride, shape in SHAPES.items()}
+
+
+def ours(student: Tensor, teacher: Tensor, region: Tensor) -> Tensor:
+    """Both terms of a level, weighted as published for COCO."""
+    per_cell = squared_difference(student, teacher)
+    return 4 * region_mean(per_cell, region, CHANNELS) + 16 * region_mean(per_cell, ~region, CHANNELS)
+
+
+def plain(student: Tensor, teacher: Tensor, region: Tensor) -> Tensor:
+    """The same, with the mask repeated over the channels."""
+    mask = region[:, None].float().repeat(1, CHANNELS, 1, 1)
+    objects = ((student - teacher) ** 2 * mask).sum() / (2 * mask.sum()).clamp(min=1)
+    background = ((student - teacher) ** 2 * (1 - mask)).sum() / (2 * (1 - mask).sum()).clamp(min=1)
+    return 4 * objects + 16 * background
+
+
+def one_tensor(student: Tensor, teacher: Tensor, region: Tensor) -> Tensor:
+    """The sum of squares alone, without any region: a yardstick."""
+    return (student - teacher).square().sum()
+
+
+def no_loss(student: Tensor, teacher: Tensor, region: Tensor) -> Tensor:
+    """The maps and their gradient alone: the floor of the memory."""
+    return student.sum()
+
+
+NO_LOSS = "no loss"
+LOSSES = {"plain arithmetic": plain, "sum of squares": one_tensor, "this project": ours, NO_LOSS: no_loss}
+
+
+def step_of(name: str, boxes: int) -> Callable[[], None]:
+    """A function that computes a loss over all levels, and its gradient."""
+    loss = LOSSES[name]
+    student, teacher, regions = random_maps(True), random_maps(False), object_regions(random_boxes(boxes), SHAPES)
+
+    def step() -> None:
+        for level in student.values():
+            level.grad = None
+        terms = [loss(student[stride], teacher[stride], region) for stride, region in regions.items()]
+        torch.stack(terms).sum().backward()
+
+    return step
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--boxes", type=int, default=10, help="boxes an image")
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    memory = {name: peak_memory(step_of, name, given.boxes) for name in LOSSES}
+    losses = interleaved({name: step_of(name, given.boxes) for name in LOSSES if name != NO_LOSS}, given.repeats)
+    map_mib = BATCH * CHANNELS * SHAPES[4][0] * SHAPES[4][1] * 4 / 2**20
+    print(f"Neck terms, forward and backward, one thread. The largest map has {map_mib:.0f} MiB.")
+    for name, value in losses.items():
+        extra, ratio = memory[name] - memory[NO_LOSS], losses["plain arithmetic"] / value
+        print(f"  {name:20}{value:>8.0f} ms{ratio:>7.2f} x as fast{extra:>7.0f} MiB beside the maps and their gradient")
+    painted = {}
+    for count in (1, 10, 100, 1000, 10000):
+        boxes = random_boxes(count)
+        painted[count] = interleaved({name: partial(paint, boxes, SHAPES) for name, paint in REGIONS.items()}, 5)
+        print(f"  {count:>6} boxes an image: " + ", ".join(f"{n} {ms:.1f} ms" for n, ms in painted[count].items()))
+    if given.out:
+        result = {
+            "setting": {"boxes": given.boxes, "repeats": given.repeats, "threads": 1},
+            "loss_ms": losses,
+            "peak_mib": memory,
+            "regions_ms_by_boxes_an_image": painted,
+            "versions": versions(),
+            "commit": commit(),
+            "machine": machine(),
+        }
+        given.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

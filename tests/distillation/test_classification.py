@@ -1,0 +1,145 @@
+"""Which predictions count, and how they are compared, by hand."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from defeat.distillation.classification import GROUPS, ClassImitation, ClassTerm, Predictions
+from defeat.distillation.methods.classification import Classification
+from defeat.errors import InputError
+from tests.distillation.made_up import START, boxed, dense, info, output, proposals
+
+TWO_STAGE = info({8: 1}, offers=frozenset({"proposals"}), activation="softmax", background="last")
+MAPS = {8: torch.zeros(1, 1, 8, 8)}
+
+
+def softmax(labels, teacher):
+    """Predictions of a student that knows nothing, two classes and background."""
+    teacher = torch.tensor(teacher, dtype=torch.float32)
+    return Predictions(torch.zeros_like(teacher), teacher, torch.tensor(labels), classes=2)
+
+
+SURE = [[9.0, 0.0, 0.0], [0.0, 9.0, 0.0], [0.0, 0.0, 9.0], [9.0, 0.0, 0.0], [0.0, 0.0, 9.0]]
+LABELS = [0, 0, 2, 2, -1]  # right, wrong class, background, background taken for an object, undecided
+
+
+@pytest.mark.parametrize(
+    ("group", "expected"),
+    [
+        ("positive", [1, 1, 0, 0, 0]),
+        ("negative", [0, 0, 1, 1, 0]),
+        ("all", [1, 1, 1, 1, 0]),
+        ("teacher_correct", [1, 0, 1, 0, 0]),
+        ("positive_teacher_correct", [1, 0, 0, 0, 0]),
+    ],
+)
+def test_groups_of_proposals(group, expected):
+    assert GROUPS[group](softmax(LABELS, SURE)).int().tolist() == expected
+
+
+def test_by_sigmoid_a_teacher_sees_background_where_no_class_reaches_one_half():
+    teacher = torch.tensor([[2.0, 1.0], [-1.0, 0.5], [-0.5, -3.0]])
+    one = Predictions(torch.zeros(3, 2), teacher, torch.tensor([0, 0, 2]), classes=2)
+    assert one.teacher_labels().tolist() == [0, 1, 2]
+    assert GROUPS["teacher_correct"](one).tolist() == [True, False, True]
+    assert GROUPS["positive_teacher_correct"](one).tolist() == [True, False, False]
+
+
+def test_an_empty_group_gives_zero_with_a_gradient_of_zero():
+    one = softmax([2, 2], [[9.0, 0.0, 0.0], [0.0, 9.0, 0.0]])
+    student = one.student.requires_grad_()
+    loss = ClassTerm(1.0, "positive")(replace(one, student=student))
+    loss.backward()
+    assert loss.item() == 0
+    assert student.grad.abs().sum() == 0
+
+
+def test_cross_entropy_of_softmax_outputs_by_hand():
+    # The student says 1/2, 1/2; the teacher 3/4, 1/4. Both columns cost ln 2, whatever the teacher says; times ten.
+    one = Predictions(torch.zeros(1, 2), torch.tensor([[math.log(3), 0.0]]), torch.tensor([0]), classes=1)
+    assert ClassTerm(3.0, "positive", "bce")(one).item() == pytest.approx(3 * 10 * math.log(2))
+
+
+def test_cross_entropy_is_least_where_both_agree():
+    logits = torch.tensor([[1.0, -0.5, 0.3]])
+    for student in (logits.clone(), logits[:, :2].clone()):
+        student.requires_grad_()
+        one = Predictions(student, student.detach(), torch.tensor([0]), classes=2)
+        ClassTerm(1.0, "all", "bce")(one).backward()
+        assert student.grad.abs().max() < 1e-6
+
+
+def scorer(calls, logits):
+    def score(boxes):
+        calls.append(boxes)
+        return torch.full((sum(map(len, boxes)), 3), 0.0) + torch.tensor(logits)
+
+    return score
+
+
+@pytest.mark.parametrize(
+    ("whose", "names", "asked_of_student", "asked_of_teacher"),
+    [
+        ("teacher", ["head_all"], 1, 0),
+        ("student", ["head_all"], 0, 1),
+        ("both", ["head_all", "head_all_student"], 1, 1),
+    ],
+)
+def test_each_scores_the_others_proposals(whose, names, asked_of_student, asked_of_teacher):
+    of_student, of_teacher = [], []
+    own, others = [torch.tensor([[0.0, 0.0, 8.0, 8.0]])], [torch.tensor([[8.0, 8.0, 24.0, 24.0]] * 2)]
+    student = output(
+        MAPS,
+        proposals=proposals(own, torch.zeros(1, 3), torch.tensor([0])),
+        score_proposals=scorer(of_student, [0.0, 0.0, 0.0]),
+    )
+    teacher = output(
+        MAPS,
+        scale=2.0,
+        proposals=proposals(others, torch.tensor([[3.0, 0.0, 0.0]] * 2), torch.tensor([0, 2])),
+        score_proposals=scorer(of_teacher, [0.0, 3.0, 0.0]),
+    )
+    losses = ClassImitation(TWO_STAGE, TWO_STAGE, {"all": ClassTerm(1.0, "all")}, whose)(student, teacher)
+    assert list(losses) == names
+    assert (len(of_student), len(of_teacher)) == (asked_of_student, asked_of_teacher)
+    # The teacher's batch is twice as large: boxes are halved for the student and doubled for the teacher.
+    assert all(torch.equal(boxes[0], others[0] / 2) for boxes in of_student)
+    assert all(torch.equal(boxes[0], own[0] * 2) for boxes in of_teacher)
+    assert all(loss > 0.5 for loss in losses.values())
+
+
+def test_the_method_compares_anchors_of_one_stage_detectors():
+    one_stage = info({8: 1}, offers=frozenset({"dense"}), anchors="the same")
+    labels = torch.tensor([[0, 2, -1]])
+    wanted = torch.zeros(1, 3, 2)
+    wanted[0, 0, 0] = math.log(3)
+    student, teacher = (output(MAPS, dense=dense(one, labels)) for one in (torch.zeros(1, 3, 2), wanted))
+    built = Classification(one_stage, one_stage, class_weight=6.0, warmup=0.0)
+    # KL of one Bernoulli variable (3/4 from 1/2) and of an equal one, averaged over the two decided anchors.
+    divergence = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    losses = built(student, teacher, [boxed()], START)
+    assert losses["head_all"].item() == pytest.approx(6 * divergence / 2)
+
+
+def test_the_method_refuses_a_pair_that_it_cannot_compare():
+    with pytest.raises(InputError, match=r"can't be distilled by its class predictions\. .* they share neither"):
+        Classification(TWO_STAGE, info({8: 1}, offers=frozenset({"dense"}), anchors="some"))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"group": "positives"}, "Did you mean 'positive'"),
+        ({"comparison": "kld"}, "Did you mean 'kl'"),
+        ({"proposals": "teachers"}, "Did you mean 'teacher'"),
+        ({"temperature": 0.0}, "Temperatures must be above 0"),
+        ({"decay": "linaer"}, "Did you mean 'linear'"),
+        ({"class_weight": -1.0}, "class_weight must be 0 or more"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(options, expected):
+    with pytest.raises(InputError) as caught:
+        Classification(TWO_STAGE, TWO_STAGE, **options)
+    assert expected in str(caught.value)
