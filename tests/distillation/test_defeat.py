@@ -177,6 +177,28 @@ def test_temperatures_belong_to_their_terms():
     assert losses["head_negative"] == pytest.approx(5 * 2 * strong, abs=1e-5)
 
 
+def test_the_weight_of_the_detectors_own_negatives_falls_by_the_epoch():
+    built = method(detector_negatives=2.0, detector_negatives_decay=5.0)
+    found = [built.negative_weight(Progress(step=0, steps=9, epoch=epoch, epochs=3)) for epoch in range(3)]
+    assert found == pytest.approx([2, 2 / 5, 2 / 25])
+    assert method().negative_weight(Progress(step=5, steps=9, epoch=7, epochs=9)) == 1
+
+
+def test_backbone_terms_by_hand():
+    # Stride 8, one channel: the teacher's map is 3 on the object (one cell of four) and 1 beside it, the student's 0.
+    maps = torch.tensor([[[[3.0, 1.0], [1.0, 1.0]]]])
+    student, teacher = output({8: torch.zeros(1, 1, 2, 2)}), output({8: maps})
+    weights = {"backbone_object_weight": 2.0, "backbone_background_weight": 5.0, "backbone_strides": (8,)}
+    one = info({8: 1})
+    built = method(one, one, object_weight=0, background_weight=0, scale="none", **weights)
+    for layer in built.backbone.adaptation.layers.values():
+        nn.init.dirac_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    losses = built(student, teacher, [boxed([0.0, 0.0, 8.0, 8.0], size=(16, 16))], START)
+    # 9 / 2, times 2; and 3 / (2 * 3), times 5.
+    assert items(losses) == pytest.approx({"backbone_object": 9.0, "backbone_background": 2.5})
+
+
 @pytest.mark.parametrize(("student", "teacher"), [("faster_rcnn", "retinanet"), ("retinanet", "faster_rcnn")])
 def test_across_families_the_head_terms_are_left_out_with_a_note(student, teacher):
     built = method(tiny_detector(student).info, tiny_detector(teacher).info, positive_weight=1.0)
@@ -209,6 +231,11 @@ def test_different_anchors_or_classes_leave_the_head_terms_out_with_a_note():
         ({"negative_temperature": float("nan")}, "Temperatures must be above 0"),
         ({"scale": "standardize"}, "Did you mean 'standardise'"),
         ({"initialisation": "defualt"}, "Did you mean 'default'"),
+        ({"detector_negatives": -1.0}, "detector_negatives must be 0 or more"),
+        ({"detector_negatives_decay": 0.5}, "detector_negatives_decay must be 1 or more"),
+        ({"backbone_object_weight": 1.0, "backbone_strides": (4,)}, "backbone has strides [8, 16]"),
+        ({"proposals": "techer"}, "Did you mean 'teacher'"),
+        ({"decay": "updown"}, "Did you mean 'up_down'"),
         ({"warmup": -0.5}, "warmup"),
         ({"warmup": float("nan")}, "warmup"),
     ],

@@ -5,8 +5,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from defeat.distillation.losses import (
+    absolute_difference,
+    divisive_difference,
     masked_mean,
     region_mean,
     sigmoid_divergence,
@@ -186,3 +189,48 @@ def test_masked_mean_by_hand_and_over_nothing():
     nothing.backward()
     assert nothing.item() == 0
     assert values.grad.tolist() == [0, 0, 0]
+
+
+def test_absolute_difference_is_squared_above_one():
+    # |0.5| and 2^2 in the first cell; |-1|^2 and 0 in the second.
+    student, teacher = torch.tensor([[[[0.5, -1.0]], [[2.0, 0.0]]]]), torch.zeros(1, 2, 1, 2)
+    assert absolute_difference(student, teacher).tolist() == [[[4.5, 1.0]]]
+
+
+def test_divisive_difference_is_relative():
+    # (1 - 1/2)^2 and (1 - 3/1)^2 in the first cell; nothing where both are equal.
+    student, teacher = torch.tensor([[[[1.0, 7.0]], [[3.0, 5.0]]]]), torch.tensor([[[[2.0, 7.0]], [[1.0, 5.0]]]])
+    assert divisive_difference(student, teacher).flatten().tolist() == pytest.approx([4.25, 0.0])
+
+
+def test_the_squared_difference_has_the_gradient_that_autograd_gives():
+    student = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda one: squared_difference(one, teacher), (student,))
+    equal = teacher.clone().requires_grad_()
+    squared_difference(equal, teacher).sum().backward()
+    assert torch.equal(equal.grad, torch.zeros_like(teacher))
+
+
+class Largest(TorchDispatchMode):
+    """Keeps the number of elements of the largest tensor that any operation gave."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        found = function(*arguments, **(named or {}))
+        for one in found if isinstance(found, tuple | list) else [found]:
+            if isinstance(one, torch.Tensor):
+                self.elements = max(self.elements, one.numel())
+        return found
+
+
+def test_no_temporary_of_both_regions_is_larger_than_the_map():
+    student, teacher = torch.randn(2, 16, 12, 20, requires_grad=True), torch.randn(2, 16, 12, 20)
+    region = torch.rand(2, 12, 20) > 0.5
+    with Largest() as largest:
+        per_cell = squared_difference(student, teacher)
+        (3 * region_mean(per_cell, region, 16) + 12 * region_mean(per_cell, ~region, 16)).backward()
+    assert largest.elements == student.numel()

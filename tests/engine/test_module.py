@@ -22,6 +22,13 @@ def test_the_learning_rate_rises_and_falls_twice(step, factor):
     assert learning_rate(120, 10)(step) == pytest.approx(factor)
 
 
+def test_milestones_are_parts_of_the_run():
+    # Of 100 steps: a tenth from 75 on, as in the published configuration (epoch 9 of 12).
+    factor = learning_rate(100, 0, [0.75])
+    assert [factor(step) for step in (0, 74, 75, 99)] == pytest.approx([1, 1, 0.1, 0.1])
+    assert learning_rate(100, 0, [])(99) == 1
+
+
 def test_without_warm_up_the_learning_rate_begins_at_its_height():
     assert learning_rate(120, 0)(0) == 1
 

@@ -47,6 +47,20 @@ def test_a_teacher_changes_what_is_learned(family, tmp_path):
 
 
 @every_family
+def test_a_method_may_lower_the_weight_of_the_detectors_own_negatives(family, tmp_path):
+    teacher = save_teacher(tmp_path / "teacher", family)
+    losses = []
+    for decay in (1.0, 5.0):
+        options = {"object_weight": 0.0, "background_weight": 0.0, "detector_negatives_decay": decay}
+        folder = tiny_run(tmp_path / str(decay), family, teacher, epochs=2, lr=1e-9, method_options=options).folder
+        losses.append([line["train/classification"] for line in lines(folder) if "train/loss" in line])
+    constant, falling = losses
+    assert falling[:4] == constant[:4]
+    # In the second epoch negatives have a fifth of their weight.
+    assert all(less < more for less, more in zip(falling[4:], constant[4:], strict=True))
+
+
+@every_family
 def test_the_teacher_stays_as_it_was_and_outside_of_every_file(family, tmp_path, monkeypatch):
     loaded = []
 

@@ -1,7 +1,7 @@
 """A classification network cut open at its strides, with a feature pyramid on top."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
@@ -56,7 +56,7 @@ class Backbone(nn.Module):
         self.body_channels = body_channels
         self.neck_channels = neck_channels
         self.mean, self.std = tuple(mean), tuple(std)
-        self._still: list[nn.Module] = []  # batch normalisation of frozen stages: its statistics stay, too
+        self._still: list[nn.Module] = []  # batch normalisation whose statistics stay as they are
 
     def forward(self, images: Tensor) -> tuple[Maps, Maps]:
         """Compute the maps of the body and of the neck, both by stride.
@@ -76,15 +76,15 @@ class Backbone(nn.Module):
         for _, parameter in parameters:
             parameter.requires_grad_(False)
         owners = {name.rpartition(".")[0] for name, _ in parameters}
-        self._still = [
-            module
-            for name, module in self.body.named_modules()
-            if name in owners and isinstance(module, nn.modules.batchnorm._BatchNorm)
-        ]
+        self.hold_statistics(module for name, module in self.body.named_modules() if name in owners)
+
+    def hold_statistics(self, modules: Iterable[nn.Module]) -> None:
+        """Hold the running statistics of the batch normalisation among these modules as they are."""
+        self._still += [module for module in modules if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "Backbone":
-        """Switch to training, but for the normalisation of frozen stages."""
+        """Switch to training, but for normalisation whose statistics are held."""
         super().train(mode)
         for module in self._still:
             module.eval()
@@ -108,7 +108,7 @@ def build_backbone(
         name: `resnet18` to `resnet152` (torchvision), or any timm network with NCHW maps at `strides`.
         strides: strides of the body's maps that the pyramid uses, e.g. 4, 8, 16, 32.
         weights: `auto`, `none` or a file (see `find_weights`).
-        norm: `bn`, `syncbn`, `frozen` or `gn` (see `apply_norm`); it concerns the body.
+        norm: `bn`, `syncbn`, `bn_eval`, `frozen` or `gn` (see `apply_norm`); it concerns the body.
         neck_channels: channels of every map of the pyramid.
         frozen_stages: how many stages of the body keep their first weights: 0 none, 1 the stem, 5 the whole body.
         extra_blocks: makes the pyramid's upper levels from the channels of the body's last map and of the neck.
@@ -131,6 +131,8 @@ def build_backbone(
     )
     if not 0 <= frozen_stages <= len(stages):
         raise InputError(f"--frozen-stages {frozen_stages}: {name} has {len(stages)} stages, give 0 to {len(stages)}.")
+    if norm == "bn_eval":
+        backbone.hold_statistics(backbone.body.modules())
     backbone.freeze(list(_parameters_up_to(backbone.body, stages[:frozen_stages])))
     return backbone
 

@@ -23,7 +23,7 @@ class DetectorSpec:
         classes: names of the K classes, in the order of the labels.
         size: short side of an image after resizing, in pixels.
         max_size: upper limit of the long side, in pixels.
-        norm: `bn`, `syncbn`, `frozen` or `gn`.
+        norm: `bn`, `syncbn`, `bn_eval`, `frozen` or `gn`.
         neck_channels: channels of the feature pyramid.
         frozen_stages: stages of the backbone that are not trained.
         mean: mean of R, G, B that the detector subtracts, for values in 0..1; None for what the backbone expects.
@@ -64,8 +64,13 @@ class Detector(nn.Module, ABC):
     antialias: bool = True
 
     @abstractmethod
-    def forward_train(self, batch: Batch) -> DetectorOutput:
-        """Compute losses and features for a batch of this detector's own `prepare`."""
+    def forward_train(self, batch: Batch, negative_weight: float = 1.0) -> DetectorOutput:
+        """Compute losses and features for a batch of this detector's own `prepare`.
+
+        Args:
+            batch: images with targets.
+            negative_weight: weight of negative anchors and proposals in the losses of classification, 0 or more.
+        """
 
     @abstractmethod
     def forward_teacher(self, batch: Batch) -> DetectorOutput:

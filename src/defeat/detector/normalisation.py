@@ -8,7 +8,7 @@ from torch import nn
 
 from defeat.errors import unknown_name
 
-NORMS = ("bn", "syncbn", "frozen", "gn")
+NORMS = ("bn", "syncbn", "bn_eval", "frozen", "gn")
 
 
 def apply_norm(body: nn.Module, norm: str) -> nn.Module:
@@ -16,7 +16,8 @@ def apply_norm(body: nn.Module, norm: str) -> nn.Module:
 
     Args:
         body: a network with `BatchNorm2d` layers; it is changed in place where possible.
-        norm: `bn` (as it is: statistics of the batch on one device), `syncbn` (statistics over all devices), `frozen`
+        norm: `bn` (as it is: statistics of the batch on one device), `syncbn` (statistics over all devices), `bn_eval`
+            (statistics of the pretraining, affine weights are trained; `Backbone` holds them in eval mode), `frozen`
             (statistics and affine weights stay those of the pretraining) or `gn` (group normalisation, 32 groups or
             the largest number that divides the channels; the statistics of the pretraining are lost).
 

@@ -38,6 +38,10 @@ class Method(nn.Module, ABC):
         self.teacher = teacher
         self.notes: list[str] = []
 
+    def negative_weight(self, progress: Progress) -> float:
+        """The weight that negatives shall have in the detector's own loss of classes; 1 leaves it as it is."""
+        return 1.0
+
     @abstractmethod
     def terms(
         self, student: DetectorOutput, teacher: DetectorOutput, targets: Sequence[Target], progress: Progress

@@ -214,12 +214,13 @@ def _near(corners: Tensor, image: Tensor, images: int, stride: int, shape: Shape
 
 
 def _rows_near(corners: Tensor, side: float, stride: int, height: int) -> Tensor:
-    """Rows in which an anchor can touch each box, `height` where the map ends: (G, as many as the tallest box needs)."""
+    """Rows in which an anchor can touch each box, `height` beyond the map: (G, as many as the tallest box needs)."""
     reach = side / min(ANCHOR_RATIOS) ** 0.5 / 2  # half of the tallest anchor
     first = ((corners[:, 1] - reach) / stride).floor().clamp(0, height).to(torch.int64)
     end = ((corners[:, 3] + reach) / stride).ceil().clamp(0, height).to(torch.int64)
     most = max(1, int((end - first).amax())) if len(corners) else 1
-    return (first[:, None] + torch.arange(most, device=corners.device)).clamp(max=height)
+    rows: Tensor = first[:, None] + torch.arange(most, device=corners.device)
+    return rows.clamp(max=height)
 
 
 def _overlap(centres: Tensor, half: Tensor, begin: Tensor, end: Tensor) -> Tensor:

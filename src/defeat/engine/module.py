@@ -85,7 +85,8 @@ class DetectionModule(LightningModule):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Every loss term of a prepared batch by name: the student's own, then the method's."""
-        output = self.student.forward_train(batch)
+        negatives = 1.0 if self.method is None else self.method.negative_weight(self.progress)
+        output = self.student.forward_train(batch, negatives)
         losses = dict(output.losses)
         if self.method is not None and self.teacher is not None:
             learned = self.teacher.forward_teacher(self.teacher.adopt(batch))
@@ -121,7 +122,7 @@ class DetectionModule(LightningModule):
         self.log("AP", metrics.get("val/AP", 0.0), prog_bar=True, logger=False)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """SGD with linear warm-up; the rate falls to a tenth after 8/12 and again after 11/12 of the run."""
+        """SGD with linear warm-up; the rate falls to a tenth after each milestone."""
         settings = self.settings
         optimizer = torch.optim.SGD(
             parameter_groups(self, settings.weight_decay, settings.norm_decay),
@@ -131,7 +132,7 @@ class DetectionModule(LightningModule):
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         steps = data.steps()
         warmup = min(500, steps // 20) if settings.warmup_steps is None else settings.warmup_steps
-        schedule = LambdaLR(optimizer, learning_rate(steps, warmup))
+        schedule = LambdaLR(optimizer, learning_rate(steps, warmup, settings.lr_milestones))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def median_step(self) -> float | None:
@@ -146,16 +147,17 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     return (mixed ^ (mixed >> 32)) & (2**63 - 1)
 
 
-def learning_rate(steps: int, warmup: int) -> Callable[[int], float]:
+def learning_rate(steps: int, warmup: int, milestones: Sequence[float] = (8 / 12, 11 / 12)) -> Callable[[int], float]:
     """The factor of the learning rate at each step.
 
     Args:
         steps: steps of the whole run.
         warmup: steps over which the factor rises linearly to 1.
+        milestones: parts of the run, after each of which the factor falls to a tenth.
     """
 
     def factor(step: int) -> float:
-        decay = 0.1 ** ((step >= steps * 8 / 12) + (step >= steps * 11 / 12))
+        decay = 0.1 ** sum(step >= steps * part for part in milestones)
         return decay * min(1.0, (step + 1) / max(1, warmup))
 
     return factor

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from defeat.errors import InputError
 
-Norm = Literal["bn", "syncbn", "frozen", "gn"]
+Norm = Literal["bn", "syncbn", "bn_eval", "frozen", "gn"]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 
 
@@ -30,10 +30,12 @@ class TrainSettings:
         momentum: momentum of the optimiser (SGD), 0..1.
         weight_decay: weight decay.
         norm_decay: whether weight decay also applies to normalisation layers and biases.
+        lr_milestones: parts of the run, 0..1, after each of which the learning rate falls to a tenth.
         warmup_steps: steps over which the learning rate rises; by default a twentieth of the run, 500 at most.
         grad_clip: upper limit of the norm of all gradients together; 0 for none.
         flip: probability of mirroring a training image, 0..1.
-        norm: normalisation of the backbone: bn, syncbn, frozen (as pretrained) or gn.
+        norm: normalisation of the backbone: bn, syncbn, bn_eval (pretrained statistics, trained weights), frozen (as
+            pretrained) or gn.
         neck_channels: channels of the feature pyramid.
         frozen_stages: stages of the backbone that are not trained: 0 none, 1 the stem, up to 5 all.
         weights: first weights of the backbone: auto (an installed package, else a download), none, or a file.
@@ -65,6 +67,7 @@ class TrainSettings:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     norm_decay: bool = True
+    lr_milestones: list[float] = field(default_factory=lambda: [8 / 12, 11 / 12])
     warmup_steps: int | None = None
     grad_clip: float = 35.0
     flip: float = 0.5
@@ -99,6 +102,8 @@ class TrainSettings:
         for name in ("momentum", "flip"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{option(name)} must be between 0 and 1, not {getattr(self, name)}.")
+        if not all(0 <= part <= 1 for part in self.lr_milestones):
+            raise InputError(f"--lr-milestones must be between 0 and 1, not {self.lr_milestones}.")
         if not 0 < self.lr < float("inf"):
             raise InputError(f"--lr must be above 0, not {self.lr}.")
 

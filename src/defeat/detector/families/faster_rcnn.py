@@ -5,26 +5,36 @@ are 0..K-1 and the background is the last column.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.roi_heads import fastrcnn_loss
 from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.models.detection.transform import resize_boxes
+from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from defeat.detector.backbone import Backbone, build_backbone
 from defeat.detector.base import Detector, DetectorSpec, torchvision_targets, valid_cells
+from defeat.detector.published import (
+    AlignedPooling,
+    ExactAnchors,
+    ProposalNetwork,
+    initialise_pyramid,
+    initialise_second_stage,
+    second_stage_loss,
+)
 from defeat.types import Batch, Detections, DetectorInfo, DetectorOutput, Proposals
+
+POOLED = 7  # cells of a pooled box in either direction
 
 
 @dataclass(frozen=True)
 class FasterRCNNOptions:
-    """Settings of the family; the defaults are torchvision's.
+    """Settings of the family; the defaults are torchvision's, and so are checkpoints made with them.
 
     Attributes:
         anchor_sizes: side of the anchors, in pixels of the resized image, one for each level from stride 4 to 64.
@@ -39,6 +49,12 @@ class FasterRCNNOptions:
         box_score_thresh: detections with a lower score are dropped.
         box_nms_thresh: IoU above which two detections of a class count as one.
         box_detections_per_img: most detections an image.
+        box_loss: loss of both stages' boxes: smooth_l1 (torchvision) or l1 (published configurations).
+        round_anchors: whether the corners of anchors are rounded to whole pixels (published: false).
+        aligned_pooling: whether RoIAlign leaves out its shift of half a pixel (published: true).
+        sampling_ratio: points that RoIAlign takes of each of its cells, in either direction; 0 for as many as the
+            cell has pixels (published).
+        initialisation: first weights of pyramid and second stage: torchvision or published.
     """
 
     anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
@@ -53,23 +69,32 @@ class FasterRCNNOptions:
     box_score_thresh: float = 0.05
     box_nms_thresh: float = 0.5
     box_detections_per_img: int = 100
+    box_loss: Literal["smooth_l1", "l1"] = "smooth_l1"
+    round_anchors: bool = True
+    aligned_pooling: bool = False
+    sampling_ratio: int = 2
+    initialisation: Literal["torchvision", "published"] = "torchvision"
 
 
 class FasterRCNN(Detector):
     """A two-stage detector: a region proposal network, and a head that classifies each proposal with a softmax."""
 
-    def __init__(self, core: TorchvisionFasterRCNN, backbone: Backbone, spec: DetectorSpec) -> None:
+    def __init__(
+        self, core: TorchvisionFasterRCNN, backbone: Backbone, spec: DetectorSpec, options: FasterRCNNOptions
+    ) -> None:
         """Take over the parts of a torchvision model.
 
         Args:
             core: where `transform`, `rpn` and `roi_heads` are taken from.
             backbone: the body and the pyramid that go with them.
             spec: what the detector was built from.
+            options: settings of the family.
         """
         super().__init__()
         self.backbone = backbone
-        self.rpn = core.rpn
+        self.rpn = ProposalNetwork.of(core.rpn, options.box_loss)
         self.roi_heads = core.roi_heads
+        self.box_loss = options.box_loss
         for head in (self.rpn.head, self.roi_heads.box_predictor):
             head.register_forward_hook(_in_float32)
         self.spec = spec
@@ -87,19 +112,22 @@ class FasterRCNN(Detector):
             activation="softmax",
             background="last",
             offers=frozenset({"proposals"}),
-            anchors=f"{list(backbone.neck_channels)} {anchors.sizes} {anchors.aspect_ratios}",
+            anchors=f"{list(backbone.neck_channels)} {anchors.sizes} {anchors.aspect_ratios} {options.round_anchors}",
         )
 
-    def forward_train(self, batch: Batch) -> DetectorOutput:
+    def forward_train(self, batch: Batch, negative_weight: float = 1.0) -> DetectorOutput:
         """Compute the four losses `objectness`, `rpn_box`, `classification` and `box`, and what methods read."""
         assert self.training, "forward_train needs the training mode"
+        self.rpn.negative_weight = negative_weight
         backbone, neck = self.backbone(self.normalise(batch))
         targets = torchvision_targets(batch.targets, first_label=1)
         features = _by_name(neck)
         boxes, rpn_losses = self.rpn(ImageList(batch.images, batch.sizes), features, targets)
         boxes, _, labels, regression_targets = self.roi_heads.select_training_samples(boxes, targets)
         logits, deltas = self._classify(features, boxes, batch)
-        classification, box = fastrcnn_loss(logits, deltas, labels, regression_targets)
+        classification, box = second_stage_loss(
+            logits, deltas, labels, regression_targets, self.box_loss, negative_weight
+        )
         losses = {
             "objectness": rpn_losses["loss_objectness"],
             "rpn_box": rpn_losses["loss_rpn_box_reg"],
@@ -190,9 +218,10 @@ def _background_last(logits: Tensor) -> Tensor:
 def build(spec: DetectorSpec, weights: str) -> FasterRCNN:
     """Build a detector from its description; `weights` is the backbone's (see `find_weights`)."""
     options = FasterRCNNOptions(**spec.options)
+    strides = (4, 8, 16, 32)
     backbone = build_backbone(
         spec.backbone,
-        strides=(4, 8, 16, 32),
+        strides=strides,
         weights=weights,
         norm=spec.norm,
         neck_channels=spec.neck_channels,
@@ -201,9 +230,10 @@ def build(spec: DetectorSpec, weights: str) -> FasterRCNN:
         extra_strides=(64,),
     )
     width, classes = options.box_representation_size, len(spec.classes) + 1
+    kind = AnchorGenerator if options.round_anchors else ExactAnchors
     core = TorchvisionFasterRCNN(
         _Channels(spec.neck_channels),
-        rpn_anchor_generator=AnchorGenerator(tuple((size,) for size in options.anchor_sizes), ((0.5, 1.0, 2.0),) * 5),
+        rpn_anchor_generator=kind(tuple((size,) for size in options.anchor_sizes), ((0.5, 1.0, 2.0),) * 5),
         rpn_pre_nms_top_n_train=options.rpn_pre_nms_top_n_train,
         rpn_post_nms_top_n_train=options.rpn_post_nms_top_n_train,
         rpn_pre_nms_top_n_test=options.rpn_pre_nms_top_n_test,
@@ -214,10 +244,16 @@ def build(spec: DetectorSpec, weights: str) -> FasterRCNN:
         box_score_thresh=options.box_score_thresh,
         box_nms_thresh=options.box_nms_thresh,
         box_detections_per_img=options.box_detections_per_img,
-        box_head=TwoMLPHead(spec.neck_channels * 7 * 7, width),
+        box_roi_pool=MultiScaleRoIAlign([str(level) for level in range(len(strides))], POOLED, options.sampling_ratio),
+        box_head=TwoMLPHead(spec.neck_channels * POOLED**2, width),
         box_predictor=FastRCNNPredictor(width, classes),
     )
-    return FasterRCNN(core, backbone, spec)
+    if options.aligned_pooling:
+        core.roi_heads.box_roi_pool = AlignedPooling(strides, POOLED, options.sampling_ratio)
+    if options.initialisation == "published":
+        initialise_pyramid(backbone.fpn)
+        initialise_second_stage(core.roi_heads.box_head, core.roi_heads.box_predictor)
+    return FasterRCNN(core, backbone, spec, options)
 
 
 class _Channels(nn.Module):
@@ -244,6 +280,6 @@ def from_torchvision(core: TorchvisionFasterRCNN, classes: tuple[str, ...], name
         mean=tuple(core.transform.image_mean),
         std=tuple(core.transform.image_std),
     )
-    detector = FasterRCNN(core, backbone, spec)
+    detector = FasterRCNN(core, backbone, spec, FasterRCNNOptions())
     detector.antialias = False
     return detector

@@ -19,6 +19,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from defeat.detector.backbone import Backbone, build_backbone
 from defeat.detector.base import Detector, DetectorSpec, torchvision_targets, valid_cells
+from defeat.detector.published import ExactAnchors, initialise_pyramid, one_stage_loss
 from defeat.types import Batch, DensePredictions, Detections, DetectorInfo, DetectorOutput
 
 STRIDES = (8, 16, 32, 64, 128)
@@ -39,6 +40,10 @@ class RetinaNetOptions:
         bg_iou_thresh: one that overlaps every object by less than this is negative.
         head_norm: normalisation in the head: none, or gn (32 groups, or the largest number that divides the channels,
             as in torchvision's second version), with which the head learns much sooner.
+        loss_average: losses are averaged over the positive anchors of each image and then over images (image,
+            torchvision), or over those of the whole batch (batch, published configurations).
+        round_anchors: whether sides and corners of anchors are rounded to whole pixels (published: false).
+        initialisation: first weights of the pyramid: torchvision or published.
     """
 
     anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
@@ -49,6 +54,9 @@ class RetinaNetOptions:
     fg_iou_thresh: float = 0.5
     bg_iou_thresh: float = 0.4
     head_norm: Literal["none", "gn"] = "none"
+    loss_average: Literal["image", "batch"] = "image"
+    round_anchors: bool = True
+    initialisation: Literal["torchvision", "published"] = "torchvision"
 
 
 class UpperLevels(LastLevelP6P7):  # type: ignore[misc] # torchvision has no types
@@ -101,6 +109,7 @@ class RetinaNet(Detector):
         self.score_thresh, self.nms_thresh = options.score_thresh, options.nms_thresh
         self.detections_per_img, self.topk_candidates = options.detections_per_img, options.topk_candidates
         self.first_label = first_label
+        self.loss_average = options.loss_average
         self.spec = spec
         self.info = DetectorInfo(
             family=spec.family,
@@ -115,17 +124,30 @@ class RetinaNet(Detector):
             activation="sigmoid",
             background="none",
             offers=frozenset({"dense"}),
-            anchors=f"{list(backbone.neck_channels)} {anchor_generator.sizes} {anchor_generator.aspect_ratios}",
+            anchors=" ".join(
+                str(fact)
+                for fact in (
+                    list(backbone.neck_channels),
+                    anchor_generator.sizes,
+                    anchor_generator.aspect_ratios,
+                    options.round_anchors,
+                )
+            ),
         )
 
-    def forward_train(self, batch: Batch) -> DetectorOutput:
+    def forward_train(self, batch: Batch, negative_weight: float = 1.0) -> DetectorOutput:
         """Compute the losses `classification` and `box`, and what methods read."""
         assert self.training, "forward_train needs the training mode"
         backbone, neck, head, anchors = self._run(batch)
         matched = self._match(batch, anchors)
         targets = torchvision_targets(batch.targets, self.first_label)
-        found = self.head.compute_loss(targets, head, anchors, matched)
-        losses = {"classification": found["classification"], "box": found["bbox_regression"]}
+        if self.loss_average == "image" and negative_weight == 1:
+            found = self.head.compute_loss(targets, head, anchors, matched)
+            losses = {"classification": found["classification"], "box": found["bbox_regression"]}
+        else:
+            given = (head["cls_logits"], head["bbox_regression"], targets, anchors, matched, self.box_coder)
+            classification, box = one_stage_loss(*given, self.loss_average, negative_weight)
+            losses = {"classification": classification, "box": box}
         return self._output(batch, losses, backbone, neck, head, anchors, matched)
 
     @torch.no_grad()
@@ -207,9 +229,11 @@ class RetinaNet(Detector):
         return torch.stack(labels)
 
 
-def _anchor_generator(sizes: tuple[int, ...]) -> AnchorGenerator:
-    octaves = tuple((size, int(size * 2 ** (1 / 3)), int(size * 2 ** (2 / 3))) for size in sizes)
-    return AnchorGenerator(octaves, ((0.5, 1.0, 2.0),) * len(octaves))
+def _anchor_generator(sizes: tuple[int, ...], rounded: bool) -> AnchorGenerator:
+    octaves = tuple(tuple(size * 2 ** (third / 3) for third in range(3)) for size in sizes)
+    if rounded:
+        octaves = tuple(tuple(int(side) for side in octave) for octave in octaves)
+    return (AnchorGenerator if rounded else ExactAnchors)(octaves, ((0.5, 1.0, 2.0),) * len(octaves))
 
 
 def build(spec: DetectorSpec, weights: str) -> RetinaNet:
@@ -225,7 +249,9 @@ def build(spec: DetectorSpec, weights: str) -> RetinaNet:
         extra_blocks=lambda last, neck: UpperLevels(neck, neck),
         extra_strides=STRIDES[3:],
     )
-    anchors = _anchor_generator(options.anchor_sizes)
+    if options.initialisation == "published":
+        initialise_pyramid(backbone.fpn)
+    anchors = _anchor_generator(options.anchor_sizes, options.round_anchors)
     groups = math.gcd(32, spec.neck_channels)
     norm = partial(nn.GroupNorm, groups) if options.head_norm == "gn" else None
     head = RetinaNetHead(spec.neck_channels, anchors.num_anchors_per_location()[0], len(spec.classes), norm_layer=norm)

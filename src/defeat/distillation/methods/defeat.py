@@ -10,6 +10,7 @@ from defeat.distillation.classification import ClassImitation, ClassTerm
 from defeat.distillation.imitation import MapImitation
 from defeat.distillation.regions import backbone_regions, object_regions
 from defeat.distillation.schedule import Schedule
+from defeat.errors import InputError
 from defeat.types import DetectorInfo, DetectorOutput, Progress, Target
 
 
@@ -50,6 +51,8 @@ class DeFeat(Method):
         initialisation: of the adaptation layers: default or published (near zero).
         warmup: part of the run over which all terms rise linearly from zero, 0..1.
         decay: how all terms change over the epochs: constant, linear, cosine or up_down.
+        detector_negatives: weight of negatives in the student's own losses of classes, 0 or more; 1 changes nothing.
+        detector_negatives_decay: what that weight is divided by after every epoch, 1 or more (published code: 5).
         count_padding: whether padded cells count as background, as in the published code.
 
     Raises:
@@ -78,6 +81,8 @@ class DeFeat(Method):
         initialisation: str = "default",
         warmup: float = 0.05,
         decay: str = "constant",
+        detector_negatives: float = 1.0,
+        detector_negatives_decay: float = 1.0,
         count_padding: bool = False,
     ) -> None:
         super().__init__(student, teacher)
@@ -88,7 +93,11 @@ class DeFeat(Method):
             backbone_background_weight=backbone_background_weight,
             positive_weight=positive_weight,
             negative_weight=negative_weight,
+            detector_negatives=detector_negatives,
         )
+        if not 1 <= detector_negatives_decay < float("inf"):
+            raise InputError(f"detector_negatives_decay must be 1 or more, not {detector_negatives_decay}.")
+        self.detector_negatives, self.detector_negatives_decay = detector_negatives, detector_negatives_decay
         maps: Any = {"scale": scale, "initialisation": initialisation, "count_padding": count_padding}
         self.schedule = Schedule(decay, warmup)
         self.neck = MapImitation(
@@ -116,6 +125,10 @@ class DeFeat(Method):
         }
         self.head = ClassImitation(student, teacher, terms, proposals)
         self.notes += self.head.notes
+
+    def negative_weight(self, progress: Progress) -> float:
+        """The weight of negatives in the student's own losses, `w / decay^epoch`."""
+        return self.detector_negatives / self.detector_negatives_decay**progress.epoch
 
     def terms(
         self, student: DetectorOutput, teacher: DetectorOutput, targets: Sequence[Target], progress: Progress

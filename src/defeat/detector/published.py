@@ -1,0 +1,218 @@
+"""What the published configurations do otherwise than torchvision's detectors.
+
+Guo et al. (CVPR 2021) trained with MMDetection 2.0: anchors are not rounded, boxes are learned by an absolute loss,
+RoIAlign leaves out its shift of half a pixel and samples as densely as needed, one-stage losses are averaged over the
+batch, and some layers begin with other weights. Each is a setting of its family; torchvision's way is the default, and
+what torchvision's own checkpoints need.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection._utils import BoxCoder, Matcher
+from torchvision.models.detection.roi_heads import fastrcnn_loss
+from torchvision.models.detection.rpn import AnchorGenerator, RegionProposalNetwork
+from torchvision.ops import FeaturePyramidNetwork, roi_align, sigmoid_focal_loss
+
+BOX_LOSSES = ("smooth_l1", "l1")
+INITIALISATIONS = ("torchvision", "published")
+CANONICAL_SIDE = 56.0  # boxes of up to twice this side are pooled from the finest level
+
+
+class ExactAnchors(AnchorGenerator):  # type: ignore[misc] # torchvision has no types
+    """Anchors whose corners are not rounded to whole pixels."""
+
+    def generate_anchors(
+        self,
+        scales: Sequence[float],
+        aspect_ratios: Sequence[float],
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """Anchors (A, 4) around the origin: the ratios (height over width) one after the other, each of all scales."""
+        side = torch.as_tensor(scales, dtype=dtype, device=device)
+        root = torch.as_tensor(aspect_ratios, dtype=dtype, device=device).sqrt()
+        width, height = (side / root[:, None]).flatten(), (side * root[:, None]).flatten()
+        return torch.stack([-width, -height, width, height], dim=1) / 2
+
+
+class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
+    """A region proposal network with a choice of losses.
+
+    Attributes:
+        box_loss: `smooth_l1` (torchvision: squared below 1/9) or `l1`.
+        negative_weight: weight of negative anchors in the classification loss, 0 or more.
+    """
+
+    box_loss = "smooth_l1"
+    negative_weight = 1.0
+
+    @classmethod
+    def of(cls, network: RegionProposalNetwork, box_loss: str) -> "ProposalNetwork":
+        """Take over the parts and settings of torchvision's network."""
+        matcher, sampler = network.proposal_matcher, network.fg_bg_sampler
+        taken = cls(
+            network.anchor_generator,
+            network.head,
+            matcher.high_threshold,
+            matcher.low_threshold,
+            sampler.batch_size_per_image,
+            sampler.positive_fraction,
+            network._pre_nms_top_n,
+            network._post_nms_top_n,
+            network.nms_thresh,
+            network.score_thresh,
+        )
+        taken.box_loss = box_loss
+        return taken
+
+    def compute_loss(
+        self, objectness: Tensor, deltas: Tensor, labels: list[Tensor], targets: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the losses of objectness and boxes over the sampled anchors of all images."""
+        if self.box_loss == "smooth_l1" and self.negative_weight == 1:
+            losses: tuple[Tensor, Tensor] = super().compute_loss(objectness, deltas, labels, targets)
+            return losses
+        positive, negative = (torch.where(torch.cat(one))[0] for one in self.fg_bg_sampler(labels))
+        sampled = torch.cat([positive, negative])
+        wanted = torch.cat(labels)[sampled]
+        costs = F.binary_cross_entropy_with_logits(objectness.flatten()[sampled], wanted, reduction="none")
+        weights = torch.where(wanted > 0, 1.0, self.negative_weight)
+        box = box_cost(deltas[positive], torch.cat(targets)[positive], self.box_loss) / max(1, len(sampled))
+        return weighted_mean(costs, weights), box
+
+
+class AlignedPooling(nn.Module):
+    """RoIAlign without the shift of half a pixel, each box from the level that fits its size.
+
+    Args:
+        strides: strides of the levels, ascending from 4 by factors of 2; coarser ones are not used.
+        output_size: height and width of a pooled map.
+        sampling_ratio: points a cell in each direction; 0 for as many as the cell has pixels.
+    """
+
+    def __init__(self, strides: Sequence[int], output_size: int, sampling_ratio: int) -> None:
+        super().__init__()
+        self.strides, self.output_size, self.sampling_ratio = tuple(strides), output_size, sampling_ratio
+
+    def forward(self, features: dict[str, Tensor], boxes: list[Tensor], sizes: Sequence[tuple[int, int]]) -> Tensor:
+        """Pool boxes (one (R_i, 4) tensor an image, pixels of the batch): (R, C, output_size, output_size)."""
+        levels = list(features.values())[: len(self.strides)]
+        image = torch.repeat_interleave(torch.tensor([len(one) for one in boxes], device=levels[0].device))
+        corners = torch.cat(boxes)
+        regions = torch.cat([image[:, None].to(corners.dtype), corners], dim=1)  # (R, 5)
+        side = (corners[:, 2:] - corners[:, :2]).prod(dim=1).clamp(min=0).sqrt()
+        level = torch.floor(torch.log2(side / CANONICAL_SIDE + 1e-6)).clamp(0, len(levels) - 1)
+        pooled = levels[0].new_zeros(len(corners), levels[0].shape[1], self.output_size, self.output_size)
+        for index, (features_of_level, stride) in enumerate(zip(levels, self.strides, strict=True)):
+            mine = torch.where(level == index)[0]
+            options = (self.output_size, 1 / stride, self.sampling_ratio, True)
+            pooled[mine] = roi_align(features_of_level, regions[mine].to(features_of_level.dtype), *options).to(pooled)
+        return pooled
+
+
+def second_stage_loss(
+    logits: Tensor,
+    deltas: Tensor,
+    labels: list[Tensor],
+    targets: list[Tensor],
+    box_loss: str = "smooth_l1",
+    negative_weight: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Compute the losses of classes and boxes of the second stage.
+
+    Args:
+        logits: (R, 1+K), background first.
+        deltas: (R, 4 (1+K)).
+        labels: 0 for background, one (R_i,) tensor an image.
+        targets: the deltas wanted, one (R_i, 4) tensor an image.
+        box_loss: `smooth_l1` (torchvision: squared below 1/9) or `l1`.
+        negative_weight: weight of background proposals in the classification loss, 0 or more.
+    """
+    if box_loss == "smooth_l1" and negative_weight == 1:
+        losses: tuple[Tensor, Tensor] = fastrcnn_loss(logits, deltas, labels, targets)
+        return losses
+    label = torch.cat(labels)
+    positive = torch.where(label > 0)[0]
+    weights = torch.where(label > 0, 1.0, negative_weight)
+    classification = weighted_mean(F.cross_entropy(logits, label, reduction="none"), weights)
+    found = deltas.unflatten(1, (-1, 4))[positive, label[positive]]
+    return classification, box_cost(found, torch.cat(targets)[positive], box_loss) / max(1, len(label))
+
+
+def one_stage_loss(
+    logits: Tensor,
+    deltas: Tensor,
+    targets: Sequence[dict[str, Tensor]],
+    anchors: Sequence[Tensor],
+    matched: Sequence[Tensor],
+    coder: BoxCoder,
+    average: str = "image",
+    negative_weight: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Compute the focal loss of classes and the absolute loss of boxes at every anchor.
+
+    Args:
+        logits: (B, N, K).
+        deltas: (B, N, 4).
+        targets: boxes and labels of each image.
+        anchors: B times (N, 4).
+        matched: B times (N,), the object of each anchor, -1 for background, -2 for undecided.
+        coder: turns boxes into deltas.
+        average: over the positives of each `image`, then over images (torchvision), or over those of the whole `batch`.
+        negative_weight: weight of negative anchors in the loss of classes, 0 or more.
+    """
+    classes, boxes, counts = [], [], []
+    for image, (target, index) in enumerate(zip(targets, matched, strict=True)):
+        positive = torch.where(index >= 0)[0]
+        wanted = torch.zeros_like(logits[image])
+        wanted[positive, target["labels"][index[positive]]] = 1
+        costs = sigmoid_focal_loss(logits[image], wanted, reduction="none").sum(dim=1)  # (N,)
+        weights = torch.where(index >= 0, 1.0, negative_weight) * (index != Matcher.BETWEEN_THRESHOLDS)
+        classes.append((costs * weights).sum())
+        corners = coder.encode_single(target["boxes"][index[positive]], anchors[image][positive])
+        boxes.append(F.l1_loss(deltas[image][positive], corners, reduction="sum"))
+        counts.append(len(positive))
+    if average == "batch":
+        count = max(1, sum(counts))
+        return torch.stack(classes).sum() / count, torch.stack(boxes).sum() / count
+    count_each = torch.tensor(counts, device=logits.device).clamp(min=1)
+    return (torch.stack(classes) / count_each).mean(), (torch.stack(boxes) / count_each).mean()
+
+
+def box_cost(found: Tensor, wanted: Tensor, box_loss: str) -> Tensor:
+    """Sum of the box loss over (P, 4) deltas."""
+    if box_loss == "l1":
+        return F.l1_loss(found, wanted, reduction="sum")
+    return F.smooth_l1_loss(found, wanted, beta=1 / 9, reduction="sum")
+
+
+def weighted_mean(costs: Tensor, weights: Tensor) -> Tensor:
+    """Sum of weighted costs over the number of those with a weight above zero, at least one."""
+    return (costs * weights).sum() / (weights > 0).sum().clamp(min=1)
+
+
+def initialise_pyramid(fpn: FeaturePyramidNetwork) -> None:
+    """Give the convolutions of a pyramid their published first weights (Xavier, uniform)."""
+    for layer in fpn.modules():
+        if isinstance(layer, nn.Conv2d):
+            _xavier(layer)
+
+
+def initialise_second_stage(head: nn.Module, predictor: Any) -> None:
+    """Give the linear layers of the second stage their published first weights."""
+    for layer in head.modules():
+        if isinstance(layer, nn.Linear):
+            _xavier(layer)
+    for layer, deviation in ((predictor.cls_score, 0.01), (predictor.bbox_pred, 0.001)):
+        nn.init.normal_(layer.weight, std=deviation)
+        nn.init.zeros_(layer.bias)
+
+
+def _xavier(layer: nn.Conv2d | nn.Linear) -> None:
+    nn.init.xavier_uniform_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
