@@ -4,6 +4,7 @@ Nothing heavy is imported before a command is known, so that help comes at once.
 """
 
 import itertools
+import json
 import re
 import sys
 import traceback
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from defeat.engine.settings import TrainSettings
 
 USAGE, FAULT, INTERRUPTED = 2, 1, 130
-HIDDEN = {"--command", "--classes+", "--detector_options", "--method_options", "--print_config"}
+HIDDEN = {"--command", "--expected", "--classes+", "--detector_options", "--method_options", "--print_config"}
 POSITIONAL = {"run", "runs", "images"}
 
 
@@ -76,6 +77,17 @@ def methods(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
     return 0
 
 
+def recipes(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
+    """List the recipes: published figures and the commands that repeat them."""
+    from rich.console import Console
+
+    from defeat.report.recipes import print_recipes
+
+    parsed(parser, arguments)
+    print_recipes(Console())
+    return 0
+
+
 def demo(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
     """The whole story on the embedded data, in minutes."""
     from defeat.demo import demo as function
@@ -91,6 +103,7 @@ COMMANDS: dict[str, Callable[["ArgumentParser", Sequence[str]], int]] = {
     "predict": predict,
     "compare": compare,
     "methods": methods,
+    "recipes": recipes,
     "demo": demo,
 }
 
@@ -165,10 +178,14 @@ def run_settings(parser: "ArgumentParser", arguments: Sequence[str], command: st
     from defeat.engine.settings import DistillSettings, TrainSettings
 
     kind = DistillSettings if command == "distill" else TrainSettings
-    parser.add_argument("--config", action="config", help="recipe or config.yaml; every option can stand in it")
+    parser.add_argument(
+        "--config", action="config", help="recipe or config.yaml, by path or name; every option can stand in it"
+    )
     parser.add_argument("--command", help=SUPPRESS, type=str)  # stands in every config.yaml
-    parser.add_class_arguments(kind, skip={"detector_options", "method_options"})
-    chosen = _chosen(arguments)
+    parser.add_argument("--expected", help=SUPPRESS, type=dict, default={})  # stands in recipes
+    parser.add_class_arguments(kind, skip={"detector_options", "method_options", "expected"})
+    arguments, recipes = _with_recipes(arguments)
+    chosen = _chosen(arguments, recipes)
     parser.add_class_arguments(family_options(chosen.get("detector", kind.detector)), "detector_options")
     if kind is DistillSettings:
         method = find_method(chosen.get("method", DistillSettings.method))
@@ -180,22 +197,29 @@ def run_settings(parser: "ArgumentParser", arguments: Sequence[str], command: st
     return kind(**given)
 
 
-def _chosen(arguments: Sequence[str]) -> dict[str, str]:
-    """Which detector and method are asked for: their options have to be known before all others are parsed."""
-    import yaml
+def _with_recipes(arguments: Sequence[str]) -> tuple[list[str], list[dict[str, Any]]]:
+    """Put the content of each recipe where its name stands, and give the contents beside."""
+    from defeat.engine.recipes import find_recipe, read_recipe
 
+    words: list[str] = []
+    recipes: list[dict[str, Any]] = []
+    rest = iter(arguments)
+    for word in rest:
+        flag, equals, value = word.partition("=")
+        if flag != "--config":
+            words.append(word)
+            continue
+        recipes.append(read_recipe(find_recipe(value if equals else next(rest, ""))))
+        words.append(f"--config={json.dumps(recipes[-1])}")
+    return words, recipes
+
+
+def _chosen(arguments: Sequence[str], recipes: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Which detector and method are asked for: their options have to be known before all others are parsed."""
     chosen: dict[str, str] = {}
+    for recipe in recipes:
+        chosen |= {name: str(recipe[name]) for name in ("detector", "method") if recipe.get(name)}
     words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    for flag, value in itertools.pairwise(words):
-        if flag == "--config":
-            try:
-                with open(value) as file:
-                    recipe = yaml.safe_load(file)
-            except (OSError, yaml.YAMLError) as error:
-                raise InputError(f"--config {value} can't be read ({error}).") from error
-            if not isinstance(recipe, dict):
-                raise InputError(f"--config {value} does not hold settings.")
-            chosen = {name: str(recipe[name]) for name in ("detector", "method") if recipe.get(name)} | chosen
     for flag, value in itertools.pairwise(words):
         if flag in ("--detector", "--method"):
             chosen[flag[2:]] = value

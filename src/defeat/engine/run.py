@@ -25,6 +25,7 @@ from defeat.engine.guards import fingerprint, require_able_teacher
 from defeat.engine.logs import Checkpoint, Interrupted, JsonLinesLogger, progress_callback
 from defeat.engine.module import DetectionModule
 from defeat.engine.provenance import commit, machine, versions
+from defeat.engine.recipes import expected
 from defeat.engine.settings import DistillSettings, TrainSettings
 from defeat.errors import InputError
 
@@ -107,7 +108,10 @@ def run(settings: TrainSettings, console: Console | None = None) -> RunResult:
         raise RuntimeError("The teacher's weights changed during training, which must never happen.")
     if finished and module.trainer.is_global_zero:
         save_model(student, directory.folder)
-        directory.write_results(_results(module, training, evaluation, perf_counter() - began))
+        results = _results(module, training, evaluation, perf_counter() - began)
+        directory.write_results(results)
+        if (figure := expected(settings.to_dict())) is not None:
+            console.print(figure.judge(results["metrics"]), highlight=False)
     return RunResult(directory.folder, module.last_evaluation, finished, module.trainer.is_global_zero)
 
 
@@ -210,6 +214,7 @@ def _quiet() -> Iterator[None]:
             ".*Checkpoint directory.*exists and is not empty.*",
             ".*lr_scheduler.step.*",
             ".*LeafSpec.*",
+            ".*in eval mode at the start of training.*",  # frozen or held normalisation
             ".*sync_dist=True.*",
             ".*is deprecated.*",
         ):

@@ -49,6 +49,7 @@ class TrainSettings:
         workers: processes that load images, for each device.
         resume: continue the run in `out` from its last checkpoint.
         detector_options: settings of the family that differ from its defaults.
+        expected: the figure that a recipe expects: metric, value, tolerance, source.
     """
 
     data: str
@@ -85,6 +86,7 @@ class TrainSettings:
     workers: int = 2
     resume: bool = False
     detector_options: dict[str, Any] = field(default_factory=dict)
+    expected: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse values that can't work.
