@@ -338,6 +338,27 @@ def test_settings_that_cannot_work_are_refused_by_name(change, tmp_path):
         settings(tmp_path, **change)
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"devices": 0}, "--devices must be 1 or more"),
+        ({"devices": 2, "norm": "syncbn"}, "--norm syncbn needs GPUs"),
+        ({"precision": "16-mixed"}, "--precision 16-mixed needs a GPU"),
+    ],
+)
+def test_devices_that_cannot_work_are_refused_before_anything_is_written(change, says, tmp_path):
+    with pytest.raises(InputError, match=says):
+        tiny_run(tmp_path / "run", **change)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("change", [{"accelerator": "gpu"}, {"accelerator": "gpu", "devices": 4}])
+def test_a_gpu_that_is_not_there_is_refused(change, tmp_path):
+    with pytest.raises(InputError, match="no GPU was found"):
+        tiny_run(tmp_path / "run", **change)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bfloat16_trains(family, tmp_path):
     teacher = save_teacher(tmp_path / "teacher", family)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from defeat.distillation.processes import added, average_count
+
 
 class _SquaredDifference(torch.autograd.Function):
     """The squared difference, with a backward pass that makes no map but the gradient itself."""
@@ -56,7 +58,8 @@ DIFFERENCES = {"squared": squared_difference, "absolute": absolute_difference, "
 def region_mean(per_cell: Tensor, region: Tensor, channels: int) -> Tensor:
     """Sum over a region of the whole batch, over twice the number of the region's elements.
 
-    The norm of the published code: `max(1, 2 * cells * channels)`, so that an empty region gives zero.
+    The norm of the published code: `max(1, 2 * cells * channels)`, so that an empty region gives zero. With several
+    processes the batch is that of all.
 
     Args:
         per_cell: (B, H, W), a value for each cell, already summed over its channels.
@@ -67,11 +70,11 @@ def region_mean(per_cell: Tensor, region: Tensor, channels: int) -> Tensor:
         Scalar.
     """
     weight = region.to(per_cell.dtype)
-    return (per_cell * weight).sum() / (2 * channels * weight.sum()).clamp(min=1)
+    return (per_cell * weight).sum() / average_count(2 * channels * weight.sum())
 
 
 def standardise(level: Tensor, valid: Tensor, eps: float = 1e-6) -> Tensor:
-    """Give every channel zero mean and unit variance over the valid cells of the batch.
+    """Give every channel zero mean and unit variance over the valid cells of the batch, that of all processes.
 
     Args:
         level: (B, C, H, W).
@@ -79,10 +82,10 @@ def standardise(level: Tensor, valid: Tensor, eps: float = 1e-6) -> Tensor:
         eps: added to the variance.
     """
     weight = valid[:, None].to(level.dtype)
-    count = weight.sum()
-    mean = (level * weight).sum(dim=(0, 2, 3), keepdim=True) / count
+    count = added(weight.sum())
+    mean = added((level * weight).sum(dim=(0, 2, 3), keepdim=True)) / count
     centred = level - mean
-    variance = (centred.square() * weight).sum(dim=(0, 2, 3), keepdim=True) / count
+    variance = added((centred.square() * weight).sum(dim=(0, 2, 3), keepdim=True)) / count
     return centred * torch.rsqrt(variance + eps)
 
 
@@ -136,6 +139,9 @@ def softmax_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of (R,) `values` where (R,) bool `mask` is true; zero, with a gradient of zero, where it never is."""
+    """Mean of (R,) `values` where (R,) bool `mask` is true; zero, with a gradient of zero, where it never is.
+
+    With several processes the mean is that of all.
+    """
     weight = mask.to(values.dtype)
-    return (values * weight).sum() / weight.sum().clamp(min=1)
+    return (values * weight).sum() / average_count(weight.sum())

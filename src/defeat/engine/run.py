@@ -84,6 +84,7 @@ def run(settings: TrainSettings, console: Console | None = None) -> RunResult:
     """
     began = perf_counter()
     console = console or Console(stderr=True)
+    check_devices(settings)
     training = open_dataset(settings.data, settings.split, settings.classes)
     evaluation = open_dataset(settings.data, evaluation_split(settings), training.classes)
     for dataset in (training, evaluation):
@@ -113,6 +114,28 @@ def run(settings: TrainSettings, console: Console | None = None) -> RunResult:
         if (figure := expected(settings.to_dict())) is not None:
             console.print(figure.judge(results["metrics"]), highlight=False)
     return RunResult(directory.folder, module.last_evaluation, finished, module.trainer.is_global_zero)
+
+
+def check_devices(settings: TrainSettings) -> None:
+    """Refuse devices that are not there, before anything is read or written.
+
+    Raises:
+        InputError: naming the option.
+    """
+    found = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+    on_cpu = settings.accelerator == "cpu" or (settings.accelerator == "auto" and found == 0)
+    if settings.accelerator == "gpu" and found == 0:
+        raise InputError("--accelerator gpu: no GPU was found; give --accelerator cpu, or auto.")
+    if settings.devices != "auto" and settings.devices < 1:
+        raise InputError(f"--devices must be 1 or more, or auto, not {settings.devices}.")
+    if not on_cpu and settings.devices != "auto" and settings.devices > found:
+        raise InputError(
+            f"--devices {settings.devices}: only {found} found; keep the batch with a larger --batch-size."
+        )
+    if on_cpu and settings.norm == "syncbn" and settings.devices not in (1, "auto"):
+        raise InputError("--norm syncbn needs GPUs when there are several devices; give bn, bn_eval, frozen or gn.")
+    if on_cpu and settings.precision == "16-mixed":
+        raise InputError("--precision 16-mixed needs a GPU; give 32-true or bf16-mixed.")
 
 
 def evaluation_split(settings: TrainSettings) -> str:
