@@ -14,6 +14,8 @@ import yaml
 from PIL import Image
 
 from defeat.cli import COMMANDS, command_parser, main, run_settings
+from defeat.data import demo
+from defeat.detector import FAMILIES
 from defeat.distillation import METHODS
 from tests.detector.tiny import BACKBONE
 from tests.engine.tiny_runs import save_teacher
@@ -178,6 +180,27 @@ def test_from_data_to_pictures_in_five_commands(small_demo, tmp_path, monkeypatc
     assert main(["predict", "distilled", "photos", "--out", "drawn"]) == 0
     assert isinstance(json.loads(Path("drawn/detections.json").read_text()), list)
     assert len(list(Path("drawn").glob("a*.*"))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_processes_train_one_student_and_one_of_them_writes(family, tmp_path):
+    teacher = save_teacher(tmp_path / "teacher", family)
+    words = [word if word != "retinanet" else family for word in TINY]
+    more = f"--teacher {teacher} --allow-weak-teacher --max-steps 3 --log-every 1 --devices 2 --norm frozen".split()
+    heads = ["--method.positive-weight", "1", "--method.negative-weight", "1"]
+    command = [sys.executable, "-m", "defeat.cli", "distill", *words, *more, *heads, "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "run/results.json").read_text())
+    assert result["steps"] == 3
+    # Each image of the validation split counts once, whichever process looked at it.
+    assert result["images"] == demo.SPLITS["val"]
+    steps = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    terms = ("neck_object", "neck_background", "head_positive", "head_negative")
+    assert [line["step"] for line in steps if "train/loss" in line] == [0, 1, 2]
+    assert all(line[f"train/{term}"] > 0 for line in steps if "train/loss" in line for term in terms)
+    assert (tmp_path / "run/report.html").is_file()
 
 
 def test_the_same_settings_again_come_from_config_yaml(small_demo, tmp_path, monkeypatch):

@@ -61,7 +61,7 @@ class JsonLinesLogger(Logger):
 
 
 def _number(value: float | Tensor) -> float:
-    return round(float(value), 6)
+    return float(f"{float(value):.7g}")
 
 
 class Interrupted(Exception):  # noqa: N818 (not an error)
@@ -122,23 +122,24 @@ class EpochLines(Callback):
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.began, self.first_epoch = 0.0, 0
+        self.began, self.first_step = 0.0, 0
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Start the clock; a resumed run counts its own epochs only."""
-        self.began, self.first_epoch = perf_counter(), trainer.current_epoch
+        """Start the clock; a resumed run counts its own steps only."""
+        self.began, self.first_step = perf_counter(), trainer.global_step
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Say where the run stands."""
         if not trainer.is_global_zero:
             return
         assert isinstance(module, DetectionModule)
-        epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 1
-        text = f"epoch {epoch}/{epochs}  loss {float(trainer.callback_metrics.get('train/loss', 0)):.3f}"
+        loss = float(trainer.callback_metrics.get("train/loss", 0))
+        text = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  loss {loss:.3f}"
         fresh = module.last_evaluation if module.evaluated_step == trainer.global_step else None
         if fresh is not None and (accuracy := fresh.metrics["AP"]) is not None:
             text += f"  AP {accuracy:.1f}"
-        left = (perf_counter() - self.began) / (epoch - self.first_epoch) * (epochs - epoch)
+        step, steps = trainer.global_step, int(trainer.estimated_stepping_batches)
+        left = (perf_counter() - self.began) / max(1, step - self.first_step) * (steps - step)
         self.console.print(f"{text}  {timedelta(seconds=round(left))} left", highlight=False)
 
 

@@ -129,9 +129,7 @@ def check_devices(settings: TrainSettings) -> None:
     if settings.devices != "auto" and settings.devices < 1:
         raise InputError(f"--devices must be 1 or more, or auto, not {settings.devices}.")
     if not on_cpu and settings.devices != "auto" and settings.devices > found:
-        raise InputError(
-            f"--devices {settings.devices}: only {found} found; keep the batch with a larger --batch-size."
-        )
+        raise InputError(f"--devices {settings.devices}: only {found} found; a larger --batch-size keeps the batch.")
     if on_cpu and settings.norm == "syncbn" and settings.devices not in (1, "auto"):
         raise InputError("--norm syncbn needs GPUs when there are several devices; give bn, bn_eval, frozen or gn.")
     if on_cpu and settings.precision == "16-mixed":
