@@ -80,7 +80,8 @@ class Checkpoint(Callback):
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
         """Stop between two steps, where weights and counters belong together."""
-        if self.stop:
+        # One process that was told to stop stops all, at the same step.
+        if trainer.strategy.reduce_boolean_decision(self.stop, all=False):
             trainer._logger_connector.update_train_step_metrics()  # else this step's line would be missing
             self._save(trainer, module)
             raise Interrupted
