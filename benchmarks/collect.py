@@ -1,6 +1,8 @@
 """Evaluate finished runs on some splits and gather everything about them in one file.
 
 python benchmarks/collect.py RUN [RUN ...] --data DATA --splits val test --out benchmarks/results/NAME.json
+
+The figures are those of the saved models, measured again here.
 """
 
 import argparse
