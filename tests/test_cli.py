@@ -64,6 +64,24 @@ def test_methods_are_listed_with_paper_needs_and_defaults(capsys):
     assert "--method.backbone-strides=[8,16,32]" in text
 
 
+def test_recipes_are_listed_with_figures_and_commands(capsys):
+    assert main(["recipes"]) == 0
+    text = capsys.readouterr().out
+    assert "voc/r101_r50_defeat  voc07_ap50 82.04 (Guo et al." in text
+    assert (
+        "    defeat train --config small/photographs --data DATA --backbone NAME --out runs/small_photographs\n" in text
+    )
+
+
+@pytest.mark.parametrize("flag", ["--method.obj-weight", "--detector.obj-weight", "--lr-decay"])
+def test_an_unknown_option_lists_those_that_stand_beside_it(flag, capsys):
+    said = refusal(capsys, *DISTILL, flag, "1")
+    named = set(re.findall(r"--[a-z.-]+", said.split("Valid names:")[1]))
+    group = flag.partition(".")[0] + "." if "." in flag else ""
+    assert len(named) > 5
+    assert all(name.startswith(group) if group else "." not in name for name in named)
+
+
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert re.fullmatch(r"defeat \d+\.\d+.*\n", capsys.readouterr().out)
@@ -74,7 +92,7 @@ def test_every_option_of_a_command_has_a_help_line(command, capsys):
     assert main([command, "--help"]) == 0
     text = capsys.readouterr().out
     options = re.split(r"\n  (?=-)", text.split("options:", 1)[1])
-    assert len(options) > 2 or command == "methods"
+    assert len(options) > 2 or command in ("methods", "recipes")
     for option in options[1:]:
         flag, _, rest = option.partition(" ")
         assert re.search(r"[a-z]{3,}", rest.split("\n\n")[0]), f"{flag} of {command} has no help: {option}"

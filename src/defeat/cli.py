@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from defeat.engine.settings import TrainSettings
 
 USAGE, FAULT, INTERRUPTED = 2, 1, 130
-HIDDEN = {"--command", "--expected", "--classes+", "--detector_options", "--method_options", "--print_config"}
+HIDDEN = {"--command", "--expected", "--detector_options", "--method_options", "--print_config"}
 POSITIONAL = {"run", "runs", "images"}
 
 
@@ -273,7 +273,7 @@ def parsed(parser: "ArgumentParser", arguments: Sequence[str]) -> "Namespace":
         flag, equals, value = word.partition("=")
         name = re.sub(r"^--(detector|method)\.", r"--\1_options.", flag.replace("-", "_").replace("__", "--", 1))
         if name not in known:
-            raise unknown_name("option", flag, {_written(one) for one in known - HIDDEN if one.startswith("--")})
+            raise unknown_name("option", flag, _options_like(flag, known))
         words.append(name + equals + value)
         following = arguments[place + 1] if place + 1 < len(arguments) else "--"
         if not equals and _is_switch(parser, name) and following.lower() not in ("true", "false"):
@@ -282,6 +282,14 @@ def parsed(parser: "ArgumentParser", arguments: Sequence[str]) -> "Namespace":
         return parser.parse_args(_recipe_first(words))
     except ArgumentError as error:
         raise InputError(_sentence(str(error))) from error
+
+
+def _options_like(flag: str, known: set[str]) -> set[str]:
+    """The options that stand beside one that is not known: those of the method, of the detector, or all others."""
+    written = {_written(one) for one in known - HIDDEN if one.startswith("--") and not one.endswith("+")}
+    group = next((prefix for prefix in ("--method.", "--detector.") if flag.startswith(prefix)), "")
+    beside = {one for one in written if (one.startswith(group) if group else "." not in one)}
+    return beside or written
 
 
 def _recipe_first(words: Sequence[str]) -> list[str]:

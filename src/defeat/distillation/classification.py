@@ -111,7 +111,7 @@ class ClassImitation:
 
     Attributes:
         field: `proposals` or `dense`, what is compared; None where nothing is.
-        notes: why the terms are left out, where they are.
+        reason: why nothing can be compared; empty where something is, or nothing is asked for.
 
     Raises:
         InputError: `proposals` is unknown.
@@ -125,11 +125,7 @@ class ClassImitation:
         self.terms = {name: term for name, term in terms.items() if term.weight > 0}
         self.proposals = proposals
         self.classes = len(student.classes)
-        self.field: str | None = None
-        self.notes: list[str] = []
-        if self.terms:
-            self.field, reason = _comparable(student, teacher)
-            self.notes = [] if self.field else [f"The classification terms are left out: {reason}."]
+        self.field, self.reason = _comparable(student, teacher) if self.terms else (None, "")
 
     def __call__(self, student: DetectorOutput, teacher: DetectorOutput) -> dict[str, Tensor]:
         """Compute the weighted terms `head_NAME`; with `both`, also `head_NAME_student` on the student's boxes."""

@@ -51,8 +51,8 @@ class Classification(Method):
         self.schedule = Schedule(decay, warmup)
         terms = {group: ClassTerm(class_weight, group, comparison, temperature)}
         self.head = ClassImitation(student, teacher, terms, proposals)
-        if self.head.notes:
-            raise InputError(f"This pair can't be distilled by its class predictions. {self.head.notes[0]}")
+        if self.head.reason:
+            raise InputError(f"This pair can't be distilled by its class predictions: {self.head.reason}.")
 
     def terms(
         self, student: DetectorOutput, teacher: DetectorOutput, targets: Sequence[Target], progress: Progress

@@ -124,7 +124,8 @@ class DeFeat(Method):
             "negative": ClassTerm(negative_weight, "negative", temperature=negative_temperature),
         }
         self.head = ClassImitation(student, teacher, terms, proposals)
-        self.notes += self.head.notes
+        if self.head.reason:
+            self.notes.append(f"The classification terms are left out: {self.head.reason}.")
 
     def negative_weight(self, progress: Progress) -> float:
         """The weight of negatives in the student's own losses, `w / decay^epoch`."""
