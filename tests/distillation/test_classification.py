@@ -71,6 +71,21 @@ def test_cross_entropy_is_least_where_both_agree():
         assert student.grad.abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("columns", [3, 2])
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_the_gradient_of_a_divergence_is_bounded_however_far_apart_the_two_are(columns, temperature):
+    generator = torch.Generator().manual_seed(0)
+    student = (1000 * torch.randn(5, columns, generator=generator)).requires_grad_()
+    teacher = 1000 * torch.randn(5, columns, generator=generator)
+    one = Predictions(student, teacher, torch.tensor([0, 1, 0, 1, 0]), classes=2)
+    loss = ClassTerm(3.0, "positive", temperature=temperature)(one)
+    loss.backward()
+    assert loss.item() > 100
+    # Of each of the 5 predictions: weight x temperature x |q - p| / 5, and |q - p| is at most 1 for each logit.
+    assert student.grad.abs().max() <= 3 * temperature / 5 + 1e-6
+    assert student.grad.abs().max() > 0.9 * 3 * temperature / 5
+
+
 def scorer(calls, logits):
     def score(boxes):
         calls.append(boxes)
