@@ -104,8 +104,8 @@ class ClassImitation:
     would be the negatives' alone (Guo et al., CVPR 2021, section 3.3).
 
     However far apart the two are, the gradient of a divergence stays bounded: T (q - p) over the size of the group for
-    each logit, q and p the probabilities of student and teacher at temperature T. With a weight of w a term pulls at most
-    w T times as hard as a cross entropy with the teacher's answer as its label would.
+    each logit, q and p the probabilities of student and teacher at temperature T. With a weight of w a term pulls at
+    most w T times as hard as a cross entropy with the teacher's answer as its label would.
 
     Args:
         student: what is known about the student.
