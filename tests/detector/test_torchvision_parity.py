@@ -66,7 +66,8 @@ def test_predictions_equal_torchvisions(name, tmp_path):
     if hasattr(detector, "rpn"):
         detector.rpn._post_nms_top_n = FEW_PROPOSALS
     with torch.no_grad():
-        expected = model(PICTURES)
+        # One by one: torchvision pads a batch to its largest image, and what it finds depends on that.
+        expected = [model([picture])[0] for picture in PICTURES]
     for found, wanted in zip(detector.predict(PICTURES), expected, strict=True):
         assert len(wanted["scores"]) > 10
         assert wanted["scores"].max() - wanted["scores"].min() > 0.1

@@ -94,9 +94,7 @@ class Detector(nn.Module, ABC):
         """
         originals = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
         sizes = [self.resized_size(height, width) for height, width in originals]
-        divisor = self.info.size_divisor
-        height = -(-max(size[0] for size in sizes) // divisor) * divisor
-        width = -(-max(size[1] for size in sizes) // divisor) * divisor
+        height, width = (max(sides) for sides in zip(*(self.padded_size(*size) for size in originals), strict=True))
         tensor = torch.zeros(len(images), 3, height, width, device=self.device)
         for row, image, size in zip(tensor, images, sizes, strict=True):
             row[:, : size[0], : size[1]] = self._resize(image.to(self.device), size)
@@ -124,7 +122,10 @@ class Detector(nn.Module, ABC):
         return Batch(images, sizes, targets, batch.original_sizes, scale)
 
     def predict(self, images: Sequence[Tensor]) -> list[Detections]:
-        """Detect objects.
+        """Detect objects; what is found in an image does not depend on the images beside it.
+
+        Images are seen together only where they are padded to the same size. Padding to that of a larger neighbour
+        would change the maps near the border, and AP would depend on the batch size (by half a point on small images).
 
         Args:
             images: RGB images of any size, each (3, H, W), uint8 in 0..255 or float32 in 0..1.
@@ -132,18 +133,30 @@ class Detector(nn.Module, ABC):
         Returns:
             Detections of each image, best first, in pixels of that image.
         """
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for index, image in enumerate(images):
+            groups.setdefault(self.padded_size(*image.shape[-2:]), []).append(index)
+        found: dict[int, Detections] = {}
         training = self.training
         self.eval()
         try:
             with torch.no_grad():
-                return self.forward_predict(self.prepare(images))
+                for group in groups.values():
+                    detections = self.forward_predict(self.prepare([images[index] for index in group]))
+                    found |= dict(zip(group, detections, strict=True))
         finally:
             self.train(training)
+        return [found[index] for index in range(len(images))]
 
     def resized_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width that an image has after resizing."""
         scale = min(self.info.size / min(height, width), self.info.max_size / max(height, width))
         return max(1, int(height * scale)), max(1, int(width * scale))
+
+    def padded_size(self, height: int, width: int) -> tuple[int, ...]:
+        """Height and width that an image has after resizing and its own padding."""
+        divisor = self.info.size_divisor
+        return tuple(-(-side // divisor) * divisor for side in self.resized_size(height, width))
 
     def normalise(self, batch: Batch) -> Tensor:
         """Subtract the mean and divide by the deviation; padding is zero afterwards. (B, 3, H, W)."""
