@@ -31,7 +31,9 @@ class DeFeat(Method):
     which bounds each neck term near its weight whatever the features' scale. Of the ways tried on held-out blood
     cells (lite2 to lite0, 12 epochs, one seed, AP: student alone 50.3) standardising with weights 4 and 4 did best
     (53.2; with 1 and 1 52.4; standardising the teacher alone 51.7). Classification terms at 0.5 beside weights 1
-    and 1 lost against the neck alone (51.8), so they are off by default.
+    and 1 lost against the neck alone (51.8), so they are off by default. The same defaults, chosen there, then gained
+    2.0 AP on the test photographs of voc15 (Faster R-CNN) and 1.1 on the test blood cells with RetinaNet, one seed
+    each (README, "Measured").
 
     Args:
         student: what is known about the student.
