@@ -18,7 +18,8 @@ SHARED: dict[str, Any] = {
     "detector": "faster_rcnn",
     "size": 128,
     "eval_every": 2,
-    "lr": 0.02,
+    "batch_size": 4,  # more steps for the same minutes
+    "lr": 0.01,
     "workers": 0,
     # Small scenes need small anchors, and few proposals.
     "detector_options": {
@@ -31,8 +32,8 @@ SHARED: dict[str, Any] = {
         "box_representation_size": 128,
     },
 }
-TEACHER: dict[str, Any] = {"backbone": "tf_efficientnet_lite0", "neck_channels": 64, "epochs": 10}
-STUDENT: dict[str, Any] = {"backbone": "tf_efficientnet_lite0", "neck_channels": 32, "epochs": 6}
+TEACHER: dict[str, Any] = {"backbone": "tf_efficientnet_lite0", "neck_channels": 64, "epochs": 5}
+STUDENT: dict[str, Any] = {"backbone": "tf_efficientnet_lite0", "neck_channels": 32, "epochs": 3}
 
 
 def demo(out: str = "demo-runs", seed: int = 0) -> None:
