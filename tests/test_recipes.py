@@ -33,7 +33,7 @@ def test_there_is_a_recipe_for_each_row_of_the_published_table():
     figures = {
         name: figure.value
         for name, path in recipe_files().items()
-        if (figure := expected(read_recipe(path))) and name.startswith("voc/")
+        if (figure := expected(read_recipe(path).get("expected"))) and name.startswith("voc/")
     }
     rows = [81.70, 82.27, 81.59, 81.83, 80.97, 80.76, 80.66, 80.52, 81.04, 81.17, 82.04]
     assert sorted(figures.values()) == sorted(rows)
@@ -43,7 +43,7 @@ def test_the_table_of_recipes_says_what_the_recipes_say():
     text = (RECIPES / "README.md").read_text()
     rows = {row.split("`")[1]: row for row in text.splitlines() if row.startswith("| `")}
     for name, path in recipe_files().items():
-        figure = expected(read_recipe(path))
+        figure = expected(read_recipe(path).get("expected"))
         assert (name in rows) == (figure is not None), name
         if figure is not None:
             assert f"| {figure.value:.2f} |" in rows[name] or f"| {figure.value:.1f} |" in rows[name]
@@ -147,8 +147,17 @@ def test_a_broken_recipe_is_one_sentence(text, says, tmp_path):
 
 def test_a_figure_that_is_not_complete_is_refused():
     with pytest.raises(InputError, match="needs metric, value, tolerance and source"):
-        expected({"expected": {"metric": "AP", "value": 3}})
+        expected({"metric": "AP", "value": 3})
     assert expected({}) is None
+    assert expected(None) is None
+
+
+def test_a_figure_that_is_not_complete_stops_a_run_before_it_begins(tmp_path):
+    found = settings("small/retinanet", "--out", str(tmp_path / "run"))
+    found.expected = {"metric": "AP"}
+    with pytest.raises(InputError, match="needs metric, value, tolerance and source"):
+        run(found)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

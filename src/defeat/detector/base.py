@@ -1,13 +1,14 @@
 """The contract that every detector keeps, and the preparation of images that all share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.transforms.v2 import functional as transforms
 
 from defeat.types import Batch, Detections, DetectorInfo, DetectorOutput, Target
@@ -194,6 +195,11 @@ def valid_cells(batch: Batch, maps: dict[int, Tensor]) -> dict[int, Tensor]:
         columns = torch.arange(level.shape[-1], device=level.device) * stride < sizes[:, 1:]  # (B, W)
         valid[stride] = rows[:, :, None] & columns[:, None, :]
     return valid
+
+
+def describe_anchors(strides: Iterable[int], generator: AnchorGenerator) -> str:
+    """Everything that decides which anchors a detector has on a given image; equal texts mean equal anchors."""
+    return f"{list(strides)} {generator.sizes} {generator.aspect_ratios} {type(generator).__name__}"
 
 
 def torchvision_targets(targets: Sequence[Target], first_label: int) -> list[dict[str, Tensor]]:

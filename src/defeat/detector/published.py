@@ -17,8 +17,6 @@ from torchvision.models.detection.roi_heads import fastrcnn_loss
 from torchvision.models.detection.rpn import AnchorGenerator, RegionProposalNetwork
 from torchvision.ops import FeaturePyramidNetwork, roi_align, sigmoid_focal_loss
 
-BOX_LOSSES = ("smooth_l1", "l1")
-INITIALISATIONS = ("torchvision", "published")
 CANONICAL_SIDE = 56.0  # boxes of up to twice this side are pooled from the finest level
 
 

@@ -4,11 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from defeat.distillation.align import check_classes, rescale_boxes
-from defeat.distillation.losses import masked_mean, sigmoid_divergence, softmax_cross_entropy, softmax_divergence
+from defeat.distillation.losses import (
+    masked_mean,
+    sigmoid_cross_entropy,
+    sigmoid_divergence,
+    softmax_cross_entropy,
+    softmax_divergence,
+)
 from defeat.errors import InputError, unknown_name
 from defeat.types import DetectorInfo, DetectorOutput
 
@@ -87,10 +92,9 @@ class ClassTerm:
         if self.comparison == "kl":
             divergence = softmax_divergence if predictions.softmax else sigmoid_divergence
             values = divergence(found, wanted, self.temperature)
-        elif predictions.softmax:
-            values = softmax_cross_entropy(found, wanted)
         else:
-            values = 10 * F.binary_cross_entropy_with_logits(found, wanted.sigmoid(), reduction="none").mean(dim=1)
+            cross_entropy = softmax_cross_entropy if predictions.softmax else sigmoid_cross_entropy
+            values = cross_entropy(found, wanted)
         return self.weight * masked_mean(values, GROUPS[self.group](predictions))
 
 

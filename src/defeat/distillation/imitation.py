@@ -1,16 +1,18 @@
 """Imitation of feature maps: adaptation layers, a region, a difference, and the weights of region and background."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from defeat.distillation.align import Adaptation, paired_channels, resized_map
+from defeat.distillation.base import Method
 from defeat.distillation.losses import DIFFERENCES, region_mean, standardise
 from defeat.distillation.regions import Regions, Shape
+from defeat.distillation.schedule import Schedule
 from defeat.errors import unknown_name
-from defeat.types import DetectorInfo, DetectorOutput, Target
+from defeat.types import DetectorInfo, DetectorOutput, Progress, Target
 
 SCALES = ("standardise", "teacher", "none")
 
@@ -102,3 +104,43 @@ class MapImitation(nn.Module):
         if self.scale == "none":
             return found, wanted
         return (standardise(found, inside) if self.scale == "standardise" else found), standardise(wanted, inside)
+
+
+class NeckMethod(Method):
+    """What methods share that imitate one region of the neck: `neck_object` is their only term.
+
+    Args:
+        student: what is known about the student.
+        teacher: what is known about the teacher.
+        regions: paints the region, see `defeat.distillation.regions`.
+        weight: weight of the term.
+        warmup: part of the run over which the term rises linearly from zero, 0..1.
+        decay: how the term changes over the epochs, see `Schedule`.
+        maps: further options of `MapImitation`.
+
+    Raises:
+        InputError: an option is not valid, or the two necks share no stride.
+    """
+
+    reads = ("neck",)
+
+    def __init__(
+        self,
+        student: DetectorInfo,
+        teacher: DetectorInfo,
+        regions: PaintRegions,
+        weight: float,
+        *,
+        warmup: float,
+        decay: str,
+        **maps: Any,
+    ) -> None:
+        super().__init__(student, teacher)
+        self.schedule = Schedule(decay, warmup)
+        self.neck = MapImitation(student, teacher, "neck", regions, object_weight=weight, **maps)
+
+    def terms(
+        self, student: DetectorOutput, teacher: DetectorOutput, targets: Sequence[Target], progress: Progress
+    ) -> dict[str, Tensor]:
+        """Compute `neck_object`, the term on the region."""
+        return self.schedule.scaled(self.neck(student, teacher, targets), progress)

@@ -138,6 +138,11 @@ def softmax_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
     return 10 * F.binary_cross_entropy(found, wanted, reduction="none").mean(dim=1)
 
 
+def sigmoid_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
+    """The same between the sigmoid outputs of (N, K) logits: (N,)."""
+    return 10 * F.binary_cross_entropy_with_logits(student, teacher.sigmoid(), reduction="none").mean(dim=1)
+
+
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean of (R,) `values` where (R,) bool `mask` is true; zero, with a gradient of zero, where it never is.
 

@@ -85,12 +85,13 @@ class DetectionModule(LightningModule):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Every loss term of a prepared batch by name: the student's own, then the method's."""
-        negatives = 1.0 if self.method is None else self.method.negative_weight(self.progress)
-        output = self.student.forward_train(batch, negatives)
+        if self.method is None or self.teacher is None:
+            return dict(self.student.forward_train(batch).losses)
+        progress = self.progress
+        output = self.student.forward_train(batch, self.method.negative_weight(progress))
+        learned = self.teacher.forward_teacher(self.teacher.adopt(batch))
         losses = dict(output.losses)
-        if self.method is not None and self.teacher is not None:
-            learned = self.teacher.forward_teacher(self.teacher.adopt(batch))
-            losses |= self.method(output, learned, batch.targets, self.progress)
+        losses |= self.method(output, learned, batch.targets, progress)
         return losses
 
     @property

@@ -102,13 +102,12 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     return result
 
 
-def expected(settings: Mapping[str, Any]) -> Expected | None:
-    """The figure that settings expect, if they do.
+def expected(found: Mapping[str, Any] | None) -> Expected | None:
+    """The figure that stands under `expected` in a recipe or in settings, if one does.
 
     Raises:
         InputError: it is not complete.
     """
-    found = settings.get("expected")
     if not found:
         return None
     try:

@@ -85,6 +85,7 @@ def run(settings: TrainSettings, console: Console | None = None) -> RunResult:
     began = perf_counter()
     console = console or Console(stderr=True)
     check_devices(settings)
+    figure = expected(settings.expected)
     training = open_dataset(settings.data, settings.split, settings.classes)
     evaluation = open_dataset(settings.data, evaluation_split(settings), training.classes)
     for dataset in (training, evaluation):
@@ -111,7 +112,7 @@ def run(settings: TrainSettings, console: Console | None = None) -> RunResult:
         save_model(student, directory.folder)
         results = _results(module, training, evaluation, perf_counter() - began)
         directory.write_results(results)
-        if (figure := expected(settings.to_dict())) is not None:
+        if figure is not None:
             console.print(figure.judge(results["metrics"]), highlight=False)
     return RunResult(directory.folder, module.last_evaluation, finished, module.trainer.is_global_zero)
 

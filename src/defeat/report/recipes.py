@@ -15,7 +15,7 @@ def print_recipes(console: Console) -> None:
     """Print each recipe with its figure, and its command for one device and for as many as it was published with."""
     for name, path in recipe_files().items():
         settings = read_recipe(path)
-        figure = expected(settings)
+        figure = expected(settings.get("expected"))
         reached = f"{figure.metric} {figure.value:g} ({figure.source})" if figure else "no published figure"
         console.print(Text.assemble((name, "bold"), f"  {reached}"))
         for command in commands(name, settings):

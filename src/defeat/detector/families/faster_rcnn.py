@@ -18,7 +18,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from defeat.detector.backbone import Backbone, build_backbone
-from defeat.detector.base import Detector, DetectorSpec, torchvision_targets, valid_cells
+from defeat.detector.base import Detector, DetectorSpec, describe_anchors, torchvision_targets, valid_cells
 from defeat.detector.published import (
     AlignedPooling,
     ExactAnchors,
@@ -98,7 +98,6 @@ class FasterRCNN(Detector):
         for head in (self.rpn.head, self.roi_heads.box_predictor):
             head.register_forward_hook(_in_float32)
         self.spec = spec
-        anchors = self.rpn.anchor_generator
         self.info = DetectorInfo(
             family=spec.family,
             classes=spec.classes,
@@ -112,7 +111,7 @@ class FasterRCNN(Detector):
             activation="softmax",
             background="last",
             offers=frozenset({"proposals"}),
-            anchors=f"{list(backbone.neck_channels)} {anchors.sizes} {anchors.aspect_ratios} {options.round_anchors}",
+            anchors=describe_anchors(backbone.neck_channels, self.rpn.anchor_generator),
         )
 
     def forward_train(self, batch: Batch, negative_weight: float = 1.0) -> DetectorOutput:

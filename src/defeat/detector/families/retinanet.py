@@ -18,7 +18,7 @@ from torchvision.ops import box_iou
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from defeat.detector.backbone import Backbone, build_backbone
-from defeat.detector.base import Detector, DetectorSpec, torchvision_targets, valid_cells
+from defeat.detector.base import Detector, DetectorSpec, describe_anchors, torchvision_targets, valid_cells
 from defeat.detector.published import ExactAnchors, initialise_pyramid, one_stage_loss
 from defeat.types import Batch, DensePredictions, Detections, DetectorInfo, DetectorOutput
 
@@ -124,15 +124,7 @@ class RetinaNet(Detector):
             activation="sigmoid",
             background="none",
             offers=frozenset({"dense"}),
-            anchors=" ".join(
-                str(fact)
-                for fact in (
-                    list(backbone.neck_channels),
-                    anchor_generator.sizes,
-                    anchor_generator.aspect_ratios,
-                    options.round_anchors,
-                )
-            ),
+            anchors=describe_anchors(backbone.neck_channels, anchor_generator),
         )
 
     def forward_train(self, batch: Batch, negative_weight: float = 1.0) -> DetectorOutput:

@@ -1,19 +1,15 @@
 """FGFI: fine-grained feature imitation near objects (Wang et al., CVPR 2019, arXiv 1906.03609)."""
 
-from collections.abc import Sequence
 from functools import partial
 
-from torch import Tensor
-
-from defeat.distillation.base import Method, check_weights
-from defeat.distillation.imitation import MapImitation
+from defeat.distillation.base import check_weights
+from defeat.distillation.imitation import NeckMethod
 from defeat.distillation.regions import near_object_regions
-from defeat.distillation.schedule import Schedule
 from defeat.errors import InputError
-from defeat.types import DetectorInfo, DetectorOutput, Progress, Target
+from defeat.types import DetectorInfo
 
 
-class FGFI(Method):
+class FGFI(NeckMethod):
     """The student imitates the teacher's neck near objects: where anchors overlap an object nearly as well as the best.
 
     The squared difference between the teacher's map and the adapted student's, summed over the region, over twice the
@@ -35,7 +31,6 @@ class FGFI(Method):
     """
 
     paper = "Wang et al., CVPR 2019, arXiv 1906.03609"
-    reads = ("neck",)
 
     def __init__(
         self,
@@ -49,23 +44,16 @@ class FGFI(Method):
         warmup: float = 0.05,
         decay: str = "constant",
     ) -> None:
-        super().__init__(student, teacher)
         check_weights(object_weight=object_weight)
         if not 0 <= phi <= 1:
             raise InputError(f"phi must be between 0 and 1, not {phi}.")
-        self.schedule = Schedule(decay, warmup)
-        self.neck = MapImitation(
+        super().__init__(
             student,
             teacher,
-            "neck",
             partial(near_object_regions, phi=phi),
-            object_weight=object_weight,
+            object_weight,
             scale=scale,
             initialisation=initialisation,
+            warmup=warmup,
+            decay=decay,
         )
-
-    def terms(
-        self, student: DetectorOutput, teacher: DetectorOutput, targets: Sequence[Target], progress: Progress
-    ) -> dict[str, Tensor]:
-        """Compute `neck_object`."""
-        return self.schedule.scaled(self.neck(student, teacher, targets), progress)

@@ -1,18 +1,13 @@
 """Imitation of whole maps, the plain baseline (FitNets: Romero et al., ICLR 2015, arXiv 1412.6550)."""
 
-from collections.abc import Sequence
-
-from torch import Tensor
-
-from defeat.distillation.base import Method, check_weights
-from defeat.distillation.imitation import MapImitation
+from defeat.distillation.base import check_weights
+from defeat.distillation.imitation import NeckMethod
 from defeat.distillation.regions import PAINTERS
-from defeat.distillation.schedule import Schedule
 from defeat.errors import unknown_name
-from defeat.types import DetectorInfo, DetectorOutput, Progress, Target
+from defeat.types import DetectorInfo
 
 
-class Imitation(Method):
+class Imitation(NeckMethod):
     """The student imitates the teacher's neck everywhere, or on one region.
 
     The difference between the teacher's map and the adapted student's, summed over the region, over twice the number of
@@ -35,7 +30,6 @@ class Imitation(Method):
     """
 
     paper = "Romero et al., ICLR 2015, arXiv 1412.6550"
-    reads = ("neck",)
 
     def __init__(
         self,
@@ -50,24 +44,17 @@ class Imitation(Method):
         warmup: float = 0.05,
         decay: str = "constant",
     ) -> None:
-        super().__init__(student, teacher)
         check_weights(map_weight=map_weight)
         if region not in PAINTERS:
             raise unknown_name("region", region, PAINTERS)
-        self.schedule = Schedule(decay, warmup)
-        self.neck = MapImitation(
+        super().__init__(
             student,
             teacher,
-            "neck",
             PAINTERS[region],
-            object_weight=map_weight,
+            map_weight,
             difference=difference,
             scale=scale,
             initialisation=initialisation,
+            warmup=warmup,
+            decay=decay,
         )
-
-    def terms(
-        self, student: DetectorOutput, teacher: DetectorOutput, targets: Sequence[Target], progress: Progress
-    ) -> dict[str, Tensor]:
-        """Compute `neck_object`, the term on the region."""
-        return self.schedule.scaled(self.neck(student, teacher, targets), progress)

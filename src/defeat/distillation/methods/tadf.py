@@ -1,17 +1,12 @@
 """TADF: imitation under a Gaussian around each object (Sun et al., 2020, arXiv 2006.13108)."""
 
-from collections.abc import Sequence
-
-from torch import Tensor
-
-from defeat.distillation.base import Method, check_weights
-from defeat.distillation.imitation import MapImitation
+from defeat.distillation.base import check_weights
+from defeat.distillation.imitation import NeckMethod
 from defeat.distillation.regions import gaussian_regions
-from defeat.distillation.schedule import Schedule
-from defeat.types import DetectorInfo, DetectorOutput, Progress, Target
+from defeat.types import DetectorInfo
 
 
-class TADF(Method):
+class TADF(NeckMethod):
     """The student imitates the teacher's neck on objects, most at their centres, and less and less during the run.
 
     The squared difference between the teacher's map and the adapted student's, weighted by a Gaussian over each box,
@@ -33,7 +28,6 @@ class TADF(Method):
     """
 
     paper = "Sun et al., 2020, arXiv 2006.13108"
-    reads = ("neck",)
 
     def __init__(
         self,
@@ -46,21 +40,14 @@ class TADF(Method):
         warmup: float = 0.05,
         decay: str = "linear",
     ) -> None:
-        super().__init__(student, teacher)
         check_weights(object_weight=object_weight)
-        self.schedule = Schedule(decay, warmup)
-        self.neck = MapImitation(
+        super().__init__(
             student,
             teacher,
-            "neck",
             gaussian_regions,
-            object_weight=object_weight,
+            object_weight,
             scale=scale,
             initialisation=initialisation,
+            warmup=warmup,
+            decay=decay,
         )
-
-    def terms(
-        self, student: DetectorOutput, teacher: DetectorOutput, targets: Sequence[Target], progress: Progress
-    ) -> dict[str, Tensor]:
-        """Compute `neck_object`."""
-        return self.schedule.scaled(self.neck(student, teacher, targets), progress)
