@@ -12,7 +12,7 @@ from defeat.data.scenes import CLASSES, Shape, lay_out, paint
 from defeat.errors import InputError
 
 # Images of each split.
-SPLITS = {"train": 320, "val": 80, "test": 120}
+SPLITS = {"train": 240, "val": 80, "test": 120}
 
 
 class DemoDataset(DetectionDataset):
