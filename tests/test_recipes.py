@@ -61,6 +61,7 @@ def test_recipe_is_parsed_and_built(name):
 def test_distilling_recipes_are_as_published():
     found = settings("voc/r101_r50_defeat")
     method = {"object_weight": 3, "background_weight": 12, "positive_weight": 0, "negative_weight": 0, "scale": "none"}
+    method["head_average"] = "group"
     assert {name: found.method_options[name] for name in method} == method
     assert (found.lr, found.grad_clip, found.batch_size, found.devices) == (0.01, 35, 8, 2)
     assert settings("coco/retinanet_r152_r50_defeat_2x").epochs == 24

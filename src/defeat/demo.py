@@ -47,7 +47,8 @@ STUDENT: dict[str, Any] = {
 def demo(out: str = "demo-runs", seed: int = 0) -> None:
     """Train three detectors on drawn scenes and compare them.
 
-    The teacher begins with ImageNet weights from the installed packages `defeat[weights]`, the student with random ones.
+    The teacher begins with ImageNet weights from the packages that `defeat[weights]` installs, the student with random
+    ones.
 
     Args:
         out: folder for the three runs and the report.

@@ -158,3 +158,17 @@ def test_settings_that_cannot_work_are_refused(options, expected):
     with pytest.raises(InputError) as caught:
         Classification(TWO_STAGE, TWO_STAGE, **options)
     assert expected in str(caught.value)
+
+
+def test_averaged_over_all_two_terms_pull_as_hard_as_the_detectors_own_loss():
+    torch.manual_seed(0)
+    logits, wanted, labels = torch.randn(12, 4, requires_grad=True), torch.randn(12, 4), torch.tensor([0, 1, 2, 3] * 3)
+    labels[-1] = -1
+    terms = [ClassTerm(1.0, group, average="all") for group in ("positive", "negative")]
+    sum(term(Predictions(logits, wanted, labels, 3)) for term in terms).backward()
+    decided = labels >= 0
+    # The gradient of a cross entropy with soft labels, averaged over the eleven that are decided.
+    own = (logits.detach().softmax(1) - wanted.softmax(1)) / 11 * decided[:, None]
+    assert torch.allclose(logits.grad, own, atol=1e-6)
+    with pytest.raises(InputError, match="average"):
+        ClassTerm(1.0, "all", average="some")

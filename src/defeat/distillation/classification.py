@@ -19,6 +19,7 @@ from defeat.types import DetectorInfo, DetectorOutput
 
 PROPOSALS = ("teacher", "student", "both")
 COMPARISONS = ("kl", "bce")
+AVERAGES = ("all", "group")
 
 
 @dataclass(frozen=True)
@@ -67,15 +68,20 @@ class ClassTerm:
         group: which predictions it is averaged over, one of `GROUPS`.
         comparison: `kl`, the divergence KL(teacher || student); or `bce`, the published code's binary cross entropy.
         temperature: of the divergence, above 0.
+        average: what the sum over the group is divided by: `group`, its own number, as published; or `all`, for softmax
+            predictions the number of all that are decided, as in the detector's own loss. Of sampled proposals few are
+            positive, and a mean over them alone pulls on each several times as hard as that loss. Sigmoid predictions
+            are always averaged over the group: their detector's loss is divided by the number of positives.
 
     Raises:
-        InputError: the group or the comparison is unknown, or the temperature not valid.
+        InputError: the group, the comparison or the average is unknown, or the temperature not valid.
     """
 
     weight: float
     group: str
     comparison: str = "kl"
     temperature: float = 1.0
+    average: str = "group"
 
     def __post_init__(self) -> None:
         """Refuse what is not valid."""
@@ -83,11 +89,13 @@ class ClassTerm:
             raise unknown_name("group of predictions", self.group, GROUPS)
         if self.comparison not in COMPARISONS:
             raise unknown_name("comparison", self.comparison, COMPARISONS)
+        if self.average not in AVERAGES:
+            raise unknown_name("average", self.average, AVERAGES)
         if not 0 < self.temperature < float("inf"):
             raise InputError(f"Temperatures must be above 0 and finite, not {self.temperature}.")
 
     def __call__(self, predictions: Predictions) -> Tensor:
-        """The weighted mean over the group; zero, with a gradient of zero, where the group is empty."""
+        """The weighted mean; zero, with a gradient of zero, where the group is empty."""
         found, wanted = predictions.student, predictions.teacher
         if self.comparison == "kl":
             divergence = softmax_divergence if predictions.softmax else sigmoid_divergence
@@ -95,7 +103,8 @@ class ClassTerm:
         else:
             cross_entropy = softmax_cross_entropy if predictions.softmax else sigmoid_cross_entropy
             values = cross_entropy(found, wanted)
-        return self.weight * masked_mean(values, GROUPS[self.group](predictions))
+        over = GROUPS["all"](predictions) if self.average == "all" and predictions.softmax else None
+        return self.weight * masked_mean(values, GROUPS[self.group](predictions), over)
 
 
 class ClassImitation:
@@ -107,9 +116,9 @@ class ClassImitation:
     matters even more there: an image has a hundred thousand negatives to a handful of positives, and a common mean
     would be the negatives' alone (Guo et al., CVPR 2021, section 3.3).
 
-    However far apart the two are, the gradient of a divergence stays bounded: T (q - p) over the size of the group for
-    each logit, q and p the probabilities of student and teacher at temperature T. With a weight of w a term pulls at
-    most w T times as hard as a cross entropy with the teacher's answer as its label would.
+    However far apart the two are, the gradient of a divergence stays bounded: for each logit, T (q - p) over what the
+    term is divided by, q and p the probabilities of student and teacher at temperature T. Averaged over all proposals,
+    a term of weight w pulls on each at most w T times as hard as the detector's own loss.
 
     Args:
         student: what is known about the student.

@@ -143,10 +143,16 @@ def sigmoid_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
     return 10 * F.binary_cross_entropy_with_logits(student, teacher.sigmoid(), reduction="none").mean(dim=1)
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+def masked_mean(values: Tensor, mask: Tensor, over: Tensor | None = None) -> Tensor:
     """Mean of (R,) `values` where (R,) bool `mask` is true; zero, with a gradient of zero, where it never is.
 
     With several processes the mean is that of all.
+
+    Args:
+        values: (R,).
+        mask: (R,) bool, which values are added up.
+        over: (R,) bool, whose number the sum is divided by; `mask` when None.
     """
     weight = mask.to(values.dtype)
-    return (values * weight).sum() / average_count(weight.sum())
+    count = (mask if over is None else over).sum().to(values.dtype)
+    return (values * weight).sum() / average_count(count)

@@ -22,9 +22,9 @@ class DeFeat(Method):
     its own weight, averaged over the levels. Each ground-truth box belongs to one level, chosen by its size. Backbone:
     the same on the body's maps, with all boxes painted on each level.
 
-    Classification (equation 5): KL(teacher || student) at a temperature, averaged over the positive and over the
-    negative predictions apart. Of two-stage detectors both score the teacher's proposals; of one-stage detectors with
-    the same anchors every anchor counts, with one Bernoulli variable a class.
+    Classification (equation 5): KL(teacher || student) at a temperature, summed over the positive and over the
+    negative predictions apart, each with its own weight. Of two-stage detectors both score the teacher's proposals; of
+    one-stage detectors with the same anchors every anchor counts, with one Bernoulli variable a class.
 
     The published weights fit one pair of networks: features of other backbones are larger by orders of magnitude,
     and the same weights then drown the detector's own losses. By default both sides are therefore standardised,
@@ -47,6 +47,11 @@ class DeFeat(Method):
         negative_weight: weight of the negative predictions' divergence; 0 switches it off.
         positive_temperature: temperature of the positive predictions, above 0.
         negative_temperature: temperature of the negative predictions, above 0.
+        head_average: what each sum over proposals is divided by: all, the number of all sampled proposals, with which a
+            weight of 1 pulls on each as hard as the detector's own loss; or group (published), the number of positive
+            or of negative ones, with which positives pull four times as hard or more. One-stage detectors always divide
+            by the group. On drawn scenes, at a learning rate near the highest that a lite0 student bears, weights 1 and
+            1 gave 0.2 AP with group and 12.1 with all, where the student alone reached 10.7 (one seed).
         proposals: whose proposals both detectors score: teacher, student or both.
         scale: what makes the terms on maps independent of the magnitude of features: standardise (both sides), teacher
             (the teacher's side alone) or none (published).
@@ -78,6 +83,7 @@ class DeFeat(Method):
         negative_weight: float = 0.0,
         positive_temperature: float = 1.0,
         negative_temperature: float = 1.0,
+        head_average: str = "all",
         proposals: str = "teacher",
         scale: str = "standardise",
         initialisation: str = "default",
@@ -122,8 +128,8 @@ class DeFeat(Method):
             **maps,
         )
         terms = {
-            "positive": ClassTerm(positive_weight, "positive", temperature=positive_temperature),
-            "negative": ClassTerm(negative_weight, "negative", temperature=negative_temperature),
+            "positive": ClassTerm(positive_weight, "positive", temperature=positive_temperature, average=head_average),
+            "negative": ClassTerm(negative_weight, "negative", temperature=negative_temperature, average=head_average),
         }
         self.head = ClassImitation(student, teacher, terms, proposals)
         if self.head.reason:
