@@ -30,10 +30,10 @@ class DeFeat(Method):
     and the same weights then drown the detector's own losses. By default both sides are therefore standardised,
     which bounds each neck term near its weight whatever the features' scale. Of the ways tried on held-out blood
     cells (lite2 to lite0, 12 epochs, one seed, AP: student alone 50.3) standardising with weights 4 and 4 did best
-    (53.2; with 1 and 1 52.4; standardising the teacher alone 51.7). Classification terms at 0.5 beside weights 1
-    and 1 lost against the neck alone (51.8), so they are off by default. The same defaults, chosen there, then gained
-    2.0 AP on the test photographs of voc15 (Faster R-CNN) and 1.1 on the test blood cells with RetinaNet, one seed
-    each (README, "Measured").
+    (53.2; with 1 and 1 52.4; standardising the teacher alone 51.7). Classification terms at 0.5, averaged over the
+    group, beside weights 1 and 1 lost against the neck alone (51.8), so they are off by default. The same defaults,
+    chosen there, then gained 2.0 AP on the test photographs of voc15 (Faster R-CNN) and 1.1 on the test blood cells
+    with RetinaNet, one seed each (README, "Measured").
 
     Args:
         student: what is known about the student.
