@@ -19,7 +19,7 @@ SHARED: dict[str, Any] = {
     "size": 96,
     "eval_every": 0,  # once, at the end
     "batch_size": 4,
-    "grad_clip": 5.0,  # of 2, 5, 10 and 35, it took teacher and student furthest on the held-out scenes
+    "grad_clip": 5.0,  # of 2, 5 and 35 it took the teacher furthest on the held-out scenes
     "workers": 0,
     # Small scenes need small anchors, and few proposals.
     "detector_options": {
