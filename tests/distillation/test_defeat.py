@@ -125,7 +125,6 @@ def test_a_single_weight_leaves_the_other_term_out():
 
 
 HEAD_ONLY = {"object_weight": 0.0, "background_weight": 0.0, "positive_weight": 2.0, "negative_weight": 5.0}
-PUBLISHED_HEAD = {**HEAD_ONLY, "head_average": "group"}
 KL = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)  # of (3/4, 1/4) from (1/2, 1/2)
 
 
@@ -141,7 +140,7 @@ def test_both_score_the_teachers_proposals():
     # Teacher: the object (3/4, 1/4), one background of the same certainty, and one that the student knows already.
     logits = torch.tensor([[math.log(3), 0.0], [0.0, math.log(3)], [0.0, 0.0]])
     teacher = output(maps, proposals=proposals(boxes, logits, torch.tensor([0, 1, 1])), scale=2.0)
-    built = method(softmax, softmax, **PUBLISHED_HEAD)
+    built = method(softmax, softmax, **HEAD_ONLY, head_average="group")
     losses = built(output(maps, score_proposals=score), teacher, [boxed()], START)
     # Positives: the one KL, times 2. Negatives: the mean of KL and 0, times 5.
     assert items(losses) == pytest.approx({"head_positive": 2 * KL, "head_negative": 5 * KL / 2}, abs=1e-6)

@@ -22,9 +22,10 @@ class DeFeat(Method):
     its own weight, averaged over the levels. Each ground-truth box belongs to one level, chosen by its size. Backbone:
     the same on the body's maps, with all boxes painted on each level.
 
-    Classification (equation 5): KL(teacher || student) at a temperature, summed over the positive and over the
-    negative predictions apart, each with its own weight. Of two-stage detectors both score the teacher's proposals; of
-    one-stage detectors with the same anchors every anchor counts, with one Bernoulli variable a class.
+    Classification (equation 5): KL(teacher || student) at a temperature, added up over the positive and over the
+    negative predictions apart, each sum over the count that `head_average` names, times its own weight. Of two-stage
+    detectors both score the teacher's proposals; of one-stage detectors with the same anchors every anchor counts, with
+    one Bernoulli variable a class.
 
     The published weights fit one pair of networks: features of other backbones are larger by orders of magnitude,
     and the same weights then drown the detector's own losses. By default both sides are therefore standardised,
