@@ -129,6 +129,13 @@ def test_a_recipe_takes_over_what_it_extends_and_changes_it(tmp_path):
     assert found == {"lr": 2, "size": 6, "detector_options": {"a": 1, "b": 3}}
 
 
+def test_of_several_extended_recipes_the_later_changes_the_earlier(tmp_path):
+    write(tmp_path / "first.yaml", {"lr": 1, "size": 5, "method_options": {"a": 1, "b": 2}})
+    write(tmp_path / "second.yaml", {"lr": 2, "method_options": {"b": 3}})
+    found = read_recipe(write(tmp_path / "mine.yaml", {"extends": ["first.yaml", "second.yaml"], "size": 6}))
+    assert found == {"lr": 2, "size": 6, "method_options": {"a": 1, "b": 3}}
+
+
 def test_merging_leaves_both_sides_as_they_were():
     base, changes = {"a": {"b": 1}}, {"a": {"c": 2}}
     assert merged(base, changes) == {"a": {"b": 1, "c": 2}}

@@ -16,8 +16,8 @@ CANONICAL_SIDE = 56.0  # boxes of this side up to twice it belong to the first l
 CANONICAL_STRIDE = 4  # stride of the first level, which holds all smaller boxes, too
 ANCHOR_SCALE = 8.0  # side of a square anchor over the stride of its level
 ANCHOR_RATIOS = (0.5, 1.0, 2.0)  # height over width
-BOXES_AT_ONCE = 4096
-CELLS_AT_ONCE = 1 << 22
+BOXES_AT_ONCE = 256  # of which all rows, anchors and numbers fit a processor's cache
+CELLS_AT_ONCE = 1 << 18
 
 Shape = tuple[int, int]
 Regions = dict[int, Tensor]
@@ -189,28 +189,35 @@ def _near(corners: Tensor, image: Tensor, images: int, stride: int, shape: Shape
     side = ANCHOR_SCALE * stride
     ratios = torch.tensor(ANCHOR_RATIOS, dtype=torch.float64, device=corners.device)[:, None]  # (A, 1)
     half_width, half_height = side / ratios.sqrt() / 2, side * ratios.sqrt() / 2
-    columns = torch.arange(width, dtype=torch.float64, device=corners.device) * stride
-    change = torch.zeros(images, height, width + 1, dtype=torch.int32, device=corners.device)
-    for part, owner in zip(corners.split(BOXES_AT_ONCE), image.split(BOXES_AT_ONCE), strict=True):
+    change = torch.zeros(images * height * (width + 1), dtype=torch.int32, device=corners.device)
+    order = (corners[:, 3] - corners[:, 1]).argsort()  # boxes of one height need as many rows
+    for some in order.split(BOXES_AT_ONCE):
+        part = corners[some]
         x1, y1, x2, y2 = (corner[:, None, None] for corner in part.double().unbind(1))  # (G, 1, 1)
-        rows = _rows_near(part, side, stride, height)[:, None]  # (G, 1, rows), beyond the map where there are no more
-        across = _overlap(columns, half_width, x1, x2).amax(dim=2)  # (G, A)
-        along = _overlap(rows * stride, half_height, y1, y2) * (rows < height)  # (G, A, rows)
-        best = across * along.amax(dim=2)
-        areas = ((x2 - x1) * (y2 - y1))[..., 0] + side**2  # (G, 1)
-        threshold = phi * (best / (areas - best)).amax(dim=1, keepdim=True)
+        across = _overlap(_nearest(x1, x2, stride, width), half_width, x1, x2)  # (G, A, 1), in the best column
+        along = _overlap(_nearest(y1, y2, stride, height), half_height, y1, y2)  # (G, A, 1), in the best row
+        areas = (x2 - x1) * (y2 - y1) + side**2  # (G, 1, 1)
+        best = across * along
+        threshold = phi * (best / (areas - best)).amax(dim=1, keepdim=True)  # (G, 1, 1)
         # IoU = I / (areas - I) is above the threshold where I is greater than this; rounding must not decide ties.
-        intersection = (threshold * areas / (1 + threshold) * (1 + 1e-12))[..., None]  # (G, 1, 1)
-        needed = intersection / along.clamp(min=1e-12)  # overlap of columns, (G, A, rows)
-        enough = (along > 0) & (needed < torch.minimum(2 * half_width, x2 - x1))
-        first = torch.floor((x1 + needed - half_width) / stride) + 1
-        end = torch.ceil((x2 - needed + half_width) / stride)
-        first, end = (column.clamp(0, width).to(torch.int64) for column in (first, end))
-        index = (owner[:, None, None].expand_as(first), rows.clamp(max=height - 1).expand_as(first))
-        mark = (enough & (first < end)).to(torch.int32)
-        change.index_put_((*index, first), mark, accumulate=True)
-        change.index_put_((*index, end), -mark, accumulate=True)
-    return change.cumsum(2)[..., :width] > 0
+        intersection = threshold * areas / (1 + threshold) * (1 + 1e-12)
+        rows = _rows_near(part, side, stride, height)[:, None]  # (G, 1, rows), beyond the map where there are no more
+        along = _overlap(rows * stride, half_height, y1, y2)  # (G, A, rows)
+        touches = (along > 0) & (rows < height)
+        needed = intersection / stride / along.clamp_(min=1e-12)  # overlap of columns, in cells
+        enough = touches & (needed < torch.minimum(2 * half_width, x2 - x1) / stride)
+        first = torch.floor((x1 - half_width) / stride + needed).add_(1).clamp_(0, width).to(torch.int64)
+        end = torch.ceil((x2 + half_width) / stride - needed).clamp_(0, width).to(torch.int64)
+        row = (image[some][:, None, None] * height + rows.clamp(max=height - 1)) * (width + 1)
+        mark = enough.logical_and_(first < end).to(torch.int32).flatten()
+        change.scatter_add_(0, (row + first).flatten(), mark)
+        change.scatter_add_(0, (row + end).flatten(), mark.neg_())
+    return change.view(images, height, width + 1).cumsum(2)[..., :width] > 0
+
+
+def _nearest(begin: Tensor, end: Tensor, stride: int, cells: int) -> Tensor:
+    """Where, in pixels, the anchors stand that overlap a box the most along one axis: nearest to its centre."""
+    return ((begin + end) / (2 * stride)).round().clamp(0, cells - 1) * stride
 
 
 def _rows_near(corners: Tensor, side: float, stride: int, height: int) -> Tensor:
@@ -233,24 +240,34 @@ def _gaussian(corners: Tensor, image: Tensor, images: int, stride: int, shape: S
     height, width = shape
     x1, y1, x2, y2, empty = _cells(corners, stride)
     left, right, top, bottom = x1.clamp(0, width), x2.clamp(0, width), y1.clamp(0, height), y2.clamp(0, height)
-    columns, sizes = right - left, (right - left) * (bottom - top)
-    centre_x, centre_y = (x2 - x1) / 2, (y2 - y1) / 2
+    half_width, half_height = (x2 - x1) / 2, (y2 - y1) / 2
+    # Offsets from the centre, in halves of a side.
+    off_left, off_top = (left - x1) / half_width - 1, (top - y1) / half_height - 1
+    step_x, step_y = 1 / half_width, 1 / half_height
+    for value in (off_left, off_top, step_x, step_y):
+        value.masked_fill_(empty, 0)  # its one cell has weight 1
     region = torch.zeros(images * height * width, device=corners.device)
-    for box, place in _cells_of(sizes):
-        row, column = top[box] + place // columns[box], left[box] + place % columns[box]
-        off_x = (column - x1[box] - centre_x[box]) / centre_x[box]
-        off_y = (row - y1[box] - centre_y[box]) / centre_y[box]
-        weight = torch.where(empty[box], 1.0, torch.exp(-(off_x.square() + off_y.square()) / 2))
-        region.scatter_reduce_(0, (image[box] * height + row) * width + column, weight, "amax")
+    for boxes in _bounded((right - left) * (bottom - top)):
+        of, place = _counted((bottom - top)[boxes])
+        box = boxes[of]  # (rows of all these boxes,)
+        off_y = off_top[box] + place * step_y[box]
+        first = (image[box] * height + top[box] + place) * width + left[box]
+        of, place = _counted((right - left)[box])  # (cells of all these boxes,)
+        off_x, step, off_y, first = (row.index_select(0, of) for row in (off_left[box], step_x[box], off_y, first))
+        weight = torch.exp(((off_x + place * step).square() + off_y.square()) / -2)
+        region.scatter_reduce_(0, first + place, weight, "amax")
     return region.view(images, height, width)
 
 
-def _cells_of(sizes: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Number the cells of boxes of so many cells: (box, place in the box), a bounded number of them at a time."""
-    ends = sizes.cumsum(0)
-    group = ends // CELLS_AT_ONCE
+def _bounded(cells: Tensor) -> Iterator[Tensor]:
+    """Split boxes of so many cells into groups with a bounded number of cells: the boxes of each group."""
+    group = cells.cumsum(0) // CELLS_AT_ONCE
     for number in group.unique().tolist():
-        boxes = (group == number).nonzero()[:, 0]
-        box = torch.repeat_interleave(boxes, sizes[boxes])
-        first = ends[boxes[0]] - sizes[boxes[0]]
-        yield box, torch.arange(len(box), device=box.device) + first - (ends - sizes)[box]
+        yield (group == number).nonzero()[:, 0]
+
+
+def _counted(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Number the parts of items of so many parts: the item of each part, and its place in the item from 0."""
+    item = torch.repeat_interleave(counts)
+    begin = counts.cumsum(0) - counts
+    return item, torch.arange(len(item), device=item.device) - begin.index_select(0, item)

@@ -1,6 +1,7 @@
 """Recipes: complete settings as YAML, with the figure that a run made from them should reach.
 
-A recipe may say `extends: FILE`, beside it, whose settings it takes over and changes.
+A recipe may say `extends: FILE`, relative to it, whose settings it takes over and changes; of several files in a list
+the later ones change the earlier ones.
 """
 
 from collections.abc import Mapping
@@ -87,10 +88,11 @@ def _read(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
         raise InputError(f"--config {path} can't be read ({' '.join(str(error).split())}).") from error
     if not isinstance(content, dict):
         raise InputError(f"--config {path} does not hold settings.")
-    base = content.pop("extends", None)
-    if base is None:
-        return content
-    return merged(_read(path.parent / str(base), (*extended_by, path.resolve())), content)
+    bases = content.pop("extends", None) or []
+    settings: dict[str, Any] = {}
+    for base in bases if isinstance(bases, list) else [bases]:
+        settings = merged(settings, _read(path.parent / str(base), (*extended_by, path.resolve())))
+    return merged(settings, content)
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
