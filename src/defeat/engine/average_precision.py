@@ -253,7 +253,7 @@ def _annotations(scene: Scene, number: int) -> list[dict[str, Any]]:
 
 
 def _results(scene: Scene, number: int) -> list[dict[str, Any]]:
-    kept = ~_on_difficult(scene)
+    kept = ~on_difficult(scene)
     boxes = _corner_and_size(scene.boxes[kept])
     return [
         {"image_id": number, "category_id": int(label), "bbox": box, "score": float(score)}
@@ -261,7 +261,7 @@ def _results(scene: Scene, number: int) -> list[dict[str, Any]]:
     ]
 
 
-def _on_difficult(scene: Scene) -> Flags:
+def on_difficult(scene: Scene) -> Flags:
     """(D,) the detections whose best box of their own class is a difficult one, at an IoU of 0.5 or more."""
     difficult = scene.difficult & ~scene.crowd
     if not difficult.any() or len(scene.boxes) == 0:

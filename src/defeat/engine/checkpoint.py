@@ -20,6 +20,7 @@ class RunDirectory:
         config: `config.yaml`, all that is needed to repeat the run.
         checkpoint: `checkpoints/last.ckpt`, to resume.
         metrics: `metrics.jsonl`, a line a logged step or evaluation.
+        detections: `detections.safetensors`, what the trained detector found in the evaluation split, and the truth.
         results: `results.json`, the final figures and where they come from.
     """
 
@@ -28,6 +29,7 @@ class RunDirectory:
         self.config = self.folder / "config.yaml"
         self.checkpoint = self.folder / "checkpoints" / "last.ckpt"
         self.metrics = self.folder / "metrics.jsonl"
+        self.detections = self.folder / "detections.safetensors"
         self.results = self.folder / "results.json"
 
     def open(self, command: str, settings: TrainSettings) -> Path | None:

@@ -102,14 +102,8 @@ class Evaluator:
             states: the `state()` of each process.
         """
         for state in states:
-            ids, sizes, found_counts, true_counts, *flat = (tensor.cpu() for tensor in state)
-            split = [torch.split(tensor, found_counts.tolist()) for tensor in flat[:3]]
-            split += [torch.split(tensor, true_counts.tolist()) for tensor in flat[3:]]
-            for index, image_id in enumerate(ids.tolist()):
-                boxes, scores, labels, true_boxes, true_labels, difficult, crowd = (parts[index] for parts in split)
-                height, width = sizes[index].tolist()
-                target = Target(true_boxes, true_labels, difficult, crowd, image_id, (height, width))
-                self._images.setdefault(image_id, (Detections(boxes, scores, labels), target))
+            for image_id, image in unpacked(state).items():
+                self._images.setdefault(image_id, image)
 
     def compute(self) -> EvaluationResult:
         """The figures over all images collected; nothing collected gives None everywhere."""
@@ -132,6 +126,20 @@ class Evaluator:
                 f"Expected {kind} labels in 0..{len(self.classes) - 1}, found {int(labels.min())}..{int(labels.max())} "
                 f"in image {image_id}."
             )
+
+
+def unpacked(state: Sequence[Tensor]) -> dict[int, tuple[Detections, Target]]:
+    """The images that `Evaluator.state` packed, by their numbers."""
+    ids, sizes, found_counts, true_counts, *flat = (tensor.cpu() for tensor in state)
+    split = [torch.split(tensor, found_counts.tolist()) for tensor in flat[:3]]
+    split += [torch.split(tensor, true_counts.tolist()) for tensor in flat[3:]]
+    images = {}
+    for index, image_id in enumerate(ids.tolist()):
+        boxes, scores, labels, true_boxes, true_labels, difficult, crowd = (parts[index] for parts in split)
+        height, width = sizes[index].tolist()
+        target = Target(true_boxes, true_labels, difficult, crowd, image_id, (height, width))
+        images[image_id] = Detections(boxes, scores, labels), target
+    return images
 
 
 def _percent(fractions: dict[str, float | None]) -> dict[str, float | None]:

@@ -10,6 +10,7 @@ from defeat.data import open_dataset
 from defeat.data.loader import evaluation_loader
 from defeat.detector import Detector, load
 from defeat.engine.checkpoint import RunDirectory
+from defeat.engine.detections import save_detections
 from defeat.engine.evaluate import EvaluationResult, Evaluator
 from defeat.errors import InputError
 
@@ -21,6 +22,7 @@ def evaluate(
     batch_size: int = 8,
     workers: int = 2,
     device: str = "auto",
+    detections: str | None = None,
     console: Console | None = None,
 ) -> EvaluationResult:
     """Evaluate a trained detector: COCO's and PASCAL VOC's average precision.
@@ -32,6 +34,7 @@ def evaluate(
         batch_size: images at a time.
         workers: processes that load images.
         device: auto (a GPU where there is one), cpu or cuda.
+        detections: file to write all detections and annotations to (safetensors), as `detections.safetensors` of a run.
         console: where to show progress; None for none.
 
     Raises:
@@ -45,13 +48,16 @@ def evaluate(
         data = data or trained_on
     if data is None:
         raise InputError("Name the data to evaluate on with --data.")
-    return evaluate_detector(detector, data, split, batch_size, workers, console)
+    evaluator = detect_split(detector, data, split, batch_size, workers, console)
+    if detections is not None:
+        save_detections(Path(detections), evaluator)
+    return evaluator.compute()
 
 
-def evaluate_detector(
+def detect_split(
     detector: Detector, data: str, split: str, batch_size: int, workers: int, console: Console | None = None
-) -> EvaluationResult:
-    """Evaluate a detector on a split, with the detector's own classes.
+) -> Evaluator:
+    """Detect the objects of a whole split, with the detector's own classes.
 
     Raises:
         InputError: the data are not valid, or lack one of the detector's classes.
@@ -61,7 +67,7 @@ def evaluate_detector(
     loader = evaluation_loader(dataset, batch_size=batch_size, workers=workers)
     for images, targets in track(loader, "Evaluating", console=console, disable=console is None, transient=True):
         evaluator.update([found.cpu() for found in detector.predict(images)], targets)
-    return evaluator.compute()
+    return evaluator
 
 
 def choose_device(device: str) -> torch.device:

@@ -47,6 +47,7 @@ class DetectionModule(LightningModule):
         self._outside = (teacher.eval().requires_grad_(False),) if teacher is not None else ()
         self.evaluator = Evaluator(student.info.classes)
         self.last_evaluation: EvaluationResult | None = None
+        self.last_found: Evaluator | None = None  # what that evaluation is of
         self.evaluated_step: int | None = None
         self.step_seconds: list[float] = []
         self._step_began = 0.0
@@ -115,7 +116,7 @@ class DetectionModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log AP over the images of all processes, each counted once."""
         self.evaluator.merge(gather(self.evaluator.state(), self.trainer.world_size))
-        self.last_evaluation = self.evaluator.compute()
+        self.last_found, self.last_evaluation = self.evaluator, self.evaluator.compute()
         self.evaluated_step = self.global_step
         self.evaluator = Evaluator(self.student.info.classes)
         metrics = {f"val/{name}": value for name, value in self.last_evaluation.metrics.items() if value is not None}

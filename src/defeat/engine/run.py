@@ -20,6 +20,7 @@ from defeat.detector import Detector, DetectorSpec, build, load, save_model
 from defeat.distillation import Method, build_method
 from defeat.engine.checkpoint import RunDirectory
 from defeat.engine.datamodule import DetectionDataModule
+from defeat.engine.detections import save_detections
 from defeat.engine.evaluate import EvaluationResult
 from defeat.engine.guards import fingerprint, require_able_teacher
 from defeat.engine.logs import Checkpoint, Interrupted, JsonLinesLogger, progress_callback
@@ -109,7 +110,9 @@ def run(settings: TrainSettings, console: Console | None = None) -> RunResult:
     if teacher is not None and fingerprint(teacher) != before:
         raise RuntimeError("The teacher's weights changed during training, which must never happen.")
     if finished and module.trainer.is_global_zero:
+        assert module.last_found is not None
         save_model(student, directory.folder)
+        save_detections(directory.detections, module.last_found)
         results = _results(module, training, evaluation, perf_counter() - began)
         directory.write_results(results)
         if figure is not None:
