@@ -7,8 +7,9 @@ import torch
 import yaml
 
 from defeat.cli import command_parser, run_settings
+from defeat.engine.assembly import build_student
 from defeat.engine.recipes import Expected, expected, find_recipe, merged, read_recipe, recipe_files
-from defeat.engine.run import build_student, run
+from defeat.engine.run import run
 from defeat.errors import InputError
 from defeat.report.recipes import commands
 from tests.data.folders import coco_content, voc_object, write_coco, write_image, write_voc

@@ -9,7 +9,7 @@ import re
 import sys
 import traceback
 from argparse import SUPPRESS, ArgumentError
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from defeat.errors import InputError, unknown_name
@@ -66,6 +66,21 @@ def compare(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
     return 0
 
 
+def bench(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
+    """Compare methods over several seeds: what is each worth?"""
+    from defeat import bench as package
+
+    if any(word.partition("=")[0] == "--merge" for word in arguments):
+        parser.add_argument("--merge", nargs="+", help="folders that other machines wrote", required=True)
+        parser.add_argument("--out", type=str, help="folder to write", required=True)
+        given = parsed(parser, arguments)
+        package.merge(given.merge, given.out)
+        return 0
+    options, per_method = bench_options(parser, arguments)
+    result = package.bench(**options, method_options=per_method)
+    return 0 if result is not None or options["plan"] else INTERRUPTED
+
+
 def methods(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
     """List the distillation methods: papers, needs, defaults."""
     from rich.console import Console
@@ -102,6 +117,7 @@ COMMANDS: dict[str, Callable[["ArgumentParser", Sequence[str]], int]] = {
     "evaluate": evaluate,
     "predict": predict,
     "compare": compare,
+    "bench": bench,
     "methods": methods,
     "recipes": recipes,
     "demo": demo,
@@ -197,8 +213,48 @@ def run_settings(parser: "ArgumentParser", arguments: Sequence[str], command: st
     return kind(**given)
 
 
-def _with_recipes(arguments: Sequence[str]) -> tuple[list[str], list[dict[str, Any]]]:
-    """Put the content of each recipe where its name stands, and give the contents beside."""
+def bench_options(parser: "ArgumentParser", arguments: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parse the options of `bench`: its own with those of all cells, and those of each method by its name.
+
+    Raises:
+        InputError: an option is unknown, missing or not valid.
+    """
+    from defeat.bench import bench as function
+    from defeat.bench.matrix import ABLATIONS, METHODS, OWN
+    from defeat.detector import family_options
+    from defeat.distillation import METHODS as KNOWN
+    from defeat.engine.settings import DistillSettings
+
+    own = {*OWN} - {"out"}
+    parser.add_argument("--config", action="config", help="recipe, by path or name; its method and seed are left out")
+    parser.add_argument("--merge", nargs="+", help="with --out alone: join the folders that other machines wrote")
+    # jsonargparse follows `**options` to the settings that they become.
+    parser.add_function_arguments(function, skip={*own, "console", "method_options", "detector_options"})
+    actions = parser._option_string_actions
+    actions["--out"].help = "folder of the comparison: a run directory a cell, bench.json, report.html"
+    actions["--eval_split"].help = "split to test all cells on; by default test if there is one, else val"
+    arguments, recipes = _with_recipes(arguments, leave_out={*own, "command"})
+    chosen = _chosen(arguments, recipes)
+    parser.add_class_arguments(family_options(chosen.get("detector", DistillSettings.detector)), "detector_options")
+    asked = _value(arguments, "--methods") or METHODS
+    if ablation := _value(arguments, "--ablate"):
+        asked = ",".join(method for method, _ in ABLATIONS.get(ablation, {}).values())
+    names = [name for name in dict.fromkeys(asked.split(",")) if name in KNOWN]
+    for name in names:
+        parser.add_class_arguments(KNOWN[name], name, skip={"student", "teacher"})
+    given = parsed(parser, arguments).as_dict()
+    del given["config"], given["merge"]
+    return given, {name: given.pop(name) for name in names}
+
+
+def _value(arguments: Sequence[str], flag: str) -> str | None:
+    """The value of an option that has to be known before all others are parsed; None where it is not given."""
+    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    return next((value for name, value in reversed(list(itertools.pairwise(words))) if name == flag), None)
+
+
+def _with_recipes(arguments: Sequence[str], leave_out: Collection[str] = ()) -> tuple[list[str], list[dict[str, Any]]]:
+    """Put the content of each recipe where its name stands, without some settings, and give the contents beside."""
     from defeat.engine.recipes import find_recipe, read_recipe
 
     words: list[str] = []
@@ -209,7 +265,8 @@ def _with_recipes(arguments: Sequence[str]) -> tuple[list[str], list[dict[str, A
         if flag != "--config":
             words.append(word)
             continue
-        recipes.append(read_recipe(find_recipe(value if equals else next(rest, ""))))
+        content = read_recipe(find_recipe(value if equals else next(rest, "")))
+        recipes.append({name: value for name, value in content.items() if name not in leave_out})
         words.append(f"--config={json.dumps(recipes[-1])}")
     return words, recipes
 
@@ -219,10 +276,9 @@ def _chosen(arguments: Sequence[str], recipes: Sequence[dict[str, Any]]) -> dict
     chosen: dict[str, str] = {}
     for recipe in recipes:
         chosen |= {name: str(recipe[name]) for name in ("detector", "method") if recipe.get(name)}
-    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    for flag, value in itertools.pairwise(words):
-        if flag in ("--detector", "--method"):
-            chosen[flag[2:]] = value
+    for name in ("detector", "method"):
+        if value := _value(arguments, f"--{name}"):
+            chosen[name] = value
     return chosen
 
 
@@ -286,10 +342,11 @@ def parsed(parser: "ArgumentParser", arguments: Sequence[str]) -> "Namespace":
 
 def _options_like(flag: str, known: set[str]) -> set[str]:
     """The options that stand beside one that is not known: those of the method, of the detector, or all others."""
-    written = {_written(one) for one in known - HIDDEN if one.startswith("--") and not one.endswith("+")}
-    group = next((prefix for prefix in ("--method.", "--detector.") if flag.startswith(prefix)), "")
-    beside = {one for one in written if (one.startswith(group) if group else "." not in one)}
-    return beside or written
+    groups = {one.partition(".")[0] for one in known if "." in one}  # such as --method_options itself
+    written = {_written(one) for one in known - HIDDEN - groups if one.startswith("--") and not one.endswith("+")}
+    group = flag.partition(".")[0] + "."
+    beside = {one for one in written if one.startswith(group)} if group in flag else set()
+    return beside or {one for one in written if "." not in one} or written
 
 
 def _recipe_first(words: Sequence[str]) -> list[str]:

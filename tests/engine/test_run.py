@@ -163,6 +163,10 @@ def test_a_stopped_run_goes_on_as_if_it_never_stopped(step, workers, tmp_path, m
     assert weights(resumed.folder) == weights(whole.folder)
     assert results(resumed.folder)["metrics"] == results(whole.folder)["metrics"]
     assert results(resumed.folder)["steps"] == 12
+    # It took as long as both parts together; the step in which the user stopped is not timed.
+    times = torch.load(resumed.folder / "checkpoints" / "last.ckpt", weights_only=False)["step_seconds"]
+    assert len(times) in (11, 12)
+    assert results(resumed.folder)["train_seconds"] <= results(resumed.folder)["wall_seconds"]
     steps = [line["step"] for line in lines(resumed.folder) if "train/loss" in line]
     # The line of the step in which the user stopped may be missing; the others are there once, and in order.
     assert sorted({*steps, step - 1}) == list(range(12))

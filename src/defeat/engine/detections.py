@@ -45,12 +45,8 @@ def read_detections(path: Path) -> list[Scene]:
         tensors = load_file(path)
         state = [tensors[name] for name in NAMES]
     except FileNotFoundError as error:
-        raise InputError(
-            f"{path} is missing; `defeat evaluate {path.parent} --detections {path}` writes it."
-        ) from error
+        raise InputError(f"{path} is missing; {repair}.") from error
     except (OSError, SafetensorError, KeyError) as error:
-        raise InputError(
-            f"{path} is damaged; `defeat evaluate {path.parent} --detections {path}` repairs it."
-        ) from error
+        raise InputError(f"{path} is damaged; {repair} anew.") from error
     images = unpacked(state)
     return [Scene.of(*images[image_id]) for image_id in sorted(images)]

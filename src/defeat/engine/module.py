@@ -50,7 +50,8 @@ class DetectionModule(LightningModule):
         self.last_found: Evaluator | None = None  # what that evaluation is of
         self.evaluated_step: int | None = None
         self.step_seconds: list[float] = []
-        self._step_began = 0.0
+        self.earlier_seconds = 0.0  # of the parts of a run that was stopped and resumed
+        self._began = self._step_began = perf_counter()
 
     @property
     def teacher(self) -> Detector | None:
@@ -106,6 +107,16 @@ class DetectionModule(LightningModule):
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.step_seconds.append(perf_counter() - self._step_began)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the times: a resumed run took as long as all of its parts."""
+        checkpoint["step_seconds"] = list(self.step_seconds)
+        checkpoint["wall_seconds"] = self.earlier_seconds + perf_counter() - self._began
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the times over."""
+        self.step_seconds = list(checkpoint.get("step_seconds", []))
+        self.earlier_seconds = checkpoint.get("wall_seconds", 0.0)
 
     def validation_step(self, batch: Images, batch_idx: int) -> None:
         """Detect objects and keep what was found."""

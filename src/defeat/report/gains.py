@@ -1,8 +1,8 @@
 """What a method gained over the same student alone, and what can be said about it: two 95 % intervals.
 
 Repeating a training with other seeds changes its AP, and so would other test images. Both are looked at in pairs: a
-method and the plain training share seed, first weights, order of the data and test images, so what the two have in common
-falls out of the difference.
+method and the plain training share seed, first weights, order of the data and test images, so what the two have in
+common falls out of the difference.
 """
 
 import math

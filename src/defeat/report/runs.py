@@ -30,6 +30,7 @@ class RunSummary:
         data_fingerprint: equal for equal data.
         metrics: figures of the whole split by name, 0..100.
         per_class: figures of each class by name, 0..100.
+        images: number of images of the evaluated split.
         parameters: number of weights.
         gflops: 1e9 floating-point operations of a prediction.
         latency_ms: median time of a prediction in milliseconds.
@@ -58,6 +59,7 @@ class RunSummary:
     data_fingerprint: str = ""
     metrics: dict[str, float | None] = field(default_factory=dict)
     per_class: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    images: int | None = None
     parameters: int | None = None
     gflops: float | None = None
     latency_ms: float | None = None
@@ -103,6 +105,7 @@ def read_run(folder: str | Path) -> RunSummary:
         per_class={str(name): _figures(value) for name, value in per_class.items()}
         if isinstance(per_class, dict)
         else {},
+        images=_integer(results, "images"),
         parameters=_integer(results, "parameters"),
         gflops=_number(results.get("gflops")),
         latency_ms=_number(results.get("latency_ms")),

@@ -8,7 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from defeat.engine.evaluate import EvaluationResult
+from defeat.report.gains import Gain, Interval
 from defeat.report.runs import RunSummary
+from defeat.report.variants import MatrixResult
 from defeat.report.verdict import roles, verdicts
 
 UNKNOWN = "n/a"
@@ -61,6 +63,7 @@ COLUMNS = (
     Column("file (MB)", lambda run: _scaled(run.model_bytes, 1e6)),
     Column("training", lambda run: run.train_seconds, duration),
 )
+PARTS = ("AP50", "AP75", "APs", "APm", "APl", "training time")  # the second table of a matrix
 ACCURACY = 7  # the first columns say how good a detector is, the others what it costs
 
 
@@ -114,6 +117,88 @@ def print_comparison(runs: Sequence[RunSummary], console: Console) -> None:
         console.print(Text(verdict.sentence, style="bold"))
         if verdict.caution:
             console.print(Text(verdict.caution))
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """A cell of a comparison, before it is trained.
+
+    Attributes:
+        number: of the cell.
+        variant: how the student is trained.
+        seed: of everything random.
+        state: `done`, `begun` or nothing.
+        seconds: predicted time of the whole run.
+        disk_bytes: predicted size of the run directory.
+    """
+
+    number: int
+    variant: str
+    seed: int
+    state: str
+    seconds: float
+    disk_bytes: int
+
+
+def print_cells(cells: Sequence[PlannedCell], console: Console) -> None:
+    """Print what a comparison would train, how long that takes and how much it writes."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for title in ("cell", "method", "seed", "state", "time", "disk"):
+        table.add_column(title, justify="left" if title in ("method", "state") else "right")
+    for cell in cells:
+        table.add_row(
+            str(cell.number),
+            Text(cell.variant),
+            str(cell.seed),
+            cell.state,
+            duration(cell.seconds),
+            f"{cell.disk_bytes / 1e6:.0f} MB",
+        )
+    console.print(table)
+    left = [cell for cell in cells if cell.state != "done"]
+    seconds, size = sum(cell.seconds for cell in left), sum(cell.disk_bytes for cell in left)
+    console.print(
+        f"\n{len(left)} of {len(cells)} cells left: about {duration(seconds)} on this machine, {size / 1e9:.1f} GB.",
+        highlight=False,
+    )
+
+
+def print_matrix(result: MatrixResult, console: Console) -> None:
+    """Print the methods side by side: what they gained, where and at what cost, and what can be said about each."""
+    gains = Table(box=None, header_style="bold", pad_edge=False)
+    parts = Table(box=None, header_style="bold", pad_edge=False)
+    for table, titles in (
+        (gains, ("AP", "by seed", "gain", "95 % seeds", "95 % images", "gap closed")),
+        (parts, PARTS),
+    ):
+        table.add_column("method", overflow="fold")
+        for title in titles:
+            table.add_column(title, justify="right", no_wrap=title != "by seed")
+    gains.add_row("teacher", decimal(result.teacher.get("AP")))
+    parts.add_row("teacher", *(decimal(result.teacher.get(name)) for name in PARTS[:-1]))
+    for variant in (result.alone, *result.others):
+        found = [] if variant.gain is None else _gain_cells(variant.gain, variant.gap_closed)
+        gains.add_row(Text(variant.name), decimal(variant.mean), " ".join(decimal(ap) for ap in variant.ap), *found)
+        time = "" if variant.time_ratio is None else f"{variant.time_ratio:.2f} x"
+        parts.add_row(Text(variant.name), *(decimal(variant.metrics.get(name)) for name in PARTS[:-1]), time)
+    for table in (gains, parts):
+        console.print(table)
+        console.print()
+    for variant in result.others:
+        shown = variant.gain is not None and variant.gain.shown
+        console.print(Text(variant.sentence(result.images), style="bold" if shown else ""))
+    if result.missing:
+        console.print(f"\nNot finished yet: {', '.join(result.missing)}", style="yellow", highlight=False)
+
+
+def _gain_cells(gain: Gain, gap_closed: float | None) -> list[str]:
+    closed = UNKNOWN if gap_closed is None else f"{gap_closed:.0f} %"
+    return [f"{gain.mean:+.1f}", interval(gain.over_seeds), interval(gain.over_images), closed]
+
+
+def interval(found: Interval | None) -> str:
+    """An interval as `-0.3 .. +2.7`; `n/a` for None."""
+    return UNKNOWN if found is None else f"{found.low:+.1f} .. {found.high:+.1f}"
 
 
 def print_evaluation(result: EvaluationResult, console: Console) -> None:

@@ -1,0 +1,216 @@
+"""The matrix of a comparison: ways to train the student times seeds, and the folder where they are."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from defeat.data import split_names
+from defeat.detector.files import write_atomically
+from defeat.distillation import find_method
+from defeat.engine.settings import DistillSettings, TrainSettings
+from defeat.errors import InputError, unknown_name
+
+NONE = "none"
+PLAN = "bench.yaml"
+METHODS = "none,imitation,fgfi,tadf,defeat"
+# How the same region teaches alone, with the other under one weight, and with the other under a weight of its own.
+ABLATIONS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
+    "regions": {
+        NONE: (NONE, {}),
+        "object only": ("defeat", {"background_weight": 0.0}),
+        "background only": ("defeat", {"object_weight": 0.0}),
+        "both, one weight": ("imitation", {}),
+        "both, own weights": ("defeat", {}),
+    }
+}
+# What differs between the cells, or where and how fast they are made.
+OWN = ("method", "method_options", "seed", "out", "resume", "expected")
+FREE = ("workers", "log_every")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train the student.
+
+    Attributes:
+        method: a distillation method, or `none`.
+        options: settings of the method that differ from its defaults.
+    """
+
+    method: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A run of the matrix.
+
+    Attributes:
+        number: from 1 on; all variants of one seed come before the next seed.
+        variant: name of the variant.
+        seed: seed of first weights, order of the data and everything else that is random.
+    """
+
+    number: int
+    variant: str
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        """Name of its run directory."""
+        return f"{re.sub(r'[^a-z0-9]+', '-', self.variant.lower()).strip('-')}-seed{self.seed}"
+
+
+class Matrix:
+    """Cells of one folder, and the settings that they share.
+
+    Attributes:
+        folder: where everything is.
+        settings: of every cell, but for method, seed and folder.
+        variants: ways to train the student, by name.
+        seeds: how many seeds.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any], variants: dict[str, Variant], seeds: int) -> None:
+        if seeds < 1:
+            raise InputError(f"--seeds must be 1 or more, not {seeds}.")
+        self.folder, self.settings, self.variants, self.seeds = folder, settings, variants, seeds
+
+    @classmethod
+    def of(cls, template: DistillSettings, variants: dict[str, Variant], seeds: int) -> "Matrix":
+        """The matrix that a template of its cells describes; it is tested on `test` where there is such a split."""
+        if template.eval_split is None and "test" in split_names(template.data):
+            template = replace(template, eval_split="test")
+        shared = {name: value for name, value in template.to_dict().items() if name not in OWN}
+        return cls(Path(template.out), shared, variants, seeds)
+
+    @classmethod
+    def read(cls, folder: Path) -> "Matrix":
+        """Read what `write` wrote.
+
+        Raises:
+            InputError: the folder holds no comparison.
+        """
+        try:
+            content = yaml.safe_load((folder / PLAN).read_text(encoding="utf-8"))
+            variants = {name: Variant(**value) for name, value in content["variants"].items()}
+            return cls(folder, content["settings"], variants, int(content["seeds"]))
+        except OSError as error:
+            raise InputError(f"{folder} holds no comparison: {PLAN} can't be read.") from error
+        except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{folder / PLAN} is damaged.") from error
+
+    def write(self) -> None:
+        """Write the matrix into its folder; one that is there already may have fewer variants and seeds.
+
+        Raises:
+            InputError: the folder holds a comparison with other settings, or can't be written.
+        """
+        if (self.folder / PLAN).exists():
+            self.join(Matrix.read(self.folder))
+        content = {
+            "settings": self.settings,
+            "variants": {name: asdict(variant) for name, variant in self.variants.items()},
+            "seeds": self.seeds,
+        }
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.folder / PLAN, yaml.safe_dump(_plain(content), sort_keys=False).encode())
+        except OSError as error:
+            raise InputError(f"{self.folder} can't be written ({error.strerror}).") from error
+
+    def join(self, other: "Matrix") -> None:
+        """Take over the variants and seeds of another matrix.
+
+        Raises:
+            InputError: its settings are others.
+        """
+        mine, theirs = _plain(self.settings), _plain(other.settings)
+        changed = [
+            f"{name} was {theirs.get(name)!r} and is {mine[name]!r}"
+            for name in mine
+            if name not in FREE and mine[name] != theirs.get(name)
+        ]
+        for name in self.variants.keys() & other.variants.keys():
+            before, now = _plain(asdict(other.variants[name])), _plain(asdict(self.variants[name]))
+            if before != now:
+                changed.append(f"{name} was {before} and is {now}")
+        if changed:
+            raise InputError(f"{other.folder} holds a comparison with other settings: {'; '.join(changed)}.")
+        self.variants = other.variants | {name: v for name, v in self.variants.items() if name not in other.variants}
+        self.seeds = max(self.seeds, other.seeds)
+
+    def cells(self) -> list[Cell]:
+        """All cells."""
+        pairs = [(variant, seed) for seed in range(self.seeds) for variant in self.variants]
+        return [Cell(number, variant, seed) for number, (variant, seed) in enumerate(pairs, start=1)]
+
+    def finished(self, cell: Cell) -> bool:
+        """Whether a cell has its final figures."""
+        return (self.folder / cell.folder / "results.json").is_file()
+
+    def cell_settings(self, cell: Cell) -> TrainSettings:
+        """The settings of the run of a cell; one that was stopped goes on."""
+        variant, folder = self.variants[cell.variant], self.folder / cell.folder
+        resume = (folder / "checkpoints" / "last.ckpt").is_file()
+        own = {"seed": cell.seed, "out": str(folder), "resume": resume}
+        if variant.method == NONE:
+            known = {one.name for one in fields(TrainSettings)}
+            return TrainSettings(**{name: value for name, value in self.settings.items() if name in known} | own)
+        return DistillSettings(**self.settings | own, method=variant.method, method_options=variant.options)
+
+
+def _plain(content: Any) -> Any:
+    """As a file has it: lists for tuples."""
+    return json.loads(json.dumps(content))
+
+
+def variants_of(methods: str, ablate: str | None, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Variant]:
+    """The ways to train the student that a user asks for; the student alone is always the first.
+
+    Args:
+        methods: methods separated by commas.
+        ablate: name of an ablation, instead of methods.
+        options: settings of each method by its name.
+
+    Raises:
+        InputError: a name is not known.
+    """
+    if ablate is not None:
+        if ablate not in ABLATIONS:
+            raise unknown_name("ablation", ablate, ABLATIONS)
+        chosen_variants = ABLATIONS[ablate]
+    else:
+        names = [name.strip() for name in methods.split(",") if name.strip()]
+        chosen_variants = {name: (name, {}) for name in dict.fromkeys([NONE, *names])}
+    found = {}
+    for name, (method, own) in chosen_variants.items():
+        if method != NONE:
+            find_method(method)
+        found[name] = Variant(method, {**options.get(method, {}), **own})
+    return found
+
+
+def chosen(cells: str | None, count: int) -> list[int]:
+    """Numbers of cells from a text such as `3-7` or `1,4`; all for None.
+
+    Raises:
+        InputError: it is not such a text, or a number is not among 1..count.
+    """
+    if cells is None:
+        return list(range(1, count + 1))
+    numbers: list[int] = []
+    for part in cells.split(","):
+        found = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if not found:
+            raise InputError(f"--cells {cells}: give numbers and ranges such as 3-7 or 1,4.")
+        numbers += range(int(found[1]), int(found[2] or found[1]) + 1)
+    wrong = [number for number in numbers if not 1 <= number <= count]
+    if wrong or not numbers:
+        raise InputError(f"--cells {cells}: there are cells 1 to {count}; --plan lists them.")
+    return sorted(set(numbers))

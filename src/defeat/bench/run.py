@@ -1,0 +1,186 @@
+"""Trains the cells of a matrix, joins what several machines wrote, and reports what they show."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+
+from defeat.bench.matrix import METHODS, NONE, Cell, Matrix, chosen, variants_of
+from defeat.detector import load
+from defeat.detector.files import write_atomically
+from defeat.engine.assembly import evaluation_split
+from defeat.engine.detections import save_detections
+from defeat.engine.estimate import RunCost, estimate_run
+from defeat.engine.inference import choose_device, detect_split
+from defeat.engine.provenance import commit, machine, versions
+from defeat.engine.run import run
+from defeat.engine.settings import DistillSettings
+from defeat.report.runs import read_run
+from defeat.report.tables import PlannedCell, duration, print_cells, print_matrix
+from defeat.report.variants import MatrixResult, compare_variants
+
+RESULT, TEACHER, TEACHER_DETECTIONS = "bench.json", "teacher.json", "teacher.safetensors"
+
+
+def bench(
+    *,
+    methods: str = METHODS,
+    seeds: int = 3,
+    ablate: str | None = None,
+    cells: str | None = None,
+    plan: bool = False,
+    method_options: Mapping[str, Mapping[str, Any]] | None = None,
+    console: Console | None = None,
+    **options: Any,
+) -> MatrixResult | None:
+    """Train a student with each method and each seed, and say what each method gained over the student alone.
+
+    The folder `out` gets a run directory for each cell, `bench.json` and `report.html`. What is finished stays, what
+    was stopped goes on from its checkpoint: repeat the command. Several machines can share the work with `cells`.
+
+    Args:
+        methods: methods separated by commas; none is the student alone, which is always part of the matrix.
+        seeds: how many seeds: 0, 1, 2 ..
+        ablate: regions, to compare what DeFeat's regions teach, instead of methods.
+        cells: numbers of the cells to train, e.g. 3-7 or 1,4; all by default.
+        plan: print cells, time left and disk space, and train nothing.
+        method_options: settings of each method by its name.
+        console: where to show progress.
+        options: settings of all cells: those of `distill` but for method, seed, resume.
+
+    Returns:
+        What the finished cells show; None after a plan, when the user stopped, or when the student alone is missing.
+
+    Raises:
+        InputError: an option, the data, the teacher or the folder is not valid.
+    """
+    console = console or Console(stderr=True)
+    template = DistillSettings(**options)
+    matrix = Matrix.of(template, variants_of(methods, ablate, method_options or {}), seeds)
+    wanted = chosen(cells, len(matrix.cells()))
+    if plan:
+        _print_plan(matrix, wanted, console)
+        return None
+    matrix.write()
+    evaluate_teacher(matrix, console)
+    if not _train(matrix, wanted, console) or not _is_writer():
+        return None
+    return report(matrix.folder, console)
+
+
+def _is_writer() -> bool:
+    """Whether this process is the one of all that writes files."""
+    return not getattr(rank_zero_only, "rank", 0)
+
+
+def evaluate_teacher(matrix: Matrix, console: Console) -> None:
+    """Evaluate the teacher on the split that all cells are tested on, once."""
+    path = matrix.folder / TEACHER
+    if path.is_file():
+        return
+    shared = matrix.settings
+    settings = matrix.cell_settings(Cell(0, NONE, 0))
+    device = choose_device("cpu" if settings.accelerator == "cpu" else "auto")
+    teacher = load(shared["teacher"], shared["teacher_weights"]).to(device)
+    split = evaluation_split(settings)
+    found = detect_split(teacher, settings.data, split, settings.batch_size, settings.workers, console)
+    save_detections(matrix.folder / TEACHER_DETECTIONS, found)
+    figures = found.compute().to_dict() | {"teacher": shared["teacher"], "split": split}
+    write_atomically(path, (json.dumps(figures, indent=2) + "\n").encode())
+
+
+def _train(matrix: Matrix, wanted: Sequence[int], console: Console) -> bool:
+    """Train the wanted cells that are not finished; false when the user stopped."""
+    left = [cell for cell in matrix.cells() if cell.number in wanted and not matrix.finished(cell)]
+    began = perf_counter()
+    for done, cell in enumerate(left):
+        settings = matrix.cell_settings(cell)
+        console.rule(f"cell {cell.number} of {len(matrix.cells())}: {cell.variant}, seed {cell.seed}", align="left")
+        if not settings.resume and Path(settings.out).exists() and _is_writer():
+            shutil.rmtree(settings.out)  # it was killed before its first checkpoint
+        result = run(settings, console)
+        if not result.finished:
+            return False
+        each = (perf_counter() - began) / (done + 1)
+        accuracy = result.evaluation.metrics["AP"] if result.evaluation else None
+        rest = duration(each * (len(left) - done - 1))
+        if result.writer:
+            console.print(f"{cell.folder}: AP {accuracy or 0:.1f}; {rest} left for the other cells", highlight=False)
+    return True
+
+
+def report(folder: Path, console: Console) -> MatrixResult | None:
+    """Hold the finished cells of a folder against each other, print, and write `bench.json` and `report.html`.
+
+    Raises:
+        InputError: the folder holds no comparison, or one of its runs is damaged.
+    """
+    matrix = Matrix.read(folder)
+    cells = matrix.cells()
+    missing = [cell.folder for cell in cells if not matrix.finished(cell)]
+    variants = {
+        name: [read_run(folder / cell.folder) for cell in cells if cell.variant == name and matrix.finished(cell)]
+        for name in matrix.variants
+    }
+    if not variants.get(NONE):
+        console.print("The student alone is not finished yet: no gains to report.", highlight=False)
+        return None
+    teacher = json.loads((folder / TEACHER).read_text())
+    result = compare_variants(variants, teacher["metrics"], alone=NONE, missing=missing)
+    origin = {"versions": versions(), "commit": commit(), "machine": machine(), "settings": matrix.settings}
+    text = json.dumps(result.to_dict() | origin, indent=2)
+    write_atomically(folder / RESULT, (text + "\n").encode())
+    print_matrix(result, Console())
+    return result
+
+
+def merge(folders: Sequence[str], out: str, console: Console | None = None) -> MatrixResult | None:
+    """Join what several machines wrote into one folder, and report it.
+
+    Args:
+        folders: folders of comparisons with the same settings.
+        out: the folder to write; finished cells are copied into it, without their checkpoints.
+        console: where to show progress.
+
+    Raises:
+        InputError: the settings of two folders differ, or a folder holds no comparison.
+    """
+    console = console or Console(stderr=True)
+    target = Path(out)
+    for name in folders:
+        source = Matrix.read(Path(name))
+        joined = Matrix(target, source.settings, dict(source.variants), source.seeds)
+        joined.write()
+        for cell in source.cells():
+            if source.finished(cell) and not joined.finished(cell):
+                shutil.copytree(
+                    source.folder / cell.folder,
+                    target / cell.folder,
+                    ignore=shutil.ignore_patterns("checkpoints", "tensorboard"),
+                    dirs_exist_ok=True,
+                )
+        for file in (TEACHER, TEACHER_DETECTIONS):
+            if (source.folder / file).is_file() and not (target / file).exists():
+                shutil.copy2(source.folder / file, target / file)
+    return report(target, console)
+
+
+def _print_plan(matrix: Matrix, wanted: Sequence[int], console: Console) -> None:
+    costs: dict[str, RunCost] = {}
+    for name, variant in matrix.variants.items():
+        console.print(f"measuring {variant.method} ..", highlight=False)
+        costs[name] = estimate_run(matrix.cell_settings(Cell(0, name, 0)), console)
+    rows = []
+    for cell in matrix.cells():
+        if cell.number in wanted:
+            done = matrix.finished(cell)
+            half = not done and (matrix.folder / cell.folder / "checkpoints" / "last.ckpt").is_file()
+            state = "done" if done else "begun" if half else ""
+            cost = costs[cell.variant]
+            rows.append(PlannedCell(cell.number, cell.variant, cell.seed, state, cost.seconds, cost.disk_bytes))
+    print_cells(rows, Console())

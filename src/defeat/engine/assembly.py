@@ -1,0 +1,125 @@
+"""Makes the parts of a run from its settings: data, student, teacher, method."""
+
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+
+from defeat.data import DetectionDataset, open_dataset, split_names
+from defeat.detector import Detector, DetectorSpec, build, load
+from defeat.distillation import Method, build_method
+from defeat.engine.guards import require_able_teacher
+from defeat.engine.settings import DistillSettings, TrainSettings
+from defeat.errors import InputError
+
+TEACHER_SAMPLE = 48  # images on which the teacher must show that it detects something
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of.
+
+    Attributes:
+        training: split to train on.
+        evaluation: split to evaluate on.
+        student: the detector to train.
+        teacher: a trained detector, None to train the student alone.
+        method: turns both detectors' outputs into losses, None likewise.
+    """
+
+    training: DetectionDataset
+    evaluation: DetectionDataset
+    student: Detector
+    teacher: Detector | None = None
+    method: Method | None = None
+
+
+def assemble(settings: TrainSettings, console: Console) -> Parts:
+    """Make everything that a run needs, and write nothing.
+
+    Args:
+        settings: `DistillSettings` for a student with a teacher, else `TrainSettings`.
+        console: where to say what was found in the data and left out of the method.
+
+    Raises:
+        InputError: something about the settings, the data or the pair is not valid.
+    """
+    check_devices(settings)
+    training = open_dataset(settings.data, settings.split, settings.classes)
+    evaluation = open_dataset(settings.data, evaluation_split(settings), training.classes)
+    for dataset in (training, evaluation):
+        if (problems := dataset.report()) is not None:
+            console.print(f"{dataset.split}: {problems}", style="yellow", highlight=False)
+    student = build_student(settings, training.classes)
+    if not isinstance(settings, DistillSettings):
+        return Parts(training, evaluation, student)
+    teacher = load(settings.teacher, settings.teacher_weights)
+    method = pair(student, teacher, settings, console)
+    if not settings.allow_weak_teacher:
+        sample = min(TEACHER_SAMPLE, len(training))
+        images = [training[index * len(training) // sample] for index in range(sample)]
+        require_able_teacher(teacher, training.classes, images)
+    return Parts(training, evaluation, student, teacher, method)
+
+
+def check_devices(settings: TrainSettings) -> None:
+    """Refuse devices that are not there, before anything is read or written.
+
+    Raises:
+        InputError: naming the option.
+    """
+    found = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+    on_cpu = settings.accelerator == "cpu" or (settings.accelerator == "auto" and found == 0)
+    if settings.accelerator == "gpu" and found == 0:
+        raise InputError("--accelerator gpu: no GPU was found; give --accelerator cpu, or auto.")
+    if settings.devices != "auto" and settings.devices < 1:
+        raise InputError(f"--devices must be 1 or more, or auto, not {settings.devices}.")
+    if not on_cpu and settings.devices != "auto" and settings.devices > found:
+        raise InputError(f"--devices {settings.devices}: only {found} found; a larger --batch-size keeps the batch.")
+    if on_cpu and settings.norm == "syncbn" and settings.devices not in (1, "auto"):
+        raise InputError("--norm syncbn needs GPUs when there are several devices; give bn, bn_eval, frozen or gn.")
+    if on_cpu and settings.precision == "16-mixed":
+        raise InputError("--precision 16-mixed needs a GPU; give 32-true or bf16-mixed.")
+
+
+def evaluation_split(settings: TrainSettings) -> str:
+    """The split to evaluate on: as asked, else `val` if there is one, else `test`.
+
+    Raises:
+        InputError: there is neither.
+    """
+    if settings.eval_split is not None:
+        return settings.eval_split
+    names = split_names(settings.data)
+    for name in ("val", "test"):
+        if name in names and name != settings.split:
+            return name
+    found = f"only {', '.join(names)}" if names else "no split at all"
+    raise InputError(f"{settings.data} has {found}: name a split to evaluate on with --eval-split.")
+
+
+def build_student(settings: TrainSettings, classes: tuple[str, ...]) -> Detector:
+    """Build the detector that the settings describe; the same seed gives the same first weights."""
+    torch.manual_seed(settings.seed)
+    spec = DetectorSpec(
+        family=settings.detector,
+        backbone=settings.backbone,
+        classes=classes,
+        size=settings.size,
+        max_size=settings.long_side,
+        norm=settings.norm,
+        neck_channels=settings.neck_channels,
+        frozen_stages=settings.frozen_stages,
+        options=settings.detector_options,
+    )
+    return build(spec, settings.weights)
+
+
+def pair(student: Detector, teacher: Detector, settings: DistillSettings, console: Console) -> Method:
+    """Build the method for the two; its first weights depend on the seed, and draw from no other random numbers."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        method = build_method(settings.method, student.info, teacher.info, settings.method_options)
+    for note in method.notes:
+        console.print(note, style="yellow", highlight=False)
+    return method

@@ -1,0 +1,251 @@
+"""A matrix of runs, methods times seeds, held against the same student alone."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from defeat.engine.average_precision import Floats
+from defeat.engine.checkpoint import RunDirectory
+from defeat.engine.detections import read_detections
+from defeat.engine.matching import average_precision_of_samples, match_scenes
+from defeat.errors import InputError
+from defeat.report.gains import (
+    SAMPLES,
+    Gain,
+    Interval,
+    bootstrap_weights,
+    interval_over_images,
+    interval_over_seeds,
+)
+from defeat.report.runs import RunSummary
+from defeat.report.verdict import differences
+
+SIZES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+
+@dataclass(frozen=True)
+class VariantResult:
+    """One way to train the student, over all its seeds.
+
+    Attributes:
+        name: what it is called, e.g. `none` or `defeat`.
+        seeds: the seeds, ascending.
+        ap: AP of each seed, 0..100.
+        metrics: mean over the seeds of AP and its parts by IoU and size; None where there is no such object.
+        per_class: mean AP of each class.
+        gain: against the student alone; None for that one itself.
+        class_gains: the same for each class, without an interval over seeds.
+        gap_closed: part of the teacher's lead over the student alone that was won, in percent; None where the teacher
+            has no lead.
+        time_ratio: time spent in training over that of the student alone, mean over the seeds.
+    """
+
+    name: str
+    seeds: tuple[int, ...]
+    ap: tuple[float, ...]
+    metrics: dict[str, float | None]
+    per_class: dict[str, float | None]
+    gain: Gain | None = None
+    class_gains: dict[str, Gain] | None = None
+    gap_closed: float | None = None
+    time_ratio: float | None = None
+
+    @property
+    def mean(self) -> float:
+        """Mean AP over the seeds."""
+        return fmean(self.ap)
+
+    def sentence(self, images: int) -> str:
+        """What can be said about the gain, in words."""
+        gain = self.gain
+        if gain is None:
+            return f"{self.name}: {self.mean:.1f} AP."
+        text = f"{self.name}: {gain.mean:+.1f} AP"
+        parts = []
+        if gain.over_seeds is not None:
+            parts.append(f"{_range(gain.over_seeds)} over {len(self.seeds)} seeds")
+        if gain.over_images is not None:
+            parts.append(f"{_range(gain.over_images)} over {images} test images")
+        if parts:
+            text += f" (95 %: {'; '.join(parts)})"
+        if gain.shown:
+            return f"{text}: {'a gain' if gain.mean > 0 else 'a loss'}, shown."
+        if gain.over_seeds is None:
+            return f"{text}: not shown, one seed cannot tell it from chance."
+        return f"{text}: not shown."
+
+
+@dataclass(frozen=True)
+class MatrixResult:
+    """Methods and seeds side by side.
+
+    Attributes:
+        alone: the student alone.
+        others: the methods, in the order asked for.
+        teacher: figures of the teacher on the same split, 0..100.
+        images: number of test images.
+        samples: of the bootstrap over images.
+        missing: cells that are not finished.
+    """
+
+    alone: VariantResult
+    others: tuple[VariantResult, ...]
+    teacher: dict[str, float | None]
+    images: int
+    samples: int
+    missing: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain dicts, for JSON."""
+        return asdict(self)
+
+    def verdict(self) -> str:
+        """The answer in one sentence, for the method that gained the most."""
+        if not self.others:
+            return f"The student alone reaches {self.alone.mean:.1f} AP; no method stands beside it yet."
+        best = max(self.others, key=lambda other: other.gain.mean if other.gain else 0.0)
+        return best.sentence(self.images)
+
+
+def compare_variants(
+    variants: Mapping[str, Sequence[RunSummary]],
+    teacher: Mapping[str, float | None],
+    alone: str = "none",
+    samples: int = SAMPLES,
+    missing: Sequence[str] = (),
+) -> MatrixResult:
+    """Hold each variant against the student alone, seed by seed.
+
+    Args:
+        variants: finished runs of each variant by its name; seeds that the student alone lacks are left out.
+        teacher: figures of the teacher on the same split, 0..100.
+        alone: name of the student alone.
+        samples: of the bootstrap over images, 1000 or more.
+        missing: cells that are not finished, to be named.
+
+    Raises:
+        InputError: there is no run of the student alone, or a run differs from it in more than the distillation.
+    """
+    plain = {run.seed: run for run in variants.get(alone, ())}
+    if not plain:
+        raise InputError(f"No run of the student alone ({alone}) is finished: there is nothing to compare with.")
+    first = next(iter(plain.values()))
+    bootstrap = Bootstrap(first, samples)
+    results = []
+    for name, runs in variants.items():
+        pairs = [(plain[run.seed], run) for run in sorted(runs, key=lambda run: run.seed or 0) if run.seed in plain]
+        if not pairs:
+            continue
+        for one, other in pairs:
+            if different := differences(other, one):
+                raise InputError(f"{other.name} and {one.name} can't be compared: {', '.join(different)}.")
+        results.append(_variant(name, pairs, teacher.get("AP"), bootstrap, name == alone))
+    return MatrixResult(
+        alone=next(result for result in results if result.name == alone),
+        others=tuple(result for result in results if result.name != alone),
+        teacher=dict(teacher),
+        images=bootstrap.images,
+        samples=samples,
+        missing=tuple(missing),
+    )
+
+
+class Bootstrap:
+    """AP of each class of a run on the same samples of the test images, each run computed once.
+
+    Args:
+        example: a run that was tested on these images; without its detections there is no bootstrap.
+        samples: number of samples.
+    """
+
+    def __init__(self, example: RunSummary, samples: int) -> None:
+        self.images = example.images or 0
+        self._weights = bootstrap_weights(self.images, samples) if self._has_detections(example) else None
+        self._known: dict[str, Floats] = {}
+
+    @staticmethod
+    def _has_detections(run: RunSummary) -> bool:
+        return RunDirectory(run.folder).detections.is_file()
+
+    def gain(self, pairs: Sequence[tuple[RunSummary, RunSummary]]) -> Floats | None:
+        """AP points (S, K) that the second run of each pair is ahead, on average; None without detections."""
+        if self._weights is None or not all(self._has_detections(run) for pair in pairs for run in pair):
+            return None
+        ahead: Floats = np.mean([self._precision(run) - self._precision(alone) for alone, run in pairs], axis=0)
+        return 100 * ahead
+
+    def _precision(self, run: RunSummary) -> Floats:
+        key = str(run.folder)
+        if key not in self._known:
+            assert self._weights is not None
+            scenes = read_detections(RunDirectory(run.folder).detections)
+            matches = match_scenes(scenes, len(run.per_class))
+            self._known[key] = average_precision_of_samples(matches, self._weights)
+        return self._known[key]
+
+
+def _variant(
+    name: str,
+    pairs: Sequence[tuple[RunSummary, RunSummary]],
+    teacher_ap: float | None,
+    bootstrap: Bootstrap,
+    is_alone: bool,
+) -> VariantResult:
+    runs = [run for _, run in pairs]
+    classes = list(runs[0].per_class)
+    result = VariantResult(
+        name=name,
+        seeds=tuple(run.seed or 0 for run in runs),
+        ap=tuple(_ap(run) for run in runs),
+        metrics={key: _mean([run.metrics.get(key) for run in runs]) for key in SIZES},
+        per_class={label: _mean([run.per_class[label].get("AP") for run in runs]) for label in classes},
+    )
+    if is_alone:
+        return result
+    samples = bootstrap.gain(pairs)
+    by_seed = tuple(_ap(run) - _ap(alone) for alone, run in pairs)
+    over_images = None if samples is None else interval_over_images(np.nanmean(samples, axis=1)[1:])
+    gain = Gain(fmean(by_seed), by_seed, interval_over_seeds(by_seed), over_images)
+    lead = None if teacher_ap is None else teacher_ap - fmean(_ap(alone) for alone, _ in pairs)
+    ratios = [
+        run.train_seconds / alone.train_seconds for alone, run in pairs if run.train_seconds and alone.train_seconds
+    ]
+    return VariantResult(
+        **{field: getattr(result, field) for field in ("name", "seeds", "ap", "metrics", "per_class")},
+        gain=gain,
+        class_gains=_class_gains(classes, pairs, samples),
+        gap_closed=100 * gain.mean / lead if lead is not None and lead > 0 else None,
+        time_ratio=fmean(ratios) if ratios else None,
+    )
+
+
+def _class_gains(
+    classes: Sequence[str], pairs: Sequence[tuple[RunSummary, RunSummary]], samples: Floats | None
+) -> dict[str, Gain]:
+    gains = {}
+    for label, name in enumerate(classes):
+        found = [(alone.per_class[name].get("AP"), run.per_class[name].get("AP")) for alone, run in pairs]
+        ahead = tuple(after - before for before, after in found if before is not None and after is not None)
+        if ahead:
+            over_images = None if samples is None else interval_over_images(samples[1:, label])
+            gains[name] = Gain(fmean(ahead), ahead, interval_over_seeds(ahead), over_images)
+    return gains
+
+
+def _ap(run: RunSummary) -> float:
+    value = run.metrics.get("AP")
+    if value is None:
+        raise InputError(f"{run.folder}: its AP is not known, the test split has no object.")
+    return value
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
+def _range(interval: Interval) -> str:
+    return f"{interval.low:+.1f} to {interval.high:+.1f}"

@@ -1,0 +1,216 @@
+"""The matched comparison: cells that differ in the method alone, that can be stopped, shared and joined."""
+
+import json
+
+import pytest
+import yaml
+from rich.console import Console
+
+from defeat.bench import bench, merge
+from defeat.bench.matrix import NONE, Cell, Matrix, chosen
+from defeat.cli import main
+from defeat.engine.logs import Checkpoint
+from defeat.errors import InputError
+from tests.engine.tiny_runs import save_teacher, settings, weights
+
+pytestmark = pytest.mark.usefixtures("small_demo")
+NOTHING = {"defeat": {"object_weight": 0.0, "background_weight": 0.0}}
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    return save_teacher(tmp_path / "teacher")
+
+
+def options(folder, teacher, **changes):
+    given = settings(folder, teacher=teacher, **changes).to_dict()
+    for name in ("method", "method_options", "seed", "expected"):
+        del given[name]
+    return given
+
+
+def run_bench(folder, teacher, methods="defeat", seeds=2, **changes):
+    own = {name: changes.pop(name) for name in ("cells", "plan", "ablate", "method_options") if name in changes}
+    return bench(
+        methods=methods, seeds=seeds, console=Console(quiet=True), **own, **options(folder, teacher, **changes)
+    )
+
+
+def figures(folder):
+    content = json.loads((folder / "bench.json").read_text())
+    for variant in (content["alone"], *content["others"]):
+        del variant["time_ratio"]
+    return {name: content[name] for name in ("alone", "others", "teacher", "images", "missing")}
+
+
+def test_every_cell_of_a_seed_begins_and_goes_on_alike(tmp_path, teacher):
+    # A method whose weights are zero must give bit for bit the student alone, for each seed; seeds must differ.
+    result = run_bench(tmp_path / "m", teacher, method_options=NOTHING)
+    models = {
+        cell: weights(tmp_path / "m" / cell) for cell in ("none-seed0", "none-seed1", "defeat-seed0", "defeat-seed1")
+    }
+    assert models["defeat-seed0"] == models["none-seed0"]
+    assert models["defeat-seed1"] == models["none-seed1"]
+    assert models["none-seed0"] != models["none-seed1"]
+    (defeat,) = result.others
+    assert defeat.gain.by_seed == (0.0, 0.0)
+    assert (defeat.gain.over_images.low, defeat.gain.over_images.high) == (0.0, 0.0)
+    assert not defeat.gain.shown
+
+
+def test_cells_are_tested_on_the_test_split_and_so_is_the_teacher(tmp_path, teacher):
+    result = run_bench(tmp_path / "m", teacher, seeds=1)
+    assert result.images == 4
+    assert json.loads((tmp_path / "m" / "teacher.json").read_text())["split"] == "test"
+    assert json.loads((tmp_path / "m" / "none-seed0" / "results.json").read_text())["split"] == "test"
+
+
+def test_a_stopped_comparison_goes_on_as_if_it_never_stopped(tmp_path, teacher, monkeypatch):
+    run_bench(tmp_path / "whole", teacher, epochs=2)
+    original, seen = Checkpoint.on_train_batch_end, []
+
+    def stopping(self, trainer, *arguments):
+        seen.append(trainer.global_step)
+        self.stop = len(seen) == 14  # in the second cell: each has eight steps
+        return original(self, trainer, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "on_train_batch_end", stopping)
+        assert run_bench(tmp_path / "stopped", teacher, epochs=2) is None
+    assert (tmp_path / "stopped" / "none-seed0" / "results.json").exists()
+    assert not (tmp_path / "stopped" / "defeat-seed0" / "results.json").exists()
+    run_bench(tmp_path / "stopped", teacher, epochs=2)
+    assert figures(tmp_path / "stopped") == figures(tmp_path / "whole")
+    assert weights(tmp_path / "stopped" / "defeat-seed0") == weights(tmp_path / "whole" / "defeat-seed0")
+
+
+def test_a_cell_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path, teacher):
+    cell = tmp_path / "m" / "none-seed0"
+    cell.mkdir(parents=True)
+    (cell / "config.yaml").write_text("command: train\n")
+    assert run_bench(tmp_path / "m", teacher, seeds=1) is not None
+
+
+def test_machines_share_the_cells_and_joined_they_are_the_whole(tmp_path, teacher):
+    run_bench(tmp_path / "whole", teacher)
+    assert run_bench(tmp_path / "one", teacher, cells="1,2") is not None
+    assert run_bench(tmp_path / "two", teacher, cells="3-4") is not None
+    assert figures(tmp_path / "one")["missing"] == ["none-seed1", "defeat-seed1"]
+    merge([str(tmp_path / "one"), str(tmp_path / "two")], str(tmp_path / "joined"), Console(quiet=True))
+    assert figures(tmp_path / "joined") == figures(tmp_path / "whole")
+    assert not (tmp_path / "joined" / "none-seed0" / "checkpoints").exists()
+
+
+def test_a_comparison_may_grow(tmp_path, teacher):
+    run_bench(tmp_path / "m", teacher, seeds=1)
+    before = (tmp_path / "m" / "none-seed0" / "results.json").stat().st_mtime_ns
+    result = run_bench(tmp_path / "m", teacher, methods="fgfi", seeds=2)
+    assert [other.name for other in result.others] == ["defeat", "fgfi"]
+    assert result.alone.seeds == (0, 1)
+    assert (tmp_path / "m" / "none-seed0" / "results.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"lr": 0.02}, "lr was 0.01 and is 0.02"),
+        ({"method_options": {"defeat": {"object_weight": 9.0}}}, "defeat was .* and is .*9.0"),
+    ],
+)
+def test_other_settings_are_refused_by_name(changes, says, tmp_path, teacher):
+    run_bench(tmp_path / "m", teacher, seeds=1)
+    with pytest.raises(InputError, match=says):
+        run_bench(tmp_path / "m", teacher, seeds=1, **changes)
+
+
+def test_a_plan_trains_and_writes_nothing(tmp_path, teacher, capsys):
+    assert run_bench(tmp_path / "m", teacher, plan=True) is None
+    assert "4 of 4 cells left: about" in capsys.readouterr().out
+    assert not (tmp_path / "m").exists()
+
+
+def test_the_ablation_of_regions_switches_regions_off(tmp_path, teacher):
+    result = run_bench(tmp_path / "m", teacher, seeds=1, ablate="regions")
+    names = [other.name for other in result.others]
+    assert names == ["object only", "background only", "both, one weight", "both, own weights"]
+    logs = {
+        name: (tmp_path / "m" / name / "metrics.jsonl").read_text()
+        for name in ("object-only-seed0", "background-only-seed0")
+    }
+    assert "neck_object" in logs["object-only-seed0"]
+    assert "neck_background" not in logs["object-only-seed0"]
+    assert "neck_object" not in logs["background-only-seed0"]
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"), [(None, [1, 2, 3, 4]), ("2-3", [2, 3]), ("4,1", [1, 4]), ("1,1-2", [1, 2])]
+)
+def test_cells_are_chosen_by_number(text, numbers):
+    assert chosen(text, 4) == numbers
+
+
+@pytest.mark.parametrize("text", ["0", "5", "3-5", "a", "", "1-", "3-2"])
+def test_cells_that_are_not_there_are_refused(text):
+    with pytest.raises(InputError, match="--cells"):
+        chosen(text, 4)
+
+
+def test_a_folder_without_a_comparison_cannot_be_joined(tmp_path):
+    with pytest.raises(InputError, match=r"holds no comparison: bench.yaml"):
+        merge([str(tmp_path)], str(tmp_path / "out"), Console(quiet=True))
+
+
+def test_a_damaged_plan_is_one_sentence(tmp_path):
+    (tmp_path / "bench.yaml").write_text("variants: 3\n")
+    with pytest.raises(InputError, match="is damaged"):
+        Matrix.read(tmp_path)
+
+
+def test_the_student_alone_gets_no_setting_of_distillation(tmp_path, teacher):
+    run_bench(tmp_path / "m", teacher, seeds=1, cells="1")
+    matrix = Matrix.read(tmp_path / "m")
+    assert not hasattr(matrix.cell_settings(Cell(1, NONE, 0)), "teacher")
+
+
+def test_the_command_line_gives_each_method_its_own_options(tmp_path, teacher, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    given = options(tmp_path / "m", teacher)
+    for name in ("out", "data", "teacher", "teacher_weights", "classes", "max_steps"):
+        del given[name]
+    recipe.write_text(yaml.safe_dump(given | {"method": "tadf", "method_options": {"warmup": 0.2}, "seed": 4}))
+    words = [
+        "bench",
+        "--config",
+        str(recipe),
+        "--data",
+        "demo",
+        "--teacher",
+        str(teacher),
+        "--out",
+        str(tmp_path / "m"),
+    ]
+    words += ["--methods", "fgfi", "--seeds", "1", "--fgfi.phi", "0.3", "--max-steps", "2"]
+    assert main(words) == 0
+    assert "fgfi" in capsys.readouterr().out
+    written = yaml.safe_load((tmp_path / "m" / "bench.yaml").read_text())
+    assert list(written["variants"]) == ["none", "fgfi"]
+    assert written["variants"]["fgfi"]["options"]["phi"] == 0.3
+    assert main(["bench", "--merge", str(tmp_path / "m"), "--out", str(tmp_path / "joined")]) == 0
+    assert (tmp_path / "joined" / "bench.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--methods", "fgfl"], "fgfi"),
+        (["--ablate", "region"], "regions"),
+        (["--seeds", "0"], "--seeds must be 1 or more"),
+        (["--fgfi.phy", "1"], "--fgfi.phi"),
+    ],
+)
+def test_a_wrong_word_is_one_sentence(words, says, tmp_path, teacher, capsys):
+    base = ["bench", "--data", "demo", "--teacher", str(teacher), "--out", str(tmp_path / "m"), "--backbone", "x"]
+    assert main([*base, *words]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
