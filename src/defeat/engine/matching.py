@@ -148,14 +148,14 @@ def _average_precision(match: ClassMatches, weights: npt.NDArray[np.integer]) ->
     objects = (weights * match.objects).sum(axis=1).astype(np.float64)  # (S,)
     times = weights[:, match.image].astype(np.float64)  # (S, D) how often each detection occurs
     levels = [
-        _area(times if counted.all() else times[:, counted], correct[counted], objects)
+        area_under_curve(times if counted.all() else times[:, counted], correct[counted], objects)
         for correct, counted in zip(match.correct, match.counted, strict=True)
     ]
     precision: Floats = np.mean(levels, axis=0)
     return np.where(objects > 0, precision, np.nan)
 
 
-def _area(times: Floats, correct: Flags, objects: Floats) -> Floats:
+def area_under_curve(times: Floats, correct: Flags, objects: Floats) -> Floats:
     """Mean of the monotonous precision at 101 recalls: (S,).
 
     Precision only rises at a correct detection, so the curve is needed there alone: H hits.
