@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from defeat.distillation.regions import Regions, Shape
 from defeat.errors import InputError
 from defeat.types import DetectorInfo, DetectorOutput, Progress, Target
 
@@ -41,6 +42,15 @@ class Method(nn.Module, ABC):
     def negative_weight(self, progress: Progress) -> float:
         """The weight that negatives shall have in the detector's own loss of classes; 1 leaves it as it is."""
         return 1.0
+
+    def painted(self, boxes: Sequence[Tensor], shapes: dict[int, Shape]) -> dict[str, Regions]:
+        """The regions of the neck's maps that the method looks at, by name, for pictures; none unless it says so.
+
+        Args:
+            boxes: one (G, 4) tensor an image, pixels of the batch.
+            shapes: height and width of each level in cells, by stride.
+        """
+        return {}
 
     @abstractmethod
     def terms(

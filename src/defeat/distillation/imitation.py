@@ -139,6 +139,10 @@ class NeckMethod(Method):
         self.schedule = Schedule(decay, warmup)
         self.neck = MapImitation(student, teacher, "neck", regions, object_weight=weight, **maps)
 
+    def painted(self, boxes: Sequence[Tensor], shapes: dict[int, Shape]) -> dict[str, Regions]:
+        """The one region."""
+        return {"object": self.neck.regions(boxes, shapes)}
+
     def terms(
         self, student: DetectorOutput, teacher: DetectorOutput, targets: Sequence[Target], progress: Progress
     ) -> dict[str, Tensor]:

@@ -15,11 +15,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from defeat.detector import Detector
 from defeat.distillation import Method
 from defeat.engine.evaluate import EvaluationResult, Evaluator
+from defeat.engine.gradients import gradient_ratios
 from defeat.engine.guards import require_finite
 from defeat.engine.settings import TrainSettings
-from defeat.types import Batch, Progress, Target
+from defeat.types import Batch, DetectorOutput, Progress, Target
 
 Images = tuple[list[Tensor], list[Target]]
+GRADIENT_POINTS = 50  # of a run
 
 
 class DetectionModule(LightningModule):
@@ -76,25 +78,31 @@ class DetectionModule(LightningModule):
     def training_step(self, batch: Images, batch_idx: int) -> Tensor:
         """Compute and log every loss term; give back their sum."""
         prepared = self.student.prepare(*batch)
-        losses = self.losses(prepared)
+        output, terms = self.losses(prepared)
+        losses = output.losses | terms
         total = torch.stack([loss.float() for loss in losses.values()]).sum()
         require_finite(losses, self.global_step, [target.image_id for target in batch[1]])
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch[0]))
-        scalars = {f"train/{name}": loss.detach() for name, loss in losses.items()}
+        scalars: dict[str, Any] = {f"train/{name}": loss.detach() for name, loss in losses.items()}
         scalars["train/lr"] = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
+        if terms and self._measures_gradients():
+            scalars |= {f"gradient/{name}": ratio for name, ratio in gradient_ratios(terms, output).items()}
         self.log_dict(scalars, batch_size=len(batch[0]))
         return total
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Every loss term of a prepared batch by name: the student's own, then the method's."""
+    def losses(self, batch: Batch) -> tuple[DetectorOutput, dict[str, Tensor]]:
+        """What the student gives for a prepared batch, its own losses among it, and the losses of distillation."""
         if self.method is None or self.teacher is None:
-            return dict(self.student.forward_train(batch).losses)
+            return self.student.forward_train(batch), {}
         progress = self.progress
         output = self.student.forward_train(batch, self.method.negative_weight(progress))
         learned = self.teacher.forward_teacher(self.teacher.adopt(batch))
-        losses = dict(output.losses)
-        losses |= self.method(output, learned, batch.targets, progress)
-        return losses
+        return output, self.method(output, learned, batch.targets, progress)
+
+    def _measures_gradients(self) -> bool:
+        """Whether this step is one of the few, among those that are logged, in which gradients are compared."""
+        every = self.settings.log_every * max(1, self.progress.steps // (GRADIENT_POINTS * self.settings.log_every))
+        return (self.global_step + 1) % every == 0
 
     @property
     def progress(self) -> Progress:

@@ -8,7 +8,7 @@ from torch import Tensor
 from defeat.distillation.base import Method, check_weights
 from defeat.distillation.classification import ClassImitation, ClassTerm
 from defeat.distillation.imitation import MapImitation
-from defeat.distillation.regions import backbone_regions, object_regions
+from defeat.distillation.regions import Regions, Shape, backbone_regions, object_regions
 from defeat.distillation.schedule import Schedule
 from defeat.errors import InputError
 from defeat.types import DetectorInfo, DetectorOutput, Progress, Target
@@ -139,6 +139,10 @@ class DeFeat(Method):
     def negative_weight(self, progress: Progress) -> float:
         """The weight of negatives in the student's own losses, `w / decay^epoch`."""
         return self.detector_negatives / self.detector_negatives_decay**progress.epoch
+
+    def painted(self, boxes: Sequence[Tensor], shapes: dict[int, Shape]) -> dict[str, Regions]:
+        """The object region of the neck; the rest of the image is the background."""
+        return {"object": self.neck.regions(boxes, shapes)}
 
     def terms(
         self, student: DetectorOutput, teacher: DetectorOutput, targets: Sequence[Target], progress: Progress

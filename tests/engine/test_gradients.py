@@ -1,0 +1,64 @@
+"""Gradient ratios on networks whose gradients are known."""
+
+import math
+
+import pytest
+import torch
+
+from defeat.engine.gradients import gradient_ratios
+from defeat.types import DetectorOutput
+from tests.engine.tiny_runs import lines, save_teacher, tiny_run
+
+
+def output(own=lambda neck: neck.sum(), frozen=False):
+    backbone = torch.ones(1, 2, 3, 3, requires_grad=not frozen)
+    neck = (2 * backbone).requires_grad_()
+    valid = {8: torch.ones(1, 3, 3, dtype=torch.bool)}
+    return DetectorOutput(losses={"own": own(neck)}, backbone={8: backbone}, neck={8: neck}, valid=valid)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_term_three_times_the_detectors_own_has_ratio_three(frozen):
+    found = output(frozen=frozen)
+    assert gradient_ratios({"neck_object": 3 * found.neck[8].sum()}, found) == {"neck_object": pytest.approx(3)}
+
+
+def test_gradients_of_several_losses_and_maps_count_together():
+    # The detector pulls with 1 on each of 18 values; the term with 2 on half of them: 2 sqrt(9) / sqrt(18) = sqrt(2).
+    found = output()
+    ratios = gradient_ratios({"term": 2 * found.neck[8][:, :1].sum()}, found)
+    assert ratios["term"] == pytest.approx(math.sqrt(2))
+
+
+def test_a_term_on_the_backbone_is_measured_there():
+    # The detector's own loss pulls with 2 on each value of the backbone, through the neck; the term with 5.
+    found = output()
+    assert gradient_ratios({"backbone_object": 5 * found.backbone[8].sum()}, found)["backbone_object"] == pytest.approx(2.5)
+
+
+def test_a_term_that_reaches_nothing_has_ratio_zero():
+    assert gradient_ratios({"term": torch.tensor(1.0)}, output()) == {"term": 0.0}
+
+
+def test_a_detector_without_a_gradient_of_its_own_gives_infinity():
+    found = output(own=lambda neck: 0 * neck.sum())
+    assert gradient_ratios({"term": found.neck[8].sum()}, found) == {"term": math.inf}
+
+
+def test_measuring_leaves_the_gradients_of_the_step_alone():
+    found = output()
+    total = found.losses["own"] + 3 * found.neck[8].sum()
+    gradient_ratios({"term": 3 * found.neck[8].sum()}, found)
+    assert found.backbone[8].grad is None
+    total.backward()
+    assert (found.backbone[8].grad == 8).all()
+
+
+@pytest.mark.usefixtures("small_demo")
+def test_a_run_with_a_teacher_logs_the_ratio_of_each_term(tmp_path):
+    folder = tiny_run(tmp_path / "run", teacher=save_teacher(tmp_path / "teacher"), warmup_steps=0).folder
+    logged = [line for line in lines(folder) if "train/loss" in line]
+    assert len(logged) == 4
+    for line in logged[1:]:  # at the first step the terms' own warm-up has not begun
+        assert line["gradient/neck_object"] > 0
+        assert line["gradient/neck_background"] > 0
