@@ -33,7 +33,9 @@ def test_gradients_of_several_losses_and_maps_count_together():
 def test_a_term_on_the_backbone_is_measured_there():
     # The detector's own loss pulls with 2 on each value of the backbone, through the neck; the term with 5.
     found = output()
-    assert gradient_ratios({"backbone_object": 5 * found.backbone[8].sum()}, found)["backbone_object"] == pytest.approx(2.5)
+    assert gradient_ratios({"backbone_object": 5 * found.backbone[8].sum()}, found)["backbone_object"] == pytest.approx(
+        2.5
+    )
 
 
 def test_a_term_that_reaches_nothing_has_ratio_zero():

@@ -8,7 +8,12 @@ import torch
 
 from defeat.engine import matching
 from defeat.engine.average_precision import Scene, coco_average_precision
-from defeat.engine.matching import assign, average_precision_of_samples, match_scenes
+from defeat.engine.matching import (
+    assign,
+    average_precision_of_images,
+    average_precision_of_samples,
+    match_scenes,
+)
 from defeat.types import Detections, Target
 
 CLASSES = 3
@@ -75,6 +80,16 @@ def test_a_sample_without_the_class_has_no_figure(scenes):
     found = average_precision_of_samples(match_scenes(scenes, CLASSES), weights)[0]
     assert np.isnan(found[2])
     assert not np.isnan(found[0])
+
+
+def test_the_figure_of_an_image_is_that_of_a_data_set_of_one(scenes):
+    matches = match_scenes(scenes, CLASSES)
+    alone = average_precision_of_samples(matches, np.eye(len(scenes), dtype=np.int64))
+    found = average_precision_of_images(matches)
+    for row, figure in zip(alone, found, strict=True):
+        assert (np.isnan(row).all() and np.isnan(figure)) or figure == pytest.approx(np.nanmean(row))
+    assert np.isnan(found).any()
+    assert (found > 0).any()
 
 
 def test_a_detection_takes_the_free_object_that_it_fits_best():

@@ -6,7 +6,8 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from defeat.report.figures import Line, class_color, draw_detections, line_chart, thinned, ticks
+from defeat.report.drawing import class_color, draw_detections
+from defeat.report.figures import Line, line_chart, thinned, ticks
 from defeat.types import Detections
 
 

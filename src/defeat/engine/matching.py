@@ -172,3 +172,27 @@ def area_under_curve(times: Floats, correct: Flags, objects: Floats) -> Floats:
     reached = np.searchsorted(RECALLS, recall.ravel(), side="right").reshape(recall.shape)  # of the 101 recalls
     area: Floats = (monotonous * np.diff(reached, axis=1, prepend=0)).sum(axis=1) / len(RECALLS)
     return area
+
+
+def average_precision_of_images(matches: Sequence[ClassMatches]) -> Floats:
+    """AP of each image as if it were a data set of its own, averaged over the classes in it.
+
+    Returns:
+        (I,) in 0..1; NaN for an image without a demanded object.
+    """
+    images = len(matches[0].objects) if matches else 0
+    total, classes = np.zeros(images), np.zeros(images)
+    for match in matches:
+        grouped = np.argsort(match.image, kind="stable")  # keeps the order of the scores within an image
+        ends = np.searchsorted(match.image[grouped], np.arange(images), side="right")
+        for image in np.flatnonzero(match.objects):
+            mine = grouped[ends[image - 1] if image else 0 : ends[image]]
+            objects = match.objects[[image]].astype(np.float64)
+            areas = [
+                area_under_curve(np.ones((1, int(counted.sum()))), correct[counted], objects)[0]
+                for correct, counted in zip(match.correct[:, mine], match.counted[:, mine], strict=True)
+            ]
+            total[image] += np.mean(areas)
+            classes[image] += 1
+    mean: Floats = np.divide(total, classes, out=np.full(images, np.nan), where=classes > 0)
+    return mean

@@ -1,23 +1,15 @@
-"""Pictures: line charts as inline SVG, and images with the detections drawn on them."""
+"""Line charts and intervals as inline SVG."""
 
-import colorsys
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-
-import torch
-from torch import Tensor
-from torchvision.utils import draw_bounding_boxes
-
-from defeat.types import Detections
 
 Point = tuple[float, float]
 
 WIDTH, HEIGHT = 420, 230  # small, because the numbers shrink with the picture on a phone
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 36  # margins for the axes' numbers
 MAX_POINTS = 200
-GOLDEN = 0.61803398875  # steps of this part of the colour circle never come close to each other early
 SHADES = 6
 
 
@@ -95,47 +87,3 @@ def _curve(line: Line, x_ticks: list[float], y_ticks: list[float]) -> str:
 
 def _place(value: float, marks: list[float], start: float, end: float) -> float:
     return start + (value - marks[0]) / (marks[-1] - marks[0]) * (end - start)
-
-
-def class_color(label: int) -> tuple[int, int, int]:
-    """R, G, B in 0..255 of a class; strong colours, neighbours far apart."""
-    red, green, blue = colorsys.hsv_to_rgb((label * GOLDEN) % 1.0, 0.85, 0.9)
-    return round(255 * red), round(255 * green), round(255 * blue)
-
-
-def draw_detections(image: Tensor, detections: Detections, classes: Sequence[str], threshold: float = 0.3) -> Tensor:
-    """Draw boxes, class names and scores on a copy of an image.
-
-    Args:
-        image: (3, H, W) uint8 RGB.
-        detections: in pixels of that image.
-        classes: names of the K classes.
-        threshold: detections with a lower score are left out, 0..1.
-
-    Returns:
-        (3, H, W) uint8 on the CPU.
-    """
-    found, image = detections.cpu(), image.cpu()
-    keep = (found.scores >= threshold) & (found.boxes[:, 2:] >= found.boxes[:, :2]).all(dim=1)
-    order = found.scores[keep].argsort()  # the best is drawn last, on top
-    boxes, scores, labels = (part[keep][order] for part in (found.boxes, found.scores, found.labels))
-    if len(boxes) == 0:
-        return image.clone()
-    edges = boxes - torch.tensor([0.0, 0.0, 1.0, 1.0])  # exclusive ends: the last pixel of a box is one before its end
-    edges[:, 2:] = torch.maximum(edges[:, 2:], edges[:, :2])
-    colors = [class_color(label) for label in labels.tolist()]
-    drawn: Tensor = draw_bounding_boxes(
-        image,
-        edges,
-        labels=[f"{classes[label]} {score:.2f}" for label, score in zip(labels.tolist(), scores.tolist(), strict=True)],
-        colors=colors,
-        width=max(1, round(min(image.shape[-2:]) / 200)),
-        label_colors=["black" if _is_light(color) else "white" for color in colors],
-        fill_labels=True,
-    )
-    return drawn
-
-
-def _is_light(color: tuple[int, int, int]) -> bool:
-    red, green, blue = color
-    return 0.299 * red + 0.587 * green + 0.114 * blue > 140  # luminance as television weighs it, 0..255

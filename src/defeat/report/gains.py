@@ -14,6 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from defeat.engine.average_precision import Floats
+from defeat.engine.checkpoint import RunDirectory
+from defeat.engine.detections import read_detections
+from defeat.engine.matching import average_precision_of_samples, match_scenes
+from defeat.report.runs import RunSummary
 
 SAMPLES = 2000  # of a bootstrap
 # 97.5 % points of Student's t for 1, 2 .. 30 degrees of freedom.
@@ -80,9 +84,44 @@ def interval_over_images(samples: Floats) -> Interval:
 
 
 def bootstrap_weights(images: int, samples: int = SAMPLES, seed: int = 0) -> npt.NDArray[np.int64]:
-    """How often each of so many images is drawn when a test set of the same size is drawn anew: (S, I).
+    """How often each of so many images is drawn when a test set of the same size is drawn anew: (S, I)."""
+    return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=samples)
 
-    The first row is the test set itself.
+
+def words(interval: Interval) -> str:
+    """An interval as `-0.3 to +2.7`."""
+    return f"{interval.low:+.1f} to {interval.high:+.1f}"
+
+
+class Bootstrap:
+    """AP of each class of a run on the same samples of the test images, each run computed once.
+
+    Args:
+        example: a run that was tested on these images; without its detections there is no bootstrap.
+        samples: number of samples.
     """
-    drawn = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=samples)
-    return np.concatenate([np.ones((1, images), dtype=np.int64), drawn])
+
+    def __init__(self, example: RunSummary, samples: int) -> None:
+        self.images = example.images or 0
+        self._weights = bootstrap_weights(self.images, samples) if self._has_detections(example) else None
+        self._known: dict[str, Floats] = {}
+
+    @staticmethod
+    def _has_detections(run: RunSummary) -> bool:
+        return RunDirectory(run.folder).detections.is_file()
+
+    def gain(self, pairs: Sequence[tuple[RunSummary, RunSummary]]) -> Floats | None:
+        """AP points (S, K) that the second run of each pair is ahead, on average; None without detections."""
+        if self._weights is None or not all(self._has_detections(run) for pair in pairs for run in pair):
+            return None
+        ahead: Floats = np.mean([self._precision(run) - self._precision(alone) for alone, run in pairs], axis=0)
+        return 100 * ahead
+
+    def _precision(self, run: RunSummary) -> Floats:
+        key = str(run.folder)
+        if key not in self._known:
+            assert self._weights is not None
+            scenes = read_detections(RunDirectory(run.folder).detections)
+            matches = match_scenes(scenes, len(run.per_class))
+            self._known[key] = average_precision_of_samples(matches, self._weights)
+        return self._known[key]

@@ -14,7 +14,7 @@ from defeat.data.images import read_header, read_image
 from defeat.detector import load
 from defeat.engine.inference import choose_device
 from defeat.errors import InputError
-from defeat.report.figures import draw_detections
+from defeat.report.drawing import draw_detections
 from defeat.types import Detections
 
 

@@ -8,17 +8,14 @@ from typing import Any
 import numpy as np
 
 from defeat.engine.average_precision import Floats
-from defeat.engine.checkpoint import RunDirectory
-from defeat.engine.detections import read_detections
-from defeat.engine.matching import average_precision_of_samples, match_scenes
 from defeat.errors import InputError
 from defeat.report.gains import (
     SAMPLES,
+    Bootstrap,
     Gain,
-    Interval,
-    bootstrap_weights,
     interval_over_images,
     interval_over_seeds,
+    words,
 )
 from defeat.report.runs import RunSummary
 from defeat.report.verdict import differences
@@ -66,9 +63,9 @@ class VariantResult:
         text = f"{self.name}: {gain.mean:+.1f} AP"
         parts = []
         if gain.over_seeds is not None:
-            parts.append(f"{_range(gain.over_seeds)} over {len(self.seeds)} seeds")
+            parts.append(f"{words(gain.over_seeds)} over {len(self.seeds)} seeds")
         if gain.over_images is not None:
-            parts.append(f"{_range(gain.over_images)} over {images} test images")
+            parts.append(f"{words(gain.over_images)} over {images} test images")
         if parts:
             text += f" (95 %: {'; '.join(parts)})"
         if gain.shown:
@@ -153,40 +150,6 @@ def compare_variants(
     )
 
 
-class Bootstrap:
-    """AP of each class of a run on the same samples of the test images, each run computed once.
-
-    Args:
-        example: a run that was tested on these images; without its detections there is no bootstrap.
-        samples: number of samples.
-    """
-
-    def __init__(self, example: RunSummary, samples: int) -> None:
-        self.images = example.images or 0
-        self._weights = bootstrap_weights(self.images, samples) if self._has_detections(example) else None
-        self._known: dict[str, Floats] = {}
-
-    @staticmethod
-    def _has_detections(run: RunSummary) -> bool:
-        return RunDirectory(run.folder).detections.is_file()
-
-    def gain(self, pairs: Sequence[tuple[RunSummary, RunSummary]]) -> Floats | None:
-        """AP points (S, K) that the second run of each pair is ahead, on average; None without detections."""
-        if self._weights is None or not all(self._has_detections(run) for pair in pairs for run in pair):
-            return None
-        ahead: Floats = np.mean([self._precision(run) - self._precision(alone) for alone, run in pairs], axis=0)
-        return 100 * ahead
-
-    def _precision(self, run: RunSummary) -> Floats:
-        key = str(run.folder)
-        if key not in self._known:
-            assert self._weights is not None
-            scenes = read_detections(RunDirectory(run.folder).detections)
-            matches = match_scenes(scenes, len(run.per_class))
-            self._known[key] = average_precision_of_samples(matches, self._weights)
-        return self._known[key]
-
-
 def _variant(
     name: str,
     pairs: Sequence[tuple[RunSummary, RunSummary]],
@@ -207,7 +170,7 @@ def _variant(
         return result
     samples = bootstrap.gain(pairs)
     by_seed = tuple(_ap(run) - _ap(alone) for alone, run in pairs)
-    over_images = None if samples is None else interval_over_images(np.nanmean(samples, axis=1)[1:])
+    over_images = None if samples is None else interval_over_images(np.nanmean(samples, axis=1))
     gain = Gain(fmean(by_seed), by_seed, interval_over_seeds(by_seed), over_images)
     lead = None if teacher_ap is None else teacher_ap - fmean(_ap(alone) for alone, _ in pairs)
     ratios = [
@@ -230,7 +193,7 @@ def _class_gains(
         found = [(alone.per_class[name].get("AP"), run.per_class[name].get("AP")) for alone, run in pairs]
         ahead = tuple(after - before for before, after in found if before is not None and after is not None)
         if ahead:
-            over_images = None if samples is None else interval_over_images(samples[1:, label])
+            over_images = None if samples is None else interval_over_images(samples[:, label])
             gains[name] = Gain(fmean(ahead), ahead, interval_over_seeds(ahead), over_images)
     return gains
 
@@ -245,7 +208,3 @@ def _ap(run: RunSummary) -> float:
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return fmean(known) if known else None
-
-
-def _range(interval: Interval) -> str:
-    return f"{interval.low:+.1f} to {interval.high:+.1f}"

@@ -4,6 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from defeat.report.gains import SAMPLES, Bootstrap, Interval, interval_over_images
+from defeat.report.gains import words as words_of
 from defeat.report.runs import RunSummary
 
 NOISE = 1.0  # AP points; repeating one training with other seeds moves its AP by half a point to a point
@@ -30,6 +34,7 @@ class Verdict:
         gain: AP points won (lost, when negative); None when it cannot be claimed.
         gap_closed: part of the teacher's lead that was won, in percent; None when there is no lead or no
             gain.
+        over_images: where the gain lies if the test set is drawn anew (95 %); None when a run kept no detections.
         sentence: the answer in words.
         caution: what one seed cannot tell; empty when nothing is claimed.
     """
@@ -41,6 +46,7 @@ class Verdict:
     gap_closed: float | None
     sentence: str
     caution: str = ""
+    over_images: Interval | None = None
 
 
 def roles(runs: Sequence[RunSummary]) -> list[str]:
@@ -106,7 +112,10 @@ def _judge(run: RunSummary, students: Sequence[RunSummary], teacher: RunSummary 
     gap_closed = 100 * gain / lead if lead is not None and gain > 0 else None
     if gap_closed is not None and teacher is not None:
         words += f", {gap_closed:.0f} % of the gap to its teacher ({teacher.metrics['AP']:.1f})"
-    return Verdict(run, alone, teacher, gain, gap_closed, words + ".", _caution(gain))
+    samples = Bootstrap(run, SAMPLES).gain([(alone, run)])
+    over_images = None if samples is None else interval_over_images(np.nanmean(samples, axis=1))
+    caution = _caution(gain, over_images, run.images)
+    return Verdict(run, alone, teacher, gain, gap_closed, words + ".", caution, over_images)
 
 
 def _change(gain: float) -> str:
@@ -123,10 +132,15 @@ def _lead(teacher: RunSummary | None, alone_ap: float) -> float | None:
     return teacher_ap - alone_ap if teacher_ap is not None and teacher_ap > alone_ap else None
 
 
-def _caution(gain: float) -> str:
+def _caution(gain: float, over_images: Interval | None, images: int | None) -> str:
+    text = ""
+    if over_images is not None:
+        text = f"95 % interval over the {images} test images: {words_of(over_images)} AP. "
+        if over_images.holds_zero:
+            text += "It holds zero: a gain is not shown. "
     if abs(gain) < NOISE:
-        return "One seed each: differences of this size can be noise. Repeat both runs with more seeds."
-    return (
+        return text + "One seed each: differences of this size can be noise. Repeat both runs with more seeds."
+    return text + (
         "One seed each: differences below about half a point to a point can be noise, and more on a small split; "
         "more seeds make this figure certain."
     )

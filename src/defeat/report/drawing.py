@@ -1,0 +1,118 @@
+"""Boxes, regions and differences painted on images."""
+
+import colorsys
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.utils import draw_bounding_boxes
+
+from defeat.types import Detections, Target
+
+GOLDEN = 0.61803398875  # steps of this part of the colour circle never come close to each other early
+TINT = 0.45  # how much of the picture a region or a difference hides where it is strongest
+
+
+def class_color(label: int) -> tuple[int, int, int]:
+    """R, G, B in 0..255 of a class; strong colours, neighbours far apart."""
+    red, green, blue = colorsys.hsv_to_rgb((label * GOLDEN) % 1.0, 0.85, 0.9)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def draw_detections(image: Tensor, detections: Detections, classes: Sequence[str], threshold: float = 0.3) -> Tensor:
+    """Draw boxes, class names and scores on a copy of an image.
+
+    Args:
+        image: (3, H, W) uint8 RGB.
+        detections: in pixels of that image.
+        classes: names of the K classes.
+        threshold: detections with a lower score are left out, 0..1.
+
+    Returns:
+        (3, H, W) uint8 on the CPU.
+    """
+    found, image = detections.cpu(), image.cpu()
+    keep = (found.scores >= threshold) & (found.boxes[:, 2:] >= found.boxes[:, :2]).all(dim=1)
+    order = found.scores[keep].argsort()  # the best is drawn last, on top
+    boxes, scores, labels = (part[keep][order] for part in (found.boxes, found.scores, found.labels))
+    if len(boxes) == 0:
+        return image.clone()
+    words = [f"{classes[label]} {score:.2f}" for label, score in zip(labels.tolist(), scores.tolist(), strict=True)]
+    return _draw(image, boxes, labels, words)
+
+
+def draw_target(image: Tensor, target: Target, classes: Sequence[str]) -> Tensor:
+    """Draw annotated boxes and class names on a copy of an image; difficult and crowd boxes are left out.
+
+    Args:
+        image: (3, H, W) uint8 RGB.
+        target: in pixels of that image.
+        classes: names of the K classes.
+
+    Returns:
+        (3, H, W) uint8 on the CPU.
+    """
+    asked = target.to(torch.device("cpu")).trainable()
+    if len(asked.boxes) == 0:
+        return image.cpu().clone()
+    return _draw(image.cpu(), asked.boxes, asked.labels, [classes[label] for label in asked.labels.tolist()])
+
+
+def paint_regions(image: Tensor, regions: Sequence[Tensor], colors: Sequence[tuple[int, int, int]]) -> Tensor:
+    """Tint the cells of regions, each in its own colour.
+
+    Args:
+        image: (3, H, W) uint8 RGB.
+        regions: (h, w) each, in 0..1 and of any resolution, over the whole image.
+        colors: R, G, B in 0..255 for each.
+
+    Returns:
+        (3, H, W) uint8 on the CPU.
+    """
+    picture = image.cpu().float()
+    for region, color in zip(regions, colors, strict=True):
+        share = TINT * _enlarged(region.float().cpu(), picture.shape[-2:], "nearest")
+        picture = picture * (1 - share) + torch.tensor(color)[:, None, None] * share
+    return picture.round().clamp(0, 255).to(torch.uint8)
+
+
+def paint_heat(image: Tensor, heat: Tensor) -> Tensor:
+    """Lay a map over a grey copy of an image: from nothing at 0 over red to yellow at 1.
+
+    Args:
+        image: (3, H, W) uint8 RGB.
+        heat: (h, w) in 0..1, of any resolution, over the whole image.
+
+    Returns:
+        (3, H, W) uint8 on the CPU.
+    """
+    grey = image.cpu().float().mean(dim=0, keepdim=True).expand(3, -1, -1)
+    level = _enlarged(heat.float().cpu().clamp(0, 1), grey.shape[-2:], "bilinear")
+    color = torch.stack([torch.full_like(level, 255.0), 255 * (2 * level - 1).clamp(min=0), torch.zeros_like(level)])
+    share = (2 * TINT * level).clamp(max=0.9)
+    return (grey * (1 - share) + color * share).round().clamp(0, 255).to(torch.uint8)
+
+
+def _enlarged(level: Tensor, size: Sequence[int], mode: str) -> Tensor:
+    return torch.nn.functional.interpolate(level[None, None], size=tuple(size), mode=mode)[0, 0]
+
+
+def _draw(image: Tensor, boxes: Tensor, labels: Tensor, words: Sequence[str]) -> Tensor:
+    edges = boxes - torch.tensor([0.0, 0.0, 1.0, 1.0])  # exclusive ends: the last pixel of a box is one before its end
+    edges[:, 2:] = torch.maximum(edges[:, 2:], edges[:, :2])
+    colors = [class_color(label) for label in labels.tolist()]
+    drawn: Tensor = draw_bounding_boxes(
+        image,
+        edges,
+        labels=list(words),
+        colors=colors,
+        width=max(1, round(min(image.shape[-2:]) / 200)),
+        label_colors=["black" if _is_light(color) else "white" for color in colors],
+        fill_labels=True,
+    )
+    return drawn
+
+
+def _is_light(color: tuple[int, int, int]) -> bool:
+    red, green, blue = color
+    return 0.299 * red + 0.587 * green + 0.114 * blue > 140  # luminance as television weighs it, 0..255

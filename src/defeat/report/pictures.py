@@ -1,0 +1,229 @@
+"""Test images on which distillation helped and hurt the most, the method's regions, and differences of features."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2.functional import resize, to_pil_image
+
+from defeat.data import DetectionDataset, open_dataset
+from defeat.detector import Detector, load
+from defeat.distillation import build_method
+from defeat.engine.average_precision import Floats
+from defeat.engine.checkpoint import RunDirectory
+from defeat.engine.detections import read_detections
+from defeat.engine.matching import average_precision_of_images, match_scenes
+from defeat.errors import InputError
+from defeat.report.drawing import class_color, draw_detections, draw_target, paint_heat, paint_regions
+from defeat.report.runs import RunSummary
+from defeat.types import Batch, Detections
+
+SHORT_SIDE = 240  # pixels of a picture
+SHOWN = 3  # images of each kind
+INSIDE = 1  # images of which regions and differences are shown
+THRESHOLD = 0.3
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture with what stands below it; `source` is a data URI."""
+
+    title: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One image, seen in several ways; `caption` says which it is and why it is shown."""
+
+    caption: str
+    panels: tuple[Panel, ...]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The pictures of a report.
+
+    Attributes:
+        helped: images on which the distilled student gained the most over the one trained alone.
+        hurt: images on which it lost the most.
+        inside: the regions that the method looks at, and where student and teacher differ.
+        note: why something is missing, empty when nothing is.
+    """
+
+    helped: tuple[Strip, ...] = ()
+    hurt: tuple[Strip, ...] = ()
+    inside: tuple[Strip, ...] = ()
+    note: str = ""
+
+
+def make_gallery(distilled: RunSummary, alone: RunSummary | None, teacher: RunSummary | None) -> Gallery:
+    """Draw the pictures of a distilled run; what is not at hand is left out, with a note.
+
+    Args:
+        distilled: the run.
+        alone: the same student trained alone, tested on the same images; without it images with objects are shown.
+        teacher: the teacher's run, tested anywhere.
+    """
+    try:
+        dataset = open_dataset(distilled.data, distilled.split, tuple(distilled.per_class))
+        changes = image_changes(distilled, alone)
+    except InputError as error:
+        return Gallery(note=f"No pictures: {error}")
+    named = [("teacher", teacher), ("student alone", alone), ("distilled", distilled)]
+    detectors = {name: load(run.folder) for name, run in named if run is not None}
+    order = np.argsort(-changes, kind="stable")  # images without a figure come last
+    known = order[: int((~np.isnan(changes)).sum())]
+    helped = [index for index in known[:SHOWN] if alone is None or changes[index] > 0]
+    hurt = [index for index in known[::-1][:SHOWN] if alone is not None and changes[index] < 0]
+    places = {sample.image_id: place for place, sample in enumerate(dataset.samples)}
+    ids = sorted(places)
+
+    def strips(indices: Sequence[int]) -> tuple[Strip, ...]:
+        words = "{:+.0f} AP points" if alone is not None else "AP {:.0f}"
+        return tuple(
+            _strip(dataset, places[ids[index]], detectors, ": " + words.format(changes[index])) for index in indices
+        )
+
+    inside = tuple(_inside(dataset, places[ids[index]], detectors, distilled) for index in helped[:INSIDE])
+    return Gallery(strips(helped), strips(hurt), inside)
+
+
+def image_changes(distilled: RunSummary, alone: RunSummary | None) -> Floats:
+    """AP points of each test image that the distilled run is ahead; its own AP when there is no other run: (I,).
+
+    Raises:
+        InputError: a run kept no detections.
+    """
+    found = []
+    for run in (distilled, alone):
+        if run is not None:
+            scenes = read_detections(RunDirectory(run.folder).detections)
+            found.append(100 * average_precision_of_images(match_scenes(scenes, len(run.per_class))))
+    return found[0] if len(found) == 1 else found[0] - found[1]
+
+
+def _strip(dataset: DetectionDataset, place: int, detectors: dict[str, Detector], words: str = "") -> Strip:
+    image, target = dataset[place]
+    small = resize(image, [SHORT_SIDE], antialias=True)
+    size = (int(small.shape[-2]), int(small.shape[-1]))
+    panels = [Panel("annotated", data_uri(draw_target(small, target.resized(size), dataset.classes)))]
+    for name, detector in detectors.items():
+        found = _resized(detector.predict([image])[0].cpu(), target.size, size)
+        picture = draw_detections(small, found, detector.info.classes, THRESHOLD)
+        panels.append(Panel(name, data_uri(picture)))
+    return Strip(dataset.samples[place].name + words, tuple(panels))
+
+
+def _resized(found: Detections, before: tuple[int, int], after: tuple[int, int]) -> Detections:
+    ratio = found.boxes.new_tensor([after[1] / before[1], after[0] / before[0]] * 2)
+    return Detections(found.boxes * ratio, found.scores, found.labels)
+
+
+def _inside(dataset: DetectionDataset, place: int, detectors: dict[str, Detector], run: RunSummary) -> Strip:
+    image, target = dataset[place]
+    small = resize(image, [SHORT_SIDE], antialias=True)
+    student = detectors["distilled"]
+    batch = student.prepare([image], [target])
+    panels = _region_panels(small, batch, detectors, run)
+    if "teacher" in detectors:
+        heats = differences_from_teacher(detectors, batch)
+        strongest = max((float(heat.quantile(0.995)) for heat in heats.values()), default=0.0) or 1.0
+        for name, heat in heats.items():
+            panels.append(Panel(f"teacher against {name}", data_uri(paint_heat(small, heat / strongest))))
+    return Strip(dataset.samples[place].name, tuple(panels))
+
+
+def _region_panels(small: Tensor, batch: Batch, detectors: dict[str, Detector], run: RunSummary) -> list[Panel]:
+    if "teacher" not in detectors or run.method is None:
+        return []
+    options = RunDirectory(run.folder).read_config().get("method_options") or {}
+    student, teacher = detectors["distilled"].info, detectors["teacher"].info
+    method = build_method(run.method, student, teacher, options)
+    shapes = {stride: (batch.images.shape[-2] // stride, batch.images.shape[-1] // stride) for stride in student.neck}
+    panels = []
+    for name, regions in method.painted([one.boxes for one in batch.targets], shapes).items():
+        used = {stride: _inner(region[0], batch, stride) for stride, region in sorted(regions.items())}
+        colors = [class_color(number) for number in range(len(used))]
+        picture = paint_regions(small, list(used.values()), colors)
+        strides = ", ".join(str(stride) for stride, region in used.items() if region.any())
+        panels.append(Panel(f"{name} region (strides {strides})", data_uri(picture)))
+    return panels
+
+
+def differences_from_teacher(detectors: dict[str, Detector], batch: Batch) -> dict[str, Tensor]:
+    """Where each student looks at other places than the teacher does.
+
+    On each level a cell's share of the map's energy (the sum over the channels of squares, which does not depend on how
+    many channels there are) is compared between student and teacher; differences are averaged over the levels.
+
+    Args:
+        detectors: `teacher`, and students by their names.
+        batch: one image.
+
+    Returns:
+        (H, W) of the finest shared level for each student, 0 or more; 0 where both put the same share.
+    """
+    energy = {name: _energy(detector, batch) for name, detector in detectors.items()}
+    teacher = energy.pop("teacher")
+    found = {}
+    for name, levels in energy.items():
+        strides = sorted(levels.keys() & teacher.keys())
+        size = levels[strides[0]].shape
+        layers = [
+            torch.nn.functional.interpolate(
+                (levels[stride] - _fitted(teacher[stride], levels[stride])).abs()[None, None],
+                size=size,
+                mode="bilinear",
+            )
+            for stride in strides
+        ]
+        found[name] = _inner(torch.cat(layers).mean(dim=0)[0], batch, strides[0])
+    return found
+
+
+def _energy(detector: Detector, batch: Batch) -> dict[int, Tensor]:
+    """By stride (H, W): a cell's energy over the mean of all valid cells."""
+    detector.eval()
+    with torch.no_grad():
+        output = detector.forward_teacher(detector.adopt(batch))
+    found = {}
+    for stride, level in output.neck.items():
+        energy = level[0].square().sum(dim=0) * output.valid[stride][0]
+        found[stride] = energy / (energy.sum() / output.valid[stride][0].sum().clamp(min=1)).clamp(min=1e-12)
+    return found
+
+
+def _fitted(level: Tensor, like: Tensor) -> Tensor:
+    if level.shape == like.shape:
+        return level
+    return torch.nn.functional.interpolate(level[None, None], size=like.shape, mode="bilinear")[0, 0]
+
+
+def _inner(level: Tensor, batch: Batch, stride: int) -> Tensor:
+    """The cells of a (H, W) map that are no padding."""
+    height, width = batch.sizes[0]
+    return level[: max(1, -(-height // stride)), : max(1, -(-width // stride))]
+
+
+def data_uri(picture: Tensor) -> str:
+    """A (3, H, W) uint8 picture as JPEG inside an address."""
+    buffer = io.BytesIO()
+    to_pil_image(picture).save(buffer, "JPEG", quality=82)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def example_strips(run: RunSummary, count: int = SHOWN) -> tuple[Strip, ...]:
+    """Test images of a run without a student to hold it against, spread over the split: annotated, and as detected.
+
+    Raises:
+        InputError: the data are not where they were.
+    """
+    dataset = open_dataset(run.data, run.split, tuple(run.per_class))
+    detector = load(run.folder)
+    places = [(2 * number + 1) * len(dataset) // (2 * count) for number in range(min(count, len(dataset)))]
+    return tuple(_strip(dataset, place, {"detected": detector}) for place in places)
