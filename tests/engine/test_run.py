@@ -267,7 +267,7 @@ def test_evaluating_a_run_repeats_its_last_evaluation(family, length, tmp_path):
     trained = tiny_run(tmp_path / "run", family, eval_every=1, lr=0.05, **length)
     assert trained.evaluation.images == 4
     # Untrained detectors score 0 everywhere; what is compared must be more than that.
-    again = evaluate(trained.folder, split="val", batch_size=2, workers=0, device="cpu")
+    again = evaluate(trained.folder, batch_size=2, workers=0, device="cpu")  # on the same split, without being told
     assert again.metrics == trained.evaluation.metrics
     assert again.per_class == trained.evaluation.per_class
     assert results(trained.folder)["metrics"] == again.metrics

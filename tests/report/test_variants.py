@@ -6,6 +6,7 @@ import torch
 from defeat.engine.detections import save_detections
 from defeat.engine.evaluate import Evaluator
 from defeat.errors import InputError
+from defeat.report.gains import Bootstrap
 from defeat.report.runs import read_run
 from defeat.report.variants import compare_variants
 from defeat.types import Detections, Target
@@ -95,6 +96,12 @@ def test_without_detections_there_is_no_interval_over_images(runs):
     (defeat,) = compare_variants(runs, {}, samples=1000).others
     assert defeat.gain.over_images is None
     assert not defeat.gain.shown
+
+
+def test_detections_of_another_split_are_refused(runs, tmp_path):
+    run = distilled(tmp_path / "other", 0.9, 0, images=12)
+    with pytest.raises(InputError, match=r"holds 40 images, but the run was tested on 12: `defeat evaluate"):
+        Bootstrap(run, 1000).gain([(runs["none"][0], run)])
 
 
 def test_a_teacher_without_a_lead_leaves_no_gap_to_close(runs):

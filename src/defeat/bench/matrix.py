@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -11,8 +12,9 @@ import yaml
 
 from defeat.data import split_names
 from defeat.detector.files import write_atomically
-from defeat.distillation import find_method
-from defeat.engine.settings import DistillSettings, TrainSettings
+from defeat.distillation import METHODS as METHODS_BY_NAME
+from defeat.distillation import find_method, method_defaults
+from defeat.engine.settings import DistillSettings, TrainSettings, option
 from defeat.errors import InputError, unknown_name
 
 NONE = "none"
@@ -145,6 +147,28 @@ class Matrix:
         self.variants = other.variants | {name: v for name, v in self.variants.items() if name not in other.variants}
         self.seeds = max(self.seeds, other.seeds)
 
+    def command(self) -> str:
+        """How to repeat the comparison."""
+        defaults = DistillSettings(data="", teacher="", out="").to_dict()
+        words = ["defeat", "bench", "--out", str(self.folder), "--seeds", str(self.seeds)]
+        for name, value in self.settings.items():
+            if name == "detector_options":
+                words += [f"--detector.{key.replace('_', '-')}={_text(one)}" for key, one in value.items()]
+            elif value != defaults[name]:
+                words.append(f"{option(name)}={_text(value)}")
+        if self.variants.keys() <= {NONE, *METHODS_BY_NAME}:
+            words.append(f"--methods={','.join(self.variants)}")
+        else:
+            words += [f"--ablate={name}" for name, found in ABLATIONS.items() if found.keys() == self.variants.keys()]
+        for variant in self.variants.values():
+            usual = {} if variant.method == NONE else method_defaults(variant.method)
+            words += [
+                f"--{variant.method}.{key.replace('_', '-')}={_text(one)}"
+                for key, one in variant.options.items()
+                if _plain(one) != _plain(usual.get(key)) and self.variants.keys() <= {NONE, *METHODS_BY_NAME}
+            ]
+        return shlex.join(words)
+
     def cells(self) -> list[Cell]:
         """All cells."""
         pairs = [(variant, seed) for seed in range(self.seeds) for variant in self.variants]
@@ -163,6 +187,11 @@ class Matrix:
             known = {one.name for one in fields(TrainSettings)}
             return TrainSettings(**{name: value for name, value in self.settings.items() if name in known} | own)
         return DistillSettings(**self.settings | own, method=variant.method, method_options=variant.options)
+
+
+def _text(value: Any) -> str:
+    """A value as it is written on the command line."""
+    return value if isinstance(value, str) else json.dumps(_plain(value))
 
 
 def _plain(content: Any) -> Any:

@@ -20,7 +20,9 @@ from defeat.engine.inference import choose_device, detect_split
 from defeat.engine.provenance import commit, machine, versions
 from defeat.engine.run import run
 from defeat.engine.settings import DistillSettings
-from defeat.report.runs import read_run
+from defeat.errors import InputError
+from defeat.report.matrix_page import write_matrix
+from defeat.report.runs import RunSummary, read_run
 from defeat.report.tables import PlannedCell, duration, print_cells, print_matrix
 from defeat.report.variants import MatrixResult, compare_variants
 
@@ -136,7 +138,17 @@ def report(folder: Path, console: Console) -> MatrixResult | None:
     text = json.dumps(result.to_dict() | origin, indent=2)
     write_atomically(folder / RESULT, (text + "\n").encode())
     print_matrix(result, Console())
+    path = write_matrix(result, variants, _teacher_run(matrix), folder / "report.html", matrix.command())
+    Console().print(f"\nReport: {path}", highlight=False, soft_wrap=True)
     return result
+
+
+def _teacher_run(matrix: Matrix) -> RunSummary | None:
+    """The teacher's run; None for a torchvision model, or where the run is no longer there."""
+    try:
+        return read_run(matrix.settings["teacher"])
+    except InputError:
+        return None
 
 
 def merge(folders: Sequence[str], out: str, console: Console | None = None) -> MatrixResult | None:

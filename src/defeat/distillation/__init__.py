@@ -22,6 +22,7 @@ __all__ = [
     "Method",
     "build_method",
     "find_method",
+    "method_defaults",
 ]
 
 # A method is a file with a subclass of `Method`, and a line here.
@@ -45,6 +46,16 @@ def find_method(name: str) -> type[Method]:
     return METHODS[name]
 
 
+def method_defaults(name: str) -> dict[str, Any]:
+    """The options of a method with their defaults.
+
+    Raises:
+        InputError: the name is unknown.
+    """
+    parameters = signature(find_method(name)).parameters.values()
+    return {one.name: one.default for one in parameters if one.name not in ("student", "teacher")}
+
+
 def build_method(name: str, student: DetectorInfo, teacher: DetectorInfo, options: dict[str, Any]) -> Method:
     """Build a method for a pair of detectors.
 
@@ -57,9 +68,8 @@ def build_method(name: str, student: DetectorInfo, teacher: DetectorInfo, option
     Raises:
         InputError: unknown name or option, or the pair lacks what the method needs.
     """
-    method = find_method(name)
-    valid = set(signature(method).parameters) - {"student", "teacher"}
+    valid = method_defaults(name)
     for option in options:
         if option not in valid:
             raise unknown_name(f"option of {name}", option, valid)
-    return method(student, teacher, **options)
+    return find_method(name)(student, teacher, **options)

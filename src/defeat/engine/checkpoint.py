@@ -90,6 +90,14 @@ class RunDirectory:
             raise InputError(f"{self.config} does not hold the settings of a run.")
         return content
 
+    def evaluated_split(self) -> str | None:
+        """The split that a finished run was evaluated on, or the one that its settings name; None without either."""
+        try:
+            split = json.loads(self.results.read_text()).get("split")
+        except (OSError, ValueError, AttributeError):
+            split = None
+        return split or self.read_config().get("eval_split")
+
     def write_results(self, results: dict[str, Any]) -> None:
         """Write the final figures."""
         write_atomically(self.results, (json.dumps(results, indent=2) + "\n").encode())

@@ -42,9 +42,10 @@ def evaluate(
     """
     detector = load(run).to(choose_device(device))
     if data is None or split is None:
-        written = {} if str(run).startswith("torchvision:") else RunDirectory(run).read_config()
-        trained_on = written.get("data")
-        split = split or (written.get("eval_split") if data in (None, trained_on) else None) or "test"
+        directory = None if str(run).startswith("torchvision:") else RunDirectory(run)
+        trained_on = directory.read_config().get("data") if directory else None
+        known = directory.evaluated_split() if directory and data in (None, trained_on) else None
+        split = split or known or "test"
         data = data or trained_on
     if data is None:
         raise InputError("Name the data to evaluate on with --data.")

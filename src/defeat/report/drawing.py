@@ -106,7 +106,7 @@ def _draw(image: Tensor, boxes: Tensor, labels: Tensor, words: Sequence[str]) ->
         edges,
         labels=list(words),
         colors=colors,
-        width=max(1, round(min(image.shape[-2:]) / 200)),
+        width=max(1, round(min(image.shape[-2:]) / 150)),
         label_colors=["black" if _is_light(color) else "white" for color in colors],
         fill_labels=True,
     )

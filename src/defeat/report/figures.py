@@ -11,6 +11,7 @@ WIDTH, HEIGHT = 420, 230  # small, because the numbers shrink with the picture o
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 36  # margins for the axes' numbers
 MAX_POINTS = 200
 SHADES = 6
+ROW, NAMES = 30, 128  # height of a row of a forest plot, and the width of its names
 
 
 @dataclass(frozen=True)
@@ -87,3 +88,58 @@ def _curve(line: Line, x_ticks: list[float], y_ticks: list[float]) -> str:
 
 def _place(value: float, marks: list[float], start: float, end: float) -> float:
     return start + (value - marks[0]) / (marks[-1] - marks[0]) * (end - start)
+
+
+def legend(lines: Sequence[Line]) -> str:
+    """The names of the lines that have points, beside their colours."""
+    items = (
+        f'<li><i style="--line:var(--series-{line.shade % SHADES})"></i>{escape(line.name)}</li>'
+        for line in lines
+        if line.points
+    )
+    return f'<ul class="legend">{"".join(items)}</ul>'
+
+
+@dataclass(frozen=True)
+class GainRow:
+    """A row of a forest plot, in AP points: the mean, single values, a thin and a thick interval."""
+
+    name: str
+    mean: float
+    values: tuple[float, ...]
+    thin: tuple[float, float] | None
+    thick: tuple[float, float] | None
+
+
+def forest_plot(rows: Sequence[GainRow]) -> str:
+    """Draw gains with their intervals below each other, over a line at zero.
+
+    Returns:
+        The SVG, or an empty text when there is nothing to draw. Every text in it is escaped.
+    """
+    if not rows:
+        return ""
+    ends = [end for row in rows for end in (0.0, row.mean, *row.values, *(row.thin or ()), *(row.thick or ()))]
+    marks = ticks(ends)
+    height = ROW * len(rows) + 34
+
+    def at(value: float) -> float:
+        return _place(value, marks, NAMES, WIDTH - RIGHT)
+
+    parts = [f'<svg class="chart forest" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="gain of each">']
+    for mark in marks:
+        kind = "zero" if mark == 0 else "grid"
+        parts.append(f'<path class="{kind}" d="M{at(mark):.1f} 6V{height - 28}"/>')
+        parts.append(f'<text x="{at(mark):.1f}" y="{height - 12}" text-anchor="middle">{mark:+g}</text>')
+    for number, row in enumerate(rows):
+        y = ROW * number + ROW / 2 + 4
+        name = row.name if len(row.name) <= 18 else row.name[:17] + "…"
+        parts.append(f'<text class="name" x="{NAMES - 10}" y="{y + 4:.1f}" text-anchor="end">{escape(name)}</text>')
+        title = f"<title>{escape(row.name)}: {row.mean:+.2f}</title>"
+        if row.thin is not None:
+            parts.append(f'<path class="thin" d="M{at(row.thin[0]):.1f} {y:.1f}H{at(row.thin[1]):.1f}"/>')
+        if row.thick is not None:
+            parts.append(f'<path class="thick" d="M{at(row.thick[0]):.1f} {y:.1f}H{at(row.thick[1]):.1f}"/>')
+        parts += [f'<circle class="ring" cx="{at(value):.1f}" cy="{y:.1f}" r="3"/>' for value in row.values]
+        parts.append(f'<circle class="mean" cx="{at(row.mean):.1f}" cy="{y:.1f}" r="5">{title}</circle>')
+    return "".join(parts) + "</svg>"

@@ -17,6 +17,7 @@ from defeat.engine.average_precision import Floats
 from defeat.engine.checkpoint import RunDirectory
 from defeat.engine.detections import read_detections
 from defeat.engine.matching import average_precision_of_samples, match_scenes
+from defeat.errors import InputError
 from defeat.report.runs import RunSummary
 
 SAMPLES = 2000  # of a bootstrap
@@ -121,7 +122,13 @@ class Bootstrap:
         key = str(run.folder)
         if key not in self._known:
             assert self._weights is not None
-            scenes = read_detections(RunDirectory(run.folder).detections)
+            path = RunDirectory(run.folder).detections
+            scenes = read_detections(path)
+            if len(scenes) != self.images:
+                raise InputError(
+                    f"{path} holds {len(scenes)} images, but the run was tested on {self.images}: "
+                    f"`defeat evaluate {run.folder} --detections {path}` writes it anew."
+                )
             matches = match_scenes(scenes, len(run.per_class))
             self._known[key] = average_precision_of_samples(matches, self._weights)
         return self._known[key]

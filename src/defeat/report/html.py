@@ -6,10 +6,13 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
-from defeat.report.figures import SHADES, Line, line_chart
+from defeat.errors import InputError
+from defeat.report.figures import SHADES
+from defeat.report.pictures import Gallery, example_strips, make_gallery
 from defeat.report.runs import RunSummary
+from defeat.report.sections import curves_section, gallery_section, mistakes_section, shares_section, strip_card
 from defeat.report.tables import COLUMNS, UNKNOWN, comparison_rows, decimal
-from defeat.report.verdict import Verdict, verdicts
+from defeat.report.verdict import Verdict, teacher_of, verdicts
 
 OPEN_CLASSES = 25  # a longer list of classes is folded away at first
 
@@ -44,18 +47,41 @@ def render(runs: Sequence[RunSummary]) -> str:
         "<h2>Accuracy and cost</h2>",
         _comparison(runs),
         _classes(ordered),
-        _curves(ordered),
+        mistakes_section(ordered),
+        curves_section(ordered),
+        shares_section(ordered),
+        *_pictures(runs),
         "<h2>How to repeat it</h2>",
-        '<div class="columns">' + "".join(_recipe(run) for run in ordered) + "</div>",
+        '<div class="columns">' + "".join(recipe_card(run) for run in ordered) + "</div>",
     ]
+    return page(_title(ordered), sections)
+
+
+def page(title: str, sections: Sequence[str]) -> str:
+    """A whole page; the sections are HTML, the title is not."""
     style = files("defeat.report").joinpath("style.css").read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(_title(ordered))}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(section for section in sections if section)
         + "\n</main>\n</body>\n</html>\n"
     )
+
+
+def _pictures(runs: Sequence[RunSummary]) -> list[str]:
+    """Pictures of each distilled run; of a run that nothing was distilled into, a few test images."""
+    found = verdicts(runs)
+    if found:
+        return [
+            gallery_section(make_gallery(one.distilled, one.alone, teacher_of(one.distilled, runs))) for one in found
+        ]
+    try:
+        strips = example_strips(runs[0])
+    except InputError as error:
+        return [gallery_section(Gallery(note=f"No pictures: {error}"))]
+    cards = "".join(strip_card(strip) for strip in strips)
+    return [f"<h2>Some test images</h2>{cards}"]
 
 
 def _title(runs: Sequence[RunSummary]) -> str:
@@ -135,33 +161,8 @@ def _bar(value: float | None, shade: int) -> str:
     return f'<td><div class="bar"><i style="{style}"></i><span>{decimal(value)}</span></div></td>'
 
 
-def _curves(runs: Sequence[RunSummary]) -> str:
-    accuracy = [Line(run.name, run.curve("val/AP"), shade) for shade, run in enumerate(runs)]
-    chart = line_chart(accuracy, "epoch", "AP")
-    parts = [f'<h2>AP over epochs</h2><div class="card plot">{_legend(accuracy)}{chart}</div>'] if chart else []
-    losses = []
-    for run in runs:
-        terms = sorted({key for line in run.log for key in line if key.startswith("train/loss")})
-        lines = [Line(term.removeprefix("train/"), run.curve(term), shade) for shade, term in enumerate(terms)]
-        if chart := line_chart(lines, "epoch", "loss"):
-            losses.append(f'<div class="card"><h3>{escape(run.name)}</h3>{_legend(lines)}{chart}</div>')
-    if losses:
-        parts.append("<h2>Losses</h2>")
-        parts.append('<p class="soft">The sum of a distilled run holds the terms of distillation too.</p>')
-        parts.append(f'<div class="columns">{"".join(losses)}</div>')
-    return "\n".join(parts)
-
-
-def _legend(lines: Sequence[Line]) -> str:
-    items = (
-        f'<li><i style="--line:var(--series-{line.shade % SHADES})"></i>{escape(line.name)}</li>'
-        for line in lines
-        if line.points
-    )
-    return f'<ul class="legend">{"".join(items)}</ul>'
-
-
-def _recipe(run: RunSummary) -> str:
+def recipe_card(run: RunSummary) -> str:
+    """How to repeat a run."""
     command = shlex.join(
         ["defeat", run.command or "train", "--config", str(run.folder / "config.yaml"), "--out", f"{run.name}-again"]
     )

@@ -1,12 +1,12 @@
 """What the distillation methods are, for people who choose one."""
 
-from inspect import Parameter, getdoc, signature
+from inspect import getdoc
 
 from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from defeat.distillation import METHODS, Method
+from defeat.distillation import METHODS, method_defaults
 
 # What the fields of a `DetectorOutput` are called outside the code.
 FIELDS = {
@@ -24,21 +24,16 @@ def print_methods(console: Console) -> None:
         facts = {
             "paper": method.paper,
             "reads": ", ".join(FIELDS[field] for field in method.reads),
-            "options": " ".join(_options(method)),
+            "options": " ".join(_options(name)),
         }
         for title, fact in facts.items():
             console.print(Padding(Text.assemble((f"{title}: ", "dim"), fact), (0, 0, 0, 4)))
         console.print()
 
 
-def _options(method: type[Method]) -> list[str]:
+def _options(method: str) -> list[str]:
     """Options as they are written on the command line, with their defaults."""
-    parameters = signature(method).parameters.values()
-    return [
-        f"--method.{one.name.replace('_', '-')}={_written(one.default)}"
-        for one in parameters
-        if one.kind is Parameter.KEYWORD_ONLY
-    ]
+    return [f"--method.{name.replace('_', '-')}={_written(value)}" for name, value in method_defaults(method).items()]
 
 
 def _written(value: object) -> str:

@@ -18,7 +18,7 @@ from defeat.report.gains import (
     words,
 )
 from defeat.report.runs import RunSummary
-from defeat.report.verdict import differences
+from defeat.report.verdict import differences, lead_over
 
 SIZES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
@@ -36,7 +36,7 @@ class VariantResult:
         gain: against the student alone; None for that one itself.
         class_gains: the same for each class, without an interval over seeds.
         gap_closed: part of the teacher's lead over the student alone that was won, in percent; None where the teacher
-            has no lead.
+            leads by less than a point.
         time_ratio: time spent in training over that of the student alone, mean over the seeds.
     """
 
@@ -172,7 +172,7 @@ def _variant(
     by_seed = tuple(_ap(run) - _ap(alone) for alone, run in pairs)
     over_images = None if samples is None else interval_over_images(np.nanmean(samples, axis=1))
     gain = Gain(fmean(by_seed), by_seed, interval_over_seeds(by_seed), over_images)
-    lead = None if teacher_ap is None else teacher_ap - fmean(_ap(alone) for alone, _ in pairs)
+    lead = lead_over(fmean(_ap(alone) for alone, _ in pairs), teacher_ap)
     ratios = [
         run.train_seconds / alone.train_seconds for alone, run in pairs if run.train_seconds and alone.train_seconds
     ]
@@ -180,7 +180,7 @@ def _variant(
         **{field: getattr(result, field) for field in ("name", "seeds", "ap", "metrics", "per_class")},
         gain=gain,
         class_gains=_class_gains(classes, pairs, samples),
-        gap_closed=100 * gain.mean / lead if lead is not None and lead > 0 else None,
+        gap_closed=None if lead is None else 100 * gain.mean / lead,
         time_ratio=fmean(ratios) if ratios else None,
     )
 

@@ -32,8 +32,7 @@ class Verdict:
         alone: the student alone, None when no comparable run was given.
         teacher: the teacher's run, None when it was not given or was measured on other data.
         gain: AP points won (lost, when negative); None when it cannot be claimed.
-        gap_closed: part of the teacher's lead that was won, in percent; None when there is no lead or no
-            gain.
+        gap_closed: part of the teacher's lead that was won, in percent; None without a gain or a lead of a point.
         over_images: where the gain lies if the test set is drawn anew (95 %); None when a run kept no detections.
         sentence: the answer in words.
         caution: what one seed cannot tell; empty when nothing is claimed.
@@ -80,10 +79,11 @@ def verdicts(runs: Sequence[RunSummary]) -> list[Verdict]:
     """Judge each distilled run, in the order given."""
     by_role = list(zip(runs, roles(runs), strict=True))
     students = [run for run, role in by_role if role == "student alone"]
-    return [_judge(run, students, _teacher_of(run, runs)) for run in runs if run.command == "distill"]
+    return [_judge(run, students, teacher_of(run, runs)) for run in runs if run.command == "distill"]
 
 
-def _teacher_of(run: RunSummary, runs: Sequence[RunSummary]) -> RunSummary | None:
+def teacher_of(run: RunSummary, runs: Sequence[RunSummary]) -> RunSummary | None:
+    """The run that taught a distilled one, if it is among the others."""
     if not run.teacher:
         return None
     folder = Path(run.teacher).resolve()
@@ -108,7 +108,7 @@ def _judge(run: RunSummary, students: Sequence[RunSummary], teacher: RunSummary 
         f"{run.name}: {_change(gain)} AP points against the same student alone ({alone_ap:.1f} to {distilled_ap:.1f})"
     )
     teacher = teacher if teacher is not None and _same_test(run, teacher) else None
-    lead = _lead(teacher, alone_ap)
+    lead = lead_over(alone_ap, None if teacher is None else teacher.metrics.get("AP"))
     gap_closed = 100 * gain / lead if lead is not None and gain > 0 else None
     if gap_closed is not None and teacher is not None:
         words += f", {gap_closed:.0f} % of the gap to its teacher ({teacher.metrics['AP']:.1f})"
@@ -126,10 +126,10 @@ def _same_test(run: RunSummary, teacher: RunSummary) -> bool:
     return bool(run.data_fingerprint) and (run.data_fingerprint, run.split) == (teacher.data_fingerprint, teacher.split)
 
 
-def _lead(teacher: RunSummary | None, alone_ap: float) -> float | None:
-    """AP points by which the teacher is better than the student alone; None when it is not."""
-    teacher_ap = None if teacher is None else teacher.metrics.get("AP")
-    return teacher_ap - alone_ap if teacher_ap is not None and teacher_ap > alone_ap else None
+def lead_over(alone_ap: float, teacher_ap: float | None) -> float | None:
+    """AP points by which a teacher leads; None when that is less than the noise of one training."""
+    lead = None if teacher_ap is None else teacher_ap - alone_ap
+    return lead if lead is not None and lead >= NOISE else None
 
 
 def _caution(gain: float, over_images: Interval | None, images: int | None) -> str:

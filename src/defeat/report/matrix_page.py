@@ -1,0 +1,162 @@
+"""The page of a comparison of methods over several seeds."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+from defeat.report.figures import GainRow, forest_plot
+from defeat.report.html import page, recipe_card
+from defeat.report.pictures import make_gallery
+from defeat.report.runs import RunSummary
+from defeat.report.sections import curves_section, gallery_section, mistakes_section, shares_section
+from defeat.report.tables import PARTS, decimal, interval
+from defeat.report.variants import MatrixResult, VariantResult
+
+
+def write_matrix(
+    result: MatrixResult,
+    runs: Mapping[str, Sequence[RunSummary]],
+    teacher: RunSummary | None,
+    path: Path,
+    command: str,
+) -> Path:
+    """Write the page of a comparison.
+
+    Args:
+        result: what the runs show.
+        runs: finished runs of each variant by its name, the student alone among them.
+        teacher: the teacher's run, when it is at hand.
+        path: the HTML file.
+        command: how to repeat the comparison.
+
+    Returns:
+        The path.
+    """
+    best = max(result.others, key=lambda other: other.gain.mean if other.gain else 0.0, default=None)
+    alone = next(iter(runs[result.alone.name]))
+    shown = [alone, *(some[0] for name, some in runs.items() if name != result.alone.name and some)]
+    sections = [
+        f'<header><h1>Which method helped?</h1><p class="soft">{_setting(result, alone)}</p></header>',
+        _verdict(result, best),
+        "<h2>Gain over the student alone</h2>",
+        _forest(result),
+        _table(result),
+        _classes(best),
+        mistakes_section(shown),
+        curves_section(shown),
+        shares_section(shown),
+    ]
+    if best is not None:
+        distilled = next(run for run in runs[best.name] if run.seed == alone.seed)
+        sections.append(gallery_section(make_gallery(distilled, alone, teacher)))
+    sections += [
+        f"<h2>How to repeat it</h2><pre>{escape(command)}</pre>",
+        '<div class="columns">' + "".join(recipe_card(run) for run in shown) + "</div>",
+    ]
+    path.write_text(page("Which method helped?", sections), encoding="utf-8")
+    return path
+
+
+def _setting(result: MatrixResult, run: RunSummary) -> str:
+    seeds = len(result.alone.seeds)
+    text = (
+        f"{Path(run.data).name}, split {run.split}, {result.images} images; {run.family} {run.backbone}, "
+        f"{run.epochs} epochs, {seeds} seed{'s' * (seeds != 1)}."
+    )
+    if result.missing:
+        text += f" Not finished yet: {', '.join(result.missing)}."
+    return escape(text)
+
+
+def _verdict(result: MatrixResult, best: VariantResult | None) -> str:
+    shown = best is not None and best.gain is not None and best.gain.shown
+    mood = "" if not shown else ("good" if best is not None and best.gain is not None and best.gain.mean > 0 else "bad")
+    facts = [
+        (decimal(result.teacher.get("AP")), "AP of the teacher"),
+        (decimal(result.alone.mean), "AP of the student alone"),
+    ]
+    if best is not None:
+        facts.append((decimal(best.mean), f"AP with {best.name}"))
+        if best.gap_closed is not None and best.gap_closed > 0:
+            facts.append((f"{best.gap_closed:.0f} %", "of the gap to the teacher"))
+    cells = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for value, name in facts)
+    return (
+        f'<section class="card verdict {mood}"><p>{escape(result.verdict())}</p><div class="facts">{cells}</div>'
+        '<p class="caution">Shown means that neither the 95 % interval over seeds nor the one over test images holds '
+        "zero.</p></section>"
+    )
+
+
+def _forest(result: MatrixResult) -> str:
+    rows = [
+        GainRow(
+            other.name, other.gain.mean, other.gain.by_seed, _ends(other, "over_seeds"), _ends(other, "over_images")
+        )
+        for other in result.others
+        if other.gain is not None
+    ]
+    chart = forest_plot(rows)
+    if not chart:
+        return ""
+    return (
+        f'<div class="card plot">{chart}<p class="soft">AP points. Thick: 95 % over test images (paired bootstrap, '
+        f"{result.samples} samples). Thin: 95 % over seeds (Student's t, paired). Rings: single seeds.</p></div>"
+    )
+
+
+def _ends(variant: VariantResult, which: str) -> tuple[float, float] | None:
+    found = getattr(variant.gain, which)
+    return None if found is None else (found.low, found.high)
+
+
+def _table(result: MatrixResult) -> str:
+    titles = ("method", "AP", "by seed", "gain", "95 % over seeds", "95 % over images", "gap closed", *PARTS)
+    heads = "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
+    body = [_row("teacher", [decimal(result.teacher.get("AP")), *[""] * 5, *_parts(result.teacher), ""])]
+    for variant in (result.alone, *result.others):
+        gain = variant.gain
+        cells = [decimal(variant.mean), " ".join(decimal(ap) for ap in variant.ap)]
+        if gain is None:
+            cells += [""] * 4
+        else:
+            closed = "n/a" if variant.gap_closed is None else f"{variant.gap_closed:.0f} %"
+            cells += [f"{gain.mean:+.1f}", interval(gain.over_seeds), interval(gain.over_images), closed]
+        time = "" if variant.time_ratio is None else f"{variant.time_ratio:.2f} x"
+        body.append(_row(variant.name, [*cells, *_parts(variant.metrics), time], gain is not None and gain.shown))
+    return (
+        f'<div class="card scroll"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+    )
+
+
+def _row(name: str, cells: Sequence[str], marked: bool = False) -> str:
+    kind = ' class="distilled"' if marked else ""
+    return (
+        f'<tr{kind}><th scope="row">{escape(name)}</th>'
+        + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        + "</tr>"
+    )
+
+
+def _parts(metrics: Mapping[str, float | None]) -> list[str]:
+    return [decimal(metrics.get(name)) for name in PARTS[:-1]]
+
+
+def _classes(best: VariantResult | None) -> str:
+    if best is None or not best.class_gains:
+        return ""
+    ordered = sorted(best.class_gains.items(), key=lambda item: -item[1].mean)
+    rows = [
+        GainRow(
+            name,
+            gain.mean,
+            gain.by_seed,
+            None,
+            None if gain.over_images is None else (gain.over_images.low, gain.over_images.high),
+        )
+        for name, gain in ordered
+    ]
+    folded = "" if len(rows) > 25 else " open"
+    return (
+        f"<h2>Gain of each class with {escape(best.name)}</h2><details{folded}><summary>{len(rows)} classes</summary>"
+        f'<div class="card plot">{forest_plot(rows)}</div></details>'
+    )
