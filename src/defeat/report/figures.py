@@ -8,7 +8,7 @@ from html import escape
 Point = tuple[float, float]
 
 WIDTH, HEIGHT = 420, 230  # small, because the numbers shrink with the picture on a phone
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 36  # margins for the axes' numbers
+LEFT, RIGHT, TOP, BOTTOM = 46, 20, 12, 36  # margins for the axes' numbers
 MAX_POINTS = 200
 SHADES = 6
 ROW, NAMES = 30, 128  # height of a row of a forest plot, and the width of its names
@@ -130,7 +130,7 @@ def forest_plot(rows: Sequence[GainRow]) -> str:
     for mark in marks:
         kind = "zero" if mark == 0 else "grid"
         parts.append(f'<path class="{kind}" d="M{at(mark):.1f} 6V{height - 28}"/>')
-        parts.append(f'<text x="{at(mark):.1f}" y="{height - 12}" text-anchor="middle">{mark:+g}</text>')
+        parts.append(f'<text x="{at(mark):.1f}" y="{height - 12}" text-anchor="middle">{_signed(mark)}</text>')
     for number, row in enumerate(rows):
         y = ROW * number + ROW / 2 + 4
         name = row.name if len(row.name) <= 18 else row.name[:17] + "…"
@@ -143,3 +143,7 @@ def forest_plot(rows: Sequence[GainRow]) -> str:
         parts += [f'<circle class="ring" cx="{at(value):.1f}" cy="{y:.1f}" r="3"/>' for value in row.values]
         parts.append(f'<circle class="mean" cx="{at(row.mean):.1f}" cy="{y:.1f}" r="5">{title}</circle>')
     return "".join(parts) + "</svg>"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+g}" if value else "0"

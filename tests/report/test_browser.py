@@ -1,0 +1,99 @@
+"""The pages in a real browser: no error, no broken picture, nothing wider than the window, even a phone's."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+
+import pytest
+from rich.console import Console
+
+from defeat.bench import bench
+from defeat.report.compare import compare
+from tests.engine.tiny_runs import save_teacher, settings
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_demo")]
+# Tells the window around it what a browser made of the page.
+PROBE = """<script>
+const errors = [];
+addEventListener("error", (event) => errors.push(String(event.message)));
+addEventListener("load", () => parent.postMessage({
+  width: innerWidth,
+  wanted: document.documentElement.scrollWidth,
+  wide: [...document.querySelectorAll("main *")]
+    .filter((one) => one.getBoundingClientRect().right > innerWidth + 1 && !one.closest(".scroll, pre, svg"))
+    .map((one) => one.tagName + "." + one.className),
+  images: document.images.length,
+  broken: [...document.images].filter((one) => !one.complete || !one.naturalWidth).length,
+  links: [...document.querySelectorAll("[src], [href]")]
+    .map((one) => one.getAttribute("src") || one.getAttribute("href"))
+    .filter((address) => !address.startsWith("data:") && !address.startsWith("#")),
+  errors,
+}, "*"));
+</script>"""
+FRAME = """<!doctype html><title></title><script>
+addEventListener("message", (event) => { document.title = JSON.stringify(event.data); });
+</script><iframe src="page.html" style="width: WIDTHpx; height: 900px; border: 0"></iframe>"""
+
+
+@pytest.fixture(scope="session")
+def browser():
+    found = shutil.which("chromium") or shutil.which("google-chrome")
+    if found is None and os.environ.get("CI") != "true":
+        pytest.skip("no Chromium on this machine")
+    assert found, "CI needs Chromium"
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path):
+    teacher = save_teacher(tmp_path / "teacher", "faster_rcnn")
+    given = settings(tmp_path / "m", "faster_rcnn", teacher=teacher, epochs=2, lr=0.05, eval_every=1).to_dict()
+    for name in ("method", "method_options", "seed", "expected"):
+        del given[name]
+    assert bench(methods="imitation,defeat", seeds=2, console=Console(quiet=True), **given) is not None
+    return tmp_path / "m"
+
+
+def look_at(browser, page, width, scratch):
+    """What a browser makes of a page in a frame of this width."""
+    text = page.read_text().replace(' loading="lazy"', "")
+    (scratch / "page.html").write_text(text.replace("</head>", PROBE + "</head>"))
+    (scratch / "frame.html").write_text(FRAME.replace("WIDTH", str(width)))
+    words = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1400,1000"]
+    words += ["--virtual-time-budget=10000", "--enable-logging=stderr", f"--user-data-dir={scratch / 'profile'}"]
+    done = subprocess.run(
+        [*words, "--dump-dom", f"file://{scratch / 'frame.html'}"], capture_output=True, text=True, timeout=120
+    )
+    title = re.search("<title>(.*?)</title>", done.stdout)
+    assert title is not None, done.stderr[-2000:]
+    seen = json.loads(title[1].replace("&quot;", '"').replace("&amp;", "&").replace("&gt;", ">"))
+    seen["errors"] += [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
+    return seen
+
+
+def test_pages_are_whole_at_the_width_of_a_phone_and_of_a_desk(browser, folder, tmp_path):
+    cells = [folder / name for name in ("none-seed0", "defeat-seed0")]
+    compare([str(cell) for cell in cells], str(tmp_path / "compare.html"), console=Console(quiet=True))
+    for page in (folder / "report.html", tmp_path / "compare.html"):
+        for width in (390, 1280):
+            seen = look_at(browser, page, width, tmp_path)
+            assert seen["width"] == width
+            assert seen["wanted"] == width, (page.name, seen["wide"])
+            assert seen["wide"] == []
+            assert seen["images"] > 0
+            assert (seen["broken"], seen["errors"], seen["links"]) == (0, [], [])
+
+
+def test_the_probe_finds_what_it_looks_for(browser, tmp_path):
+    page = tmp_path / "bad.html"
+    page.write_text(
+        "<html><head></head><body><main><p style='width: 2000px'>wide</p><img src='data:image/png;base64,AAAA'>"
+        "<img src='https://example.invalid/x.png'><script>nothing.here()</script></main></body></html>"
+    )
+    seen = look_at(browser, page, 390, tmp_path)
+    assert seen["wanted"] > 390
+    assert seen["broken"] == 2
+    assert seen["links"] == ["https://example.invalid/x.png"]
+    assert seen["errors"]

@@ -1,0 +1,129 @@
+"""Pictures: what is painted where, which images are chosen, and what is said when something is not at hand."""
+
+import base64
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from defeat.report.drawing import draw_target, paint_heat, paint_regions
+from defeat.report.figures import GainRow, forest_plot
+from defeat.report.pictures import data_uri, differences_from_teacher, image_changes, make_gallery
+from defeat.report.runs import read_run
+from defeat.report.sections import gallery_section, loss_share, mistakes_section
+from defeat.types import Target
+from tests.detector.tiny import tiny_detector
+from tests.engine.tiny_runs import save_teacher, tiny_run
+from tests.report.made_up_runs import write_run
+from tests.report.test_variants import distilled, found_part
+
+GREY = torch.full((3, 20, 40), 100, dtype=torch.uint8)
+
+
+def test_a_region_is_tinted_and_the_rest_is_left_alone():
+    region = torch.zeros(2, 4)  # a cell is 10 x 10 pixels
+    region[1, 2] = 1
+    found = paint_regions(GREY, [region], [(255, 0, 0)])
+    changed = (found != GREY).any(dim=0)
+    assert changed[10:20, 20:30].all()
+    assert changed.sum() == 100
+    assert found[0, 15, 25] > 100 > found[1, 15, 25]
+
+
+def test_heat_of_nothing_is_the_grey_image_and_strong_heat_is_warm():
+    assert torch.equal(paint_heat(GREY, torch.zeros(2, 4)), GREY)
+    red, green, blue = paint_heat(GREY, torch.ones(2, 4))[:, 5, 5].tolist()
+    assert red > 200
+    assert green > 200
+    assert blue < 30
+
+
+def test_difficult_boxes_are_not_drawn():
+    box = torch.tensor([[2.0, 2.0, 30.0, 18.0]])
+    yes, no = torch.tensor([True]), torch.tensor([False])
+    label = torch.tensor([0])
+    assert torch.equal(draw_target(GREY, Target(box, label, yes, no, 0, (20, 40)), ["cat"]), GREY)
+    assert not torch.equal(draw_target(GREY, Target(box, label, no, no, 0, (20, 40)), ["cat"]), GREY)
+
+
+def test_a_picture_inside_an_address_is_that_picture():
+    kind, _, content = data_uri(GREY).partition(",")
+    assert kind == "data:image/jpeg;base64"
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
+    assert picture.shape == (20, 40, 3)
+    assert abs(int(picture.mean()) - 100) <= 1
+
+
+@pytest.mark.parametrize("family", ["retinanet", "faster_rcnn"])
+def test_a_detector_does_not_differ_from_itself_but_from_another(family):
+    one, other = tiny_detector(family, seed=1), tiny_detector(family, seed=2)
+    batch = one.prepare([torch.randint(256, (3, 60, 90), dtype=torch.uint8)], [Target.empty(0, (60, 90))])
+    found = differences_from_teacher({"teacher": one, "same": one, "other": other}, batch)
+    assert found["same"].max() == 0
+    assert found["other"].max() > 0
+    assert found["other"].shape[0] < found["other"].shape[1]
+
+
+def test_the_change_of_an_image_is_its_ap_after_less_its_ap_before(tmp_path):
+    # Every image has one object: found or not, AP 100 or 0. What 0.8 of the images find holds what 0.4 find.
+    alone, better = found_part(tmp_path / "a", 0.4, seed=0), distilled(tmp_path / "b", 0.8, 0)
+    changes = image_changes(better, alone)
+    assert sorted(set(changes.round(9).tolist())) == [0.0, 100.0]
+    assert (changes == 100).sum() == 16
+    assert (image_changes(better, None) == 100).sum() == 32
+
+
+def test_without_the_data_there_is_a_note_instead_of_pictures(tmp_path):
+    gallery = make_gallery(distilled(tmp_path / "b", 0.8, 0, data=str(tmp_path / "gone")), None, None)
+    assert "No pictures" in gallery.note
+    assert str(tmp_path / "gone") in gallery_section(gallery)
+    assert not gallery.helped
+
+
+@pytest.mark.usefixtures("small_demo")
+def test_the_gallery_of_a_distilled_run_shows_every_detector_and_the_regions(tmp_path):
+    teacher = save_teacher(tmp_path / "teacher", "faster_rcnn")
+    options = {"epochs": 2, "lr": 0.05}
+    alone = tiny_run(tmp_path / "alone", "faster_rcnn", **options).folder
+    run = tiny_run(tmp_path / "distilled", "faster_rcnn", teacher=teacher, **options).folder
+    taught_by = write_run(tmp_path / "summary", 1.0)
+    (taught_by / "model.json").write_bytes((teacher / "model.json").read_bytes())
+    (taught_by / "model.safetensors").write_bytes((teacher / "model.safetensors").read_bytes())
+    gallery = make_gallery(read_run(run), read_run(alone), read_run(taught_by))
+    strips = gallery.helped + gallery.hurt
+    assert strips
+    for strip in strips:
+        assert [panel.title for panel in strip.panels] == ["annotated", "teacher", "student alone", "distilled"]
+    for strip in gallery.inside:
+        assert strip.panels[0].title.startswith("object region")
+        assert [panel.title for panel in strip.panels[1:]] == [
+            "teacher against student alone",
+            "teacher against distilled",
+        ]
+
+
+def test_the_share_of_distillation_in_the_loss_by_hand(tmp_path):
+    log = [
+        {"step": 9, "epoch": 0, "train/loss": 4.0, "train/neck_object": 1.0, "train/box": 3.0},
+        {"step": 10, "val/AP": 1},
+    ]
+    run = read_run(write_run(tmp_path / "run", 1.0, log=log))
+    assert loss_share(run, ["neck_object"]) == [(9, 25.0)]
+
+
+def test_a_run_without_detections_has_no_section_of_mistakes(tmp_path):
+    assert mistakes_section([read_run(write_run(tmp_path / "run", 1.0))]) == ""
+    assert "localisation" in mistakes_section([found_part(tmp_path / "full", 0.5)])
+
+
+def test_a_forest_plot_places_gains_on_one_scale_and_escapes_names():
+    rows = [GainRow("<b>", 2.0, (1.0, 3.0), (-4.0, 8.0), (1.0, 3.0)), GainRow("other", -1.0, (-1.0,), None, None)]
+    chart = forest_plot(rows)
+    assert "<b>" not in chart
+    assert "&lt;b&gt;" in chart
+    assert chart.count('class="mean"') == 2
+    assert chart.count('class="ring"') == 3
+    assert chart.count('class="thin"') == chart.count('class="thick"') == chart.count('class="zero"') == 1
+    assert forest_plot([]) == ""
