@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from defeat import distillation as methods
+    from defeat.comparison import bench
     from defeat.data import open_dataset
     from defeat.detector import DetectorSpec, build, load
     from defeat.engine.inference import evaluate
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DetectorSpec",
     "InputError",
+    "bench",
     "build",
     "compare",
     "distill",
@@ -33,6 +35,7 @@ __all__ = [
 _HOMES = {
     "DetectorSpec": "defeat.detector",
     "InputError": "defeat.errors",
+    "bench": "defeat.comparison",
     "build": "defeat.detector",
     "compare": "defeat.report.compare",
     "distill": "defeat.engine.run",

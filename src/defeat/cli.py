@@ -68,7 +68,7 @@ def compare(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
 
 def bench(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
     """Compare methods over several seeds: what is each worth?"""
-    from defeat import bench as package
+    from defeat import comparison as package
 
     if any(word.partition("=")[0] == "--merge" for word in arguments):
         parser.add_argument("--merge", nargs="+", help="folders that other machines wrote", required=True)
@@ -219,8 +219,8 @@ def bench_options(parser: "ArgumentParser", arguments: Sequence[str]) -> tuple[d
     Raises:
         InputError: an option is unknown, missing or not valid.
     """
-    from defeat.bench import bench as function
-    from defeat.bench.matrix import ABLATIONS, METHODS, OWN
+    from defeat.comparison import bench as function
+    from defeat.comparison.matrix import ABLATIONS, METHODS, OWN
     from defeat.detector import family_options
     from defeat.distillation import METHODS as KNOWN
     from defeat.engine.settings import DistillSettings

@@ -105,9 +105,13 @@ class Evaluator:
             for image_id, image in unpacked(state).items():
                 self._images.setdefault(image_id, image)
 
+    def scenes(self) -> list[Scene]:
+        """The images collected, in the order of their numbers."""
+        return [Scene.of(*self._images[image_id]) for image_id in sorted(self._images)]
+
     def compute(self) -> EvaluationResult:
         """The figures over all images collected; nothing collected gives None everywhere."""
-        scenes = [Scene.of(*self._images[image_id]) for image_id in sorted(self._images)]
+        scenes = self.scenes()
         coco = coco_average_precision(scenes, len(self.classes))
         voc = voc_average_precision(scenes, len(self.classes))
         overall = coco.overall | {"voc07_ap50": mean_of_known(voc.eleven_points), "voc_ap50": mean_of_known(voc.area)}

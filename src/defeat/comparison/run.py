@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
-from defeat.bench.matrix import METHODS, NONE, Cell, Matrix, chosen, variants_of
+from defeat.comparison.matrix import METHODS, NONE, Cell, Matrix, chosen, variants_of
 from defeat.detector import load
 from defeat.detector.files import write_atomically
 from defeat.engine.assembly import evaluation_split

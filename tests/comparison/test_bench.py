@@ -6,9 +6,9 @@ import pytest
 import yaml
 from rich.console import Console
 
-from defeat.bench import bench, merge
-from defeat.bench.matrix import NONE, Cell, Matrix, chosen
 from defeat.cli import main
+from defeat.comparison import bench, merge
+from defeat.comparison.matrix import NONE, Cell, Matrix, chosen
 from defeat.engine.logs import Checkpoint
 from defeat.errors import InputError
 from tests.engine.tiny_runs import save_teacher, settings, weights
