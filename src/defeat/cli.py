@@ -53,9 +53,13 @@ def predict(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
     from defeat.report.predict import predict as function
 
     given = _arguments(parser, arguments, function)
-    drawn = function(**given, console=Console(stderr=True))
-    sys.stdout.write(f"{len(drawn)} picture{'s' * (len(drawn) != 1)} and detections.json are in {given['out']}\n")
-    return 0
+    result = function(**given, console=Console(stderr=True))
+    count, rate = len(result.pictures), result.images / max(result.seconds, 1e-9)
+    written = f"{count} picture{'s' * (count != 1)} and detections.json are in {given['out']}"
+    sys.stdout.write(f"{written} ({rate:.1f} images a second)\n")
+    for sentence in result.skipped:
+        sys.stderr.write(f"defeat: skipped: {sentence}\n")
+    return USAGE if result.skipped else 0
 
 
 def compare(parser: "ArgumentParser", arguments: Sequence[str]) -> int:

@@ -1,21 +1,43 @@
-"""A trained detector on somebody's images: pictures with boxes, and a file of detections."""
+"""A trained detector on somebody's images and videos: pictures with boxes, and a file of detections."""
 
+import glob
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter
 
-from PIL import Image
+import torch
 from rich.console import Console
-from rich.progress import track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from defeat.data.files import IMAGE_SUFFIXES
 from defeat.data.images import read_header, read_image
-from defeat.detector import load
+from defeat.detector import Detector, load
 from defeat.engine.inference import choose_device
 from defeat.errors import InputError
 from defeat.report.drawing import draw_detections
+from defeat.report.videos import VIDEO_SUFFIXES, VideoWriter, frame_count, read_frames
 from defeat.types import Detections
+
+
+@dataclass
+class Predictions:
+    """What came of some images and videos.
+
+    Attributes:
+        pictures: the files that were drawn.
+        skipped: a sentence for each file that could not be read.
+        images: number of images and frames that were looked at.
+        seconds: time spent in the detectors.
+    """
+
+    pictures: list[Path] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    images: int = 0
+    seconds: float = 0.0
 
 
 def predict(
@@ -23,66 +45,168 @@ def predict(
     images: str | Path,
     out: str | Path,
     threshold: float = 0.5,
+    compare: str | None = None,
     device: str = "auto",
     console: Console | None = None,
-) -> list[Path]:
-    """Detect objects in images, draw them, and write `detections.json` in COCO's form beside the pictures.
+) -> Predictions:
+    """Detect objects in images and videos, draw them, and write `detections.json` in COCO's form beside the pictures.
+
+    A file that can't be read is named and skipped.
 
     Args:
         run: run directory, or a torchvision model.
-        images: an image, or a folder that is searched for images.
+        images: an image, a video, a folder that is searched for both, or a pattern such as 'photos/*.jpg'.
         out: folder for the pictures; made when it is missing.
         threshold: least score of a detection that is drawn, 0..1; the file holds all.
+        compare: another run, drawn at the right of the first.
         device: auto (a GPU where there is one), cpu or cuda.
         console: where to show progress; None for none.
 
     Returns:
-        The pictures.
+        What was drawn and what was skipped.
 
     Raises:
-        InputError: there is no image, an image can't be read, or the run is not valid.
+        InputError: there is no image, no image could be read, or a run is not valid.
     """
-    paths = find_images(Path(images))
+    if not 0 <= threshold <= 1:
+        raise InputError(f"--threshold must be between 0 and 1, not {threshold}.")
+    root, paths = find_images(images)
     folder = Path(out)
+    if folder.resolve() == root.resolve():
+        raise InputError(
+            f"--out {out} is the folder of the images themselves, which would be overwritten; give another."
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    detector = load(run).to(choose_device(device))
-    drawn, records = [], []
-    root = Path(images) if Path(images).is_dir() else Path(images).parent
-    for path in track(paths, "Detecting", console=console, disable=console is None, transient=True):
-        image = read_image(path, read_header(path).upright, prefer_upright=True)
-        found = detector.predict([image])[0].cpu()
-        relative = path.relative_to(root)
-        target = (folder / relative).with_suffix(".jpg")
+    chosen = choose_device(device)
+    detectors = [load(one).to(chosen) for one in (run, compare) if one is not None]
+    work = _Work(detectors, threshold, root, folder, Predictions())
+    with _progress(console) as bar:
+        task = bar.add_task("Detecting", total=len(paths), speed="")
+        for path in paths:
+            try:
+                work.look_at(path, bar, task)
+            except InputError as error:
+                work.result.skipped.append(str(error))
+            bar.advance(task)
+    if not work.result.pictures:
+        raise InputError(f"No image could be read. {work.result.skipped[0]}")
+    (folder / "detections.json").write_text(json.dumps(work.records) + "\n")
+    return work.result
+
+
+class _Work:
+    """Detectors, and what they found so far."""
+
+    def __init__(
+        self, detectors: Sequence[Detector], threshold: float, root: Path, folder: Path, result: Predictions
+    ) -> None:
+        self.detectors, self.threshold, self.root, self.folder, self.result = detectors, threshold, root, folder, result
+        self.records: list[dict[str, object]] = []
+
+    def look_at(self, path: Path, bar: Progress, task: object) -> None:
+        """Draw one file.
+
+        Raises:
+            InputError: it can't be read.
+        """
+        relative = path.relative_to(self.root)
+        target = self.folder / relative
         target.parent.mkdir(parents=True, exist_ok=True)
-        picture: Image.Image = to_pil_image(draw_detections(image, found, detector.info.classes, threshold))
-        picture.save(target, quality=92)
-        drawn.append(target)
-        records += list(coco_records(relative.as_posix(), found, detector.info.classes))
-    (folder / "detections.json").write_text(json.dumps(records) + "\n")
-    return drawn
+        if path.suffix.lower() in VIDEO_SUFFIXES:
+            self._video(path, relative.as_posix(), target.with_suffix(".mp4"), bar)
+        else:
+            image = read_image(path, read_header(path).upright, prefer_upright=True)
+            drawn = to_pil_image(self._drawn(image, relative.as_posix()))
+            place = target.with_suffix(".jpg")
+            if place in self.result.pictures:  # a.jpg beside a.png
+                place = target.with_name(target.name + ".jpg")
+            drawn.save(place, quality=92)
+            self.result.pictures.append(place)
+        rate = self.result.images / max(self.result.seconds, 1e-9)
+        bar.update(task, speed=f"{rate:.1f} images/s")  # type: ignore[arg-type]
+
+    def _video(self, path: Path, name: str, target: Path, bar: Progress) -> None:
+        task = bar.add_task(name, total=frame_count(path), speed="")
+        writer: VideoWriter | None = None
+        try:
+            for number, (frame, rate) in enumerate(read_frames(path)):
+                drawn = self._drawn(frame, name, frame=number)
+                writer = writer or VideoWriter(target, rate, (drawn.shape[-2], drawn.shape[-1]))
+                writer.add(drawn)
+                bar.advance(task)
+        finally:
+            if writer is not None:
+                writer.close()
+                self.result.pictures.append(target)
+            bar.remove_task(task)
+
+    def _drawn(self, image: Tensor, name: str, **beside: object) -> Tensor:
+        begin = perf_counter()
+        found = [detector.predict([image])[0].cpu() for detector in self.detectors]
+        self.result.seconds += perf_counter() - begin
+        self.result.images += 1
+        classes = self.detectors[0].info.classes
+        self.records += ({**one, **beside} for one in coco_records(self.result.images, name, found[0], classes))
+        return beside_each_other(
+            [
+                draw_detections(image, one, detector.info.classes, self.threshold)
+                for one, detector in zip(found, self.detectors, strict=True)
+            ]
+        )
 
 
-def find_images(source: Path) -> list[Path]:
-    """Every image of a folder and its sub-folders, in order, or the one image.
+def beside_each_other(pictures: Sequence[Tensor], gap: int = 4) -> Tensor:
+    """Pictures of one size from left to right, with a white gap: (3, H, W)."""
+    if len(pictures) == 1:
+        return pictures[0]
+    white = pictures[0].new_full((3, pictures[0].shape[-2], gap), 255)
+    return torch.cat([pictures[0], *(part for picture in pictures[1:] for part in (white, picture))], dim=2)
+
+
+def _progress(console: Console | None) -> Progress:
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    speed = TextColumn("{task.fields[speed]}")
+    return Progress(*columns, speed, console=console, disable=console is None, transient=True)
+
+
+def find_images(source: str | Path) -> tuple[Path, list[Path]]:
+    """The images and videos that a user means, in order, and the folder that their names are relative to.
 
     Raises:
         InputError: there is none.
     """
-    if source.is_file():
-        return [source]
-    if not source.is_dir():
-        raise InputError(f"{source} does not exist; give an image or a folder of images.")
-    found = sorted(path for path in source.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    path = Path(source)
+    if path.is_file():
+        return path.parent, [path]
+    known = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
+    if path.is_dir():
+        found = sorted(one for one in path.rglob("*") if one.suffix.lower() in known and one.is_file())
+        if not found:
+            raise InputError(f"{path} holds no image or video ({', '.join(sorted(known))}).")
+        return path, found
+    if not glob.has_magic(str(source)):
+        raise InputError(
+            f"{path} does not exist; give an image, a video, a folder or a pattern such as 'photos/*.jpg'."
+        )
+    found = sorted(Path(one) for one in glob.glob(str(source), recursive=True) if Path(one).is_file())
     if not found:
-        raise InputError(f"{source} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).")
-    return found
+        raise InputError(f"No file fits the pattern {str(source)!r}.")
+    return Path(*_before_magic(path)), found
 
 
-def coco_records(name: str, found: Detections, classes: tuple[str, ...]) -> Iterator[dict[str, object]]:
+def _before_magic(path: Path) -> Iterator[str]:
+    for part in path.parent.parts:
+        if glob.has_magic(part):
+            return
+        yield part
+
+
+def coco_records(number: int, name: str, found: Detections, classes: Sequence[str]) -> Iterator[dict[str, object]]:
     """Detections of an image in the form of COCO's result files, with names beside the numbers."""
     for box, score, label in zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True):
         x1, y1, x2, y2 = (round(value, 2) for value in box)
         yield {
+            "image_id": number,
             "file_name": name,
             "category_id": label,
             "category_name": classes[label],

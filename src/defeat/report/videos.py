@@ -1,0 +1,88 @@
+"""Frames of a video, and a video of frames; PyAV does the work, the extra `video` installs it."""
+
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from defeat.errors import InputError
+
+VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
+
+
+def _pyav() -> Any:
+    try:
+        import av
+    except ImportError as error:
+        raise InputError('Videos need PyAV: pip install "defeat[video]".') from error
+    return av
+
+
+def frame_count(path: Path) -> int | None:
+    """Number of frames of a video, None where the file does not say.
+
+    Raises:
+        InputError: it can't be read.
+    """
+    with _opened(path) as container:
+        return container.streams.video[0].frames or None
+
+
+def read_frames(path: Path) -> Iterator[tuple[Tensor, Fraction]]:
+    """The frames of a video, each (3, H, W) uint8 RGB, with the frames a second.
+
+    Raises:
+        InputError: it can't be read.
+    """
+    av = _pyav()
+    with _opened(path) as container:
+        stream = container.streams.video[0]
+        rate = Fraction(stream.average_rate or 25)
+        try:
+            for frame in container.decode(stream):
+                yield torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1).contiguous(), rate
+        except av.FFmpegError as error:
+            raise InputError(f"{path} can't be read to its end: {error.strerror}.") from error
+
+
+def _opened(path: Path) -> Any:
+    av = _pyav()
+    try:
+        container = av.open(str(path))
+    except (av.FFmpegError, OSError) as error:
+        raise InputError(f"{path} can't be read as a video: {error.strerror}.") from error
+    if not container.streams.video:
+        raise InputError(f"{path} holds no pictures.")
+    return container
+
+
+class VideoWriter:
+    """Writes frames of one size into an MP4 file.
+
+    Args:
+        path: the file.
+        rate: frames a second.
+        size: height and width of the frames; an odd row or column is cut off, the format has none.
+    """
+
+    def __init__(self, path: Path, rate: Fraction, size: tuple[int, int]) -> None:
+        self._av = _pyav()
+        self._container = self._av.open(str(path), "w")
+        self._stream = self._container.add_stream("mpeg4", rate=rate)
+        self._stream.height, self._stream.width = (side - side % 2 for side in size)
+        self._stream.pix_fmt = "yuv420p"
+        self._stream.bit_rate = 4_000_000
+
+    def add(self, frame: Tensor) -> None:
+        """Append a (3, H, W) uint8 RGB frame."""
+        cut = frame[:, : self._stream.height, : self._stream.width]
+        picture = self._av.VideoFrame.from_ndarray(cut.permute(1, 2, 0).contiguous().numpy(), format="rgb24")
+        self._container.mux(self._stream.encode(picture))
+
+    def close(self) -> None:
+        """Write what is still held back, and close the file."""
+        self._container.mux(self._stream.encode(None))
+        self._container.close()
