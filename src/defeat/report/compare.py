@@ -54,4 +54,6 @@ def profiled(run: RunSummary, threads: int) -> RunSummary:
     """
     size = run.size or 800
     profile = profile_model(load(run.folder), (size, size * 4 // 3), threads=threads)
-    return replace(run, gflops=profile.gflops, latency_ms=profile.latency_ms)
+    height, width = profile.size
+    words = f"{width} x {height} pixels, {profile.device}, {threads} thread{'s' * (threads != 1)}, warmed up"
+    return replace(run, gflops=profile.gflops, latency_ms=profile.latency_ms, measured=words)

@@ -134,8 +134,13 @@ def _comparison(runs: Sequence[RunSummary]) -> str:
         f'<div class="card scroll"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
         '<p class="soft">AP in percent points: COCO, IoU 0.50 to 0.95; AP50 and AP75 at one IoU; s, m, l by size; '
         "VOC AP50 is the area under PASCAL VOC's curve. One multiplication with its addition counts as two FLOPs. "
-        f"Latency is the median of one image. {UNKNOWN}: not recorded, or no such object.</p>"
+        f"Latency is the median of one image{_measured(runs)}. {UNKNOWN}: not recorded, or no such object.</p>"
     )
+
+
+def _measured(runs: Sequence[RunSummary]) -> str:
+    found = dict.fromkeys(run.measured for run in runs if run.measured)
+    return f" ({escape('; '.join(found))})" if found else ""
 
 
 def _classes(runs: Sequence[RunSummary]) -> str:

@@ -34,6 +34,7 @@ class RunSummary:
         parameters: number of weights.
         gflops: 1e9 floating-point operations of a prediction.
         latency_ms: median time of a prediction in milliseconds.
+        measured: how FLOPs and latency were measured, in words.
         model_bytes: size of the weights' file.
         epochs: length of the training.
         steps: optimiser steps of the training.
@@ -63,6 +64,7 @@ class RunSummary:
     parameters: int | None = None
     gflops: float | None = None
     latency_ms: float | None = None
+    measured: str = ""
     model_bytes: int | None = None
     epochs: int | None = None
     steps: int | None = None
