@@ -9,6 +9,7 @@ from defeat.errors import InputError
 from defeat.report.gains import Bootstrap
 from defeat.report.runs import read_run
 from defeat.report.variants import compare_variants
+from defeat.report.verdict import verdicts
 from defeat.types import Detections, Target
 from tests.report.made_up_runs import write_run
 
@@ -96,6 +97,18 @@ def test_without_detections_there_is_no_interval_over_images(runs):
     (defeat,) = compare_variants(runs, {}, samples=1000).others
     assert defeat.gain.over_images is None
     assert not defeat.gain.shown
+
+
+def test_the_verdict_on_one_pair_says_what_other_images_could_show(runs, tmp_path):
+    (verdict,) = verdicts([runs["none"][0], runs["defeat"][0]])
+    assert not verdict.over_images.holds_zero
+    assert "not shown" not in verdict.sentence
+    close = distilled(tmp_path / "close", 0.45, 0)
+    (verdict,) = verdicts([runs["none"][0], close])
+    assert verdict.gain > 0
+    assert verdict.over_images.holds_zero
+    assert verdict.sentence.endswith(": not shown.")
+    assert f"95 % interval over the {IMAGES} test images" in verdict.caution
 
 
 def test_detections_of_another_split_are_refused(runs, tmp_path):

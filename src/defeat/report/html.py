@@ -96,7 +96,8 @@ def _header(runs: Sequence[RunSummary]) -> str:
 
 
 def _verdict(verdict: Verdict) -> str:
-    mood = "" if verdict.gain is None or abs(verdict.gain) < 0.05 else ("good" if verdict.gain > 0 else "bad")
+    unclear = verdict.over_images is not None and verdict.over_images.holds_zero
+    mood = "" if verdict.gain is None or unclear or abs(verdict.gain) < 0.05 else "good" if verdict.gain > 0 else "bad"
     facts = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for value, name in _facts(verdict))
     return (
         f'<section class="card verdict {mood}"><p>{escape(verdict.sentence)}</p>'

@@ -115,6 +115,8 @@ def _judge(run: RunSummary, students: Sequence[RunSummary], teacher: RunSummary 
     samples = Bootstrap(run, SAMPLES).gain([(alone, run)])
     over_images = None if samples is None else interval_over_images(np.nanmean(samples, axis=1))
     caution = _caution(gain, over_images, run.images)
+    if over_images is not None and over_images.holds_zero:
+        words += ": not shown"
     return Verdict(run, alone, teacher, gain, gap_closed, words + ".", caution, over_images)
 
 
@@ -137,7 +139,7 @@ def _caution(gain: float, over_images: Interval | None, images: int | None) -> s
     if over_images is not None:
         text = f"95 % interval over the {images} test images: {words_of(over_images)} AP. "
         if over_images.holds_zero:
-            text += "It holds zero: a gain is not shown. "
+            text += "It holds zero, so other test images could show no change. "
     if abs(gain) < NOISE:
         return text + "One seed each: differences of this size can be noise. Repeat both runs with more seeds."
     return text + (
