@@ -11,6 +11,7 @@ from rich.console import Console
 
 from defeat.detector import FAMILIES, load
 from defeat.distillation import METHODS
+from defeat.engine import assembly
 from defeat.engine import run as engine
 from defeat.engine.detections import read_detections
 from defeat.engine.guards import fingerprint
@@ -72,7 +73,7 @@ def test_the_teacher_stays_as_it_was_and_outside_of_every_file(family, tmp_path,
         loaded.append((teacher, fingerprint(teacher)))
         return teacher
 
-    monkeypatch.setattr(engine, "load", spy)
+    monkeypatch.setattr(assembly, "load", spy)
     folder = save_teacher(tmp_path / "teacher", family)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     student = tiny_run(tmp_path / "student", family, folder, max_steps=3, method_options=HEADS).folder
@@ -196,6 +197,7 @@ def test_a_run_directory_is_complete(tmp_path):
         "model.json",
         "model.safetensors",
         "metrics.jsonl",
+        "detections.safetensors",
         "results.json",
         "checkpoints/last.ckpt",
     }

@@ -45,7 +45,7 @@ def test_a_chart_is_valid_xml_with_a_curve_a_line() -> None:
 def test_the_curve_spans_the_axes() -> None:
     # The ticks of 0..1 end at 0 and 1, so the curve begins at the left margin at the bottom and ends at the top right.
     svg = line_chart([Line("a", [(0.0, 0.0), (1.0, 1.0)], 0)], "x", "y")
-    assert "M46.0 194.0L408.0 12.0" in svg
+    assert "M46.0 194.0L400.0 12.0" in svg
 
 
 def test_no_points_give_no_chart() -> None:

@@ -144,7 +144,8 @@ def _region_panels(small: Tensor, batch: Batch, detectors: dict[str, Detector], 
     options = RunDirectory(run.folder).read_config().get("method_options") or {}
     student, teacher = detectors["distilled"].info, detectors["teacher"].info
     method = build_method(run.method, student, teacher, options)
-    shapes = {stride: (batch.images.shape[-2] // stride, batch.images.shape[-1] // stride) for stride in student.neck}
+    height, width = batch.images.shape[-2:]
+    shapes = {stride: (-(-height // stride), -(-width // stride)) for stride in student.neck}
     panels = []
     for name, regions in method.painted([one.boxes for one in batch.targets], shapes).items():
         used = {stride: _inner(region[0], batch, stride) for stride, region in sorted(regions.items())}
