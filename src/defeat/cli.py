@@ -243,7 +243,7 @@ def bench_options(parser: "ArgumentParser", arguments: Sequence[str]) -> tuple[d
     asked = _value(arguments, "--methods") or METHODS
     if ablation := _value(arguments, "--ablate"):
         asked = ",".join(method for method, _ in ABLATIONS.get(ablation, {}).values())
-    names = [name for name in dict.fromkeys(asked.split(",")) if name in KNOWN]
+    names = [name for name in dict.fromkeys(word.strip() for word in asked.split(",")) if name in KNOWN]
     for name in names:
         parser.add_class_arguments(KNOWN[name], name, skip={"student", "teacher"})
     given = parsed(parser, arguments).as_dict()

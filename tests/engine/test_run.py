@@ -3,7 +3,6 @@
 import json
 from io import StringIO
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -13,15 +12,13 @@ from defeat.detector import FAMILIES, load
 from defeat.distillation import METHODS
 from defeat.engine import assembly
 from defeat.engine import run as engine
-from defeat.engine.detections import read_detections
 from defeat.engine.guards import fingerprint
 from defeat.engine.inference import evaluate
 from defeat.engine.logs import Checkpoint
-from defeat.engine.matching import average_precision_of_samples, match_scenes
 from defeat.engine.module import DetectionModule
 from defeat.errors import InputError
 from tests.distillation.test_methods import weights as method_weights
-from tests.engine.tiny_runs import CLASSES, lines, results, save_teacher, settings, tensors, tiny_run, weights
+from tests.engine.tiny_runs import lines, results, save_teacher, settings, tensors, tiny_run, weights
 
 pytestmark = pytest.mark.usefixtures("small_demo")
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -279,24 +276,6 @@ def test_the_last_evaluation_belongs_to_the_last_step(tmp_path):
     # Six steps are an epoch and a half: evaluated after the epoch, and again at the end.
     folder = tiny_run(tmp_path / "run", epochs=3, max_steps=6, eval_every=1).folder
     assert [line["step"] for line in lines(folder) if "val/AP" in line][-1] >= 5
-
-
-def test_a_run_keeps_its_detections_and_their_average_precision_is_its_own(tmp_path):
-    tiny_run(tmp_path / "run", "faster_rcnn", epochs=3, lr=0.05)
-    scenes = read_detections(tmp_path / "run" / "detections.safetensors")
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert len(scenes) == results["images"] == 4
-    found = average_precision_of_samples(match_scenes(scenes, len(CLASSES)), np.ones((1, 4), dtype=np.int64))
-    assert 100 * np.nanmean(found) == pytest.approx(results["metrics"]["AP"], abs=1e-9)
-    assert results["metrics"]["AP"] > 0
-
-
-def test_detections_that_are_missing_or_damaged_are_one_sentence(tmp_path):
-    with pytest.raises(InputError, match=r"is missing; `defeat evaluate .* --detections"):
-        read_detections(tmp_path / "detections.safetensors")
-    (tmp_path / "detections.safetensors").write_bytes(b"half")
-    with pytest.raises(InputError, match="is damaged; `defeat evaluate"):
-        read_detections(tmp_path / "detections.safetensors")
 
 
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path):

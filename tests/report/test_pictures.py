@@ -10,6 +10,7 @@ from PIL import Image
 
 from defeat.report.drawing import draw_target, paint_heat, paint_regions
 from defeat.report.figures import GainRow, forest_plot
+from defeat.report.gains import Interval
 from defeat.report.pictures import data_uri, differences_from_teacher, image_changes, make_gallery
 from defeat.report.runs import read_run
 from defeat.report.sections import gallery_section, loss_share, mistakes_section
@@ -119,7 +120,10 @@ def test_a_run_without_detections_has_no_section_of_mistakes(tmp_path):
 
 
 def test_a_forest_plot_places_gains_on_one_scale_and_escapes_names():
-    rows = [GainRow("<b>", 2.0, (1.0, 3.0), (-4.0, 8.0), (1.0, 3.0)), GainRow("other", -1.0, (-1.0,), None, None)]
+    rows = [
+        GainRow("<b>", 2.0, (1.0, 3.0), Interval(-4.0, 8.0), Interval(1.0, 3.0)),
+        GainRow("other", -1.0, (-1.0,), None, None),
+    ]
     chart = forest_plot(rows)
     assert "<b>" not in chart
     assert "&lt;b&gt;" in chart

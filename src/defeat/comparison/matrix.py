@@ -14,6 +14,7 @@ from defeat.data import split_names
 from defeat.detector.files import write_atomically
 from defeat.distillation import METHODS as METHODS_BY_NAME
 from defeat.distillation import find_method, method_defaults
+from defeat.engine.checkpoint import RunDirectory
 from defeat.engine.settings import DistillSettings, TrainSettings, option
 from defeat.errors import InputError, unknown_name
 
@@ -174,15 +175,18 @@ class Matrix:
         pairs = [(variant, seed) for seed in range(self.seeds) for variant in self.variants]
         return [Cell(number, variant, seed) for number, (variant, seed) in enumerate(pairs, start=1)]
 
+    def directory(self, cell: Cell) -> RunDirectory:
+        """The run directory of a cell."""
+        return RunDirectory(self.folder / cell.folder)
+
     def finished(self, cell: Cell) -> bool:
         """Whether a cell has its final figures."""
-        return (self.folder / cell.folder / "results.json").is_file()
+        return self.directory(cell).results.is_file()
 
     def cell_settings(self, cell: Cell) -> TrainSettings:
         """The settings of the run of a cell; one that was stopped goes on."""
-        variant, folder = self.variants[cell.variant], self.folder / cell.folder
-        resume = (folder / "checkpoints" / "last.ckpt").is_file()
-        own = {"seed": cell.seed, "out": str(folder), "resume": resume}
+        variant, directory = self.variants[cell.variant], self.directory(cell)
+        own = {"seed": cell.seed, "out": str(directory.folder), "resume": directory.checkpoint.is_file()}
         if variant.method == NONE:
             known = {one.name for one in fields(TrainSettings)}
             return TrainSettings(**{name: value for name, value in self.settings.items() if name in known} | own)

@@ -191,7 +191,7 @@ def _print_plan(matrix: Matrix, wanted: Sequence[int], console: Console) -> None
     for cell in matrix.cells():
         if cell.number in wanted:
             done = matrix.finished(cell)
-            half = not done and (matrix.folder / cell.folder / "checkpoints" / "last.ckpt").is_file()
+            half = not done and matrix.directory(cell).checkpoint.is_file()
             state = "done" if done else "begun" if half else ""
             cost = costs[cell.variant]
             rows.append(PlannedCell(cell.number, cell.variant, cell.seed, state, cost.seconds, cost.disk_bytes))

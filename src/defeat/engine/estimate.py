@@ -11,6 +11,7 @@ from torch import Tensor
 
 from defeat.data.loader import training_loader
 from defeat.engine.assembly import Parts, assemble
+from defeat.engine.inference import choose_device, wait_for
 from defeat.engine.settings import TrainSettings
 from defeat.types import Progress, Target
 
@@ -55,7 +56,7 @@ def estimate_run(settings: TrainSettings, console: Console) -> RunCost:
         InputError: something about the settings, the data or the pair is not valid.
     """
     parts = assemble(settings, console)
-    device = _device(settings)
+    device = choose_device("cpu" if settings.accelerator == "cpu" else "auto")
     for module in (parts.student, parts.teacher, parts.method):
         if module is not None:
             module.to(device)
@@ -72,12 +73,6 @@ def estimate_run(settings: TrainSettings, console: Console) -> RunCost:
         evaluated=ceil(max(1, evaluations) * len(parts.evaluation) / processes),
         disk_bytes=_disk_bytes(parts, steps // settings.log_every),
     )
-
-
-def _device(settings: TrainSettings) -> torch.device:
-    if settings.accelerator == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda")
 
 
 def _step_seconds(parts: Parts, settings: TrainSettings, steps: int) -> float:
@@ -99,7 +94,7 @@ def _step_seconds(parts: Parts, settings: TrainSettings, steps: int) -> float:
         optimizer.zero_grad()
         torch.stack([loss.float() for loss in losses.values()]).sum().backward()
         optimizer.step()
-        _wait(losses)
+        wait_for(parts.student.device)
         times.append(perf_counter() - begin)
     return median(times[1:] or times)
 
@@ -112,13 +107,6 @@ def _losses(parts: Parts, batch: tuple[list[Tensor], list[Target]], progress: Pr
         learned = parts.teacher.forward_teacher(parts.teacher.adopt(prepared))
         losses |= parts.method(output, learned, prepared.targets, progress)
     return losses
-
-
-def _wait(losses: dict[str, Tensor]) -> None:
-    """An accelerator works in the background: a clock must wait for it."""
-    device = next(iter(losses.values())).device
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
 
 
 def _image_seconds(parts: Parts) -> float:

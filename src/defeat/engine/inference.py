@@ -85,3 +85,9 @@ def choose_device(device: str) -> torch.device:
         return torch.device(device)
     except RuntimeError as error:
         raise InputError(f"--device {device}: give auto, cpu or cuda.") from error
+
+
+def wait_for(device: torch.device) -> None:
+    """An accelerator works in the background: a clock must wait for it."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -10,6 +10,7 @@ from defeat.report.html import write_report
 from defeat.report.profile import profile_model
 from defeat.report.runs import RunSummary, read_run
 from defeat.report.tables import print_comparison
+from defeat.report.verdict import verdicts
 
 
 def compare(
@@ -28,8 +29,9 @@ def compare(
     """
     console = console or Console()
     found = [profiled(read_run(folder), threads) for folder in runs]
-    print_comparison(found, console)
-    path = write_report(found, out)
+    judged = verdicts(found)  # once: each looks at two thousand samples of the test images
+    print_comparison(found, console, judged)
+    path = write_report(found, out, judged)
     console.print(f"\nReport: {path}", highlight=False, soft_wrap=True)
     return found
 
@@ -42,8 +44,9 @@ def report_run(folder: Path, console: Console | None = None) -> None:
         runs.insert(0, read_run(run.teacher))
     runs = [profiled(one, threads=1) for one in runs]
     console = console or Console()
-    print_comparison(runs, console)
-    path = write_report(runs, folder / "report.html")
+    judged = verdicts(runs)
+    print_comparison(runs, console, judged)
+    path = write_report(runs, folder / "report.html", judged)
     console.print(f"\nReport: {path}", highlight=False, soft_wrap=True)
 
 

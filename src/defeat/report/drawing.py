@@ -71,7 +71,7 @@ def paint_regions(image: Tensor, regions: Sequence[Tensor], colors: Sequence[tup
     """
     picture = image.cpu().float()
     for region, color in zip(regions, colors, strict=True):
-        share = TINT * _enlarged(region.float().cpu(), picture.shape[-2:], "nearest")
+        share = TINT * enlarged(region.float().cpu(), picture.shape[-2:], "nearest")
         picture = picture * (1 - share) + torch.tensor(color)[:, None, None] * share
     return picture.round().clamp(0, 255).to(torch.uint8)
 
@@ -87,13 +87,14 @@ def paint_heat(image: Tensor, heat: Tensor) -> Tensor:
         (3, H, W) uint8 on the CPU.
     """
     grey = image.cpu().float().mean(dim=0, keepdim=True).expand(3, -1, -1)
-    level = _enlarged(heat.float().cpu().clamp(0, 1), grey.shape[-2:], "bilinear")
+    level = enlarged(heat.float().cpu().clamp(0, 1), grey.shape[-2:], "bilinear")
     color = torch.stack([torch.full_like(level, 255.0), 255 * (2 * level - 1).clamp(min=0), torch.zeros_like(level)])
     share = (2 * TINT * level).clamp(max=0.9)
     return (grey * (1 - share) + color * share).round().clamp(0, 255).to(torch.uint8)
 
 
-def _enlarged(level: Tensor, size: Sequence[int], mode: str) -> Tensor:
+def enlarged(level: Tensor, size: Sequence[int], mode: str = "bilinear") -> Tensor:
+    """A (h, w) map at another resolution."""
     return torch.nn.functional.interpolate(level[None, None], size=tuple(size), mode=mode)[0, 0]
 
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from defeat.report.gains import Interval
+
 Point = tuple[float, float]
 
 WIDTH, HEIGHT = 420, 230  # small, because the numbers shrink with the picture on a phone
@@ -107,8 +109,8 @@ class GainRow:
     name: str
     mean: float
     values: tuple[float, ...]
-    thin: tuple[float, float] | None
-    thick: tuple[float, float] | None
+    thin: Interval | None
+    thick: Interval | None
 
 
 def forest_plot(rows: Sequence[GainRow]) -> str:
@@ -119,7 +121,8 @@ def forest_plot(rows: Sequence[GainRow]) -> str:
     """
     if not rows:
         return ""
-    ends = [end for row in rows for end in (0.0, row.mean, *row.values, *(row.thin or ()), *(row.thick or ()))]
+    ends = [0.0, *(end for row in rows for end in (row.mean, *row.values))]
+    ends += [end for row in rows for one in (row.thin, row.thick) if one is not None for end in (one.low, one.high)]
     marks = ticks(ends)
     height = ROW * len(rows) + 34
 
@@ -137,9 +140,9 @@ def forest_plot(rows: Sequence[GainRow]) -> str:
         parts.append(f'<text class="name" x="{NAMES - 10}" y="{y + 4:.1f}" text-anchor="end">{escape(name)}</text>')
         title = f"<title>{escape(row.name)}: {row.mean:+.2f}</title>"
         if row.thin is not None:
-            parts.append(f'<path class="thin" d="M{at(row.thin[0]):.1f} {y:.1f}H{at(row.thin[1]):.1f}"/>')
+            parts.append(f'<path class="thin" d="M{at(row.thin.low):.1f} {y:.1f}H{at(row.thin.high):.1f}"/>')
         if row.thick is not None:
-            parts.append(f'<path class="thick" d="M{at(row.thick[0]):.1f} {y:.1f}H{at(row.thick[1]):.1f}"/>')
+            parts.append(f'<path class="thick" d="M{at(row.thick.low):.1f} {y:.1f}H{at(row.thick.high):.1f}"/>')
         parts += [f'<circle class="ring" cx="{at(value):.1f}" cy="{y:.1f}" r="3"/>' for value in row.values]
         parts.append(f'<circle class="mean" cx="{at(row.mean):.1f}" cy="{y:.1f}" r="5">{title}</circle>')
     return "".join(parts) + "</svg>"

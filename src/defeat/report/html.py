@@ -7,22 +7,22 @@ from importlib.resources import files
 from pathlib import Path
 
 from defeat.errors import InputError
-from defeat.report.figures import SHADES
 from defeat.report.pictures import Gallery, example_strips, make_gallery
 from defeat.report.runs import RunSummary
-from defeat.report.sections import curves_section, gallery_section, mistakes_section, shares_section, strip_card
-from defeat.report.tables import COLUMNS, UNKNOWN, comparison_rows, decimal
+from defeat.report.sections import bar, curves_section, gallery_section, mistakes_section, shares_section, strip_card
+from defeat.report.tables import COLUMNS, UNKNOWN, comparison_rows
 from defeat.report.verdict import Verdict, teacher_of, verdicts
 
 OPEN_CLASSES = 25  # a longer list of classes is folded away at first
 
 
-def write_report(runs: Sequence[RunSummary], path: str | Path) -> Path:
+def write_report(runs: Sequence[RunSummary], path: str | Path, judged: Sequence[Verdict] | None = None) -> Path:
     """Write the report of some runs.
 
     Args:
         runs: at least one run.
         path: the HTML file; its folder is made if need be.
+        judged: the verdicts on these runs, where they are known already.
 
     Returns:
         The path.
@@ -34,23 +34,24 @@ def write_report(runs: Sequence[RunSummary], path: str | Path) -> Path:
         raise ValueError("Expected at least one run to report on.")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render(runs), encoding="utf-8")
+    path.write_text(render(runs, judged), encoding="utf-8")
     return path
 
 
-def render(runs: Sequence[RunSummary]) -> str:
+def render(runs: Sequence[RunSummary], judged: Sequence[Verdict] | None = None) -> str:
     """The whole page. Whatever came from a run is escaped."""
     ordered = [row.run for row in comparison_rows(runs)]
+    judged = verdicts(runs) if judged is None else judged
     sections = [
         _header(ordered),
-        *(_verdict(verdict) for verdict in verdicts(runs)),
+        *(_verdict(verdict) for verdict in judged),
         "<h2>Accuracy and cost</h2>",
         _comparison(runs),
         _classes(ordered),
         mistakes_section(ordered),
         curves_section(ordered),
         shares_section(ordered),
-        *_pictures(runs),
+        *_pictures(runs, judged),
         "<h2>How to repeat it</h2>",
         '<div class="columns">' + "".join(recipe_card(run) for run in ordered) + "</div>",
     ]
@@ -69,12 +70,11 @@ def page(title: str, sections: Sequence[str]) -> str:
     )
 
 
-def _pictures(runs: Sequence[RunSummary]) -> list[str]:
+def _pictures(runs: Sequence[RunSummary], judged: Sequence[Verdict]) -> list[str]:
     """Pictures of each distilled run; of a run that nothing was distilled into, a few test images."""
-    found = verdicts(runs)
-    if found:
+    if judged:
         return [
-            gallery_section(make_gallery(one.distilled, one.alone, teacher_of(one.distilled, runs))) for one in found
+            gallery_section(make_gallery(one.distilled, one.alone, teacher_of(one.distilled, runs))) for one in judged
         ]
     try:
         strips = example_strips(runs[0])
@@ -162,9 +162,8 @@ def _classes(runs: Sequence[RunSummary]) -> str:
 
 
 def _bar(value: float | None, shade: int) -> str:
-    part = 0.0 if value is None else min(100.0, max(0.0, value))
-    style = f"--part:{part:.1f}%;--line:var(--series-{shade % SHADES})"
-    return f'<td><div class="bar"><i style="{style}"></i><span>{decimal(value)}</span></div></td>'
+    percent = 0.0 if value is None else min(100.0, max(0.0, value))
+    return f"<td>{bar(value, percent, shade)}</td>"
 
 
 def recipe_card(run: RunSummary) -> str:

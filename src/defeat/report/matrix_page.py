@@ -9,7 +9,7 @@ from defeat.report.html import page, recipe_card
 from defeat.report.pictures import make_gallery
 from defeat.report.runs import RunSummary
 from defeat.report.sections import curves_section, gallery_section, mistakes_section, shares_section
-from defeat.report.tables import PARTS, decimal, interval
+from defeat.report.tables import PARTS, decimal, gain_cells
 from defeat.report.variants import MatrixResult, VariantResult
 
 
@@ -32,7 +32,7 @@ def write_matrix(
     Returns:
         The path.
     """
-    best = max(result.others, key=lambda other: other.gain.mean if other.gain else 0.0, default=None)
+    best = result.best
     alone = next(iter(runs[result.alone.name]))
     shown = [alone, *(some[0] for name, some in runs.items() if name != result.alone.name and some)]
     sections = [
@@ -69,8 +69,8 @@ def _setting(result: MatrixResult, run: RunSummary) -> str:
 
 
 def _verdict(result: MatrixResult, best: VariantResult | None) -> str:
-    shown = best is not None and best.gain is not None and best.gain.shown
-    mood = "" if not shown else ("good" if best is not None and best.gain is not None and best.gain.mean > 0 else "bad")
+    gain = None if best is None else best.gain
+    mood = "" if gain is None or not gain.shown else "good" if gain.mean > 0 else "bad"
     facts = [
         (decimal(result.teacher.get("AP")), "AP of the teacher"),
         (decimal(result.alone.mean), "AP of the student alone"),
@@ -89,11 +89,9 @@ def _verdict(result: MatrixResult, best: VariantResult | None) -> str:
 
 def _forest(result: MatrixResult) -> str:
     rows = [
-        GainRow(
-            other.name, other.gain.mean, other.gain.by_seed, _ends(other, "over_seeds"), _ends(other, "over_images")
-        )
+        GainRow(other.name, gain.mean, gain.by_seed, gain.over_seeds, gain.over_images)
         for other in result.others
-        if other.gain is not None
+        if (gain := other.gain) is not None
     ]
     chart = forest_plot(rows)
     if not chart:
@@ -104,11 +102,6 @@ def _forest(result: MatrixResult) -> str:
     )
 
 
-def _ends(variant: VariantResult, which: str) -> tuple[float, float] | None:
-    found = getattr(variant.gain, which)
-    return None if found is None else (found.low, found.high)
-
-
 def _table(result: MatrixResult) -> str:
     titles = ("method", "AP", "by seed", "gain", "95 % over seeds", "95 % over images", "gap closed", *PARTS)
     heads = "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
@@ -116,11 +109,7 @@ def _table(result: MatrixResult) -> str:
     for variant in (result.alone, *result.others):
         gain = variant.gain
         cells = [decimal(variant.mean), " ".join(decimal(ap) for ap in variant.ap)]
-        if gain is None:
-            cells += [""] * 4
-        else:
-            closed = "n/a" if variant.gap_closed is None else f"{variant.gap_closed:.0f} %"
-            cells += [f"{gain.mean:+.1f}", interval(gain.over_seeds), interval(gain.over_images), closed]
+        cells += [""] * 4 if gain is None else gain_cells(gain, variant.gap_closed)
         time = "" if variant.time_ratio is None else f"{variant.time_ratio:.2f} x"
         body.append(_row(variant.name, [*cells, *_parts(variant.metrics), time], gain is not None and gain.shown))
     return (
@@ -145,16 +134,7 @@ def _classes(best: VariantResult | None) -> str:
     if best is None or not best.class_gains:
         return ""
     ordered = sorted(best.class_gains.items(), key=lambda item: -item[1].mean)
-    rows = [
-        GainRow(
-            name,
-            gain.mean,
-            gain.by_seed,
-            None,
-            None if gain.over_images is None else (gain.over_images.low, gain.over_images.high),
-        )
-        for name, gain in ordered
-    ]
+    rows = [GainRow(name, gain.mean, gain.by_seed, None, gain.over_images) for name, gain in ordered]
     folded = "" if len(rows) > 25 else " open"
     return (
         f"<h2>Gain of each class with {escape(best.name)}</h2><details{folded}><summary>{len(rows)} classes</summary>"

@@ -18,7 +18,7 @@ from defeat.engine.checkpoint import RunDirectory
 from defeat.engine.detections import read_detections
 from defeat.engine.matching import average_precision_of_images, match_scenes
 from defeat.errors import InputError
-from defeat.report.drawing import class_color, draw_detections, draw_target, paint_heat, paint_regions
+from defeat.report.drawing import class_color, draw_detections, draw_target, enlarged, paint_heat, paint_regions
 from defeat.report.runs import RunSummary
 from defeat.types import Batch, Detections
 
@@ -176,14 +176,10 @@ def differences_from_teacher(detectors: dict[str, Detector], batch: Batch) -> di
         strides = sorted(levels.keys() & teacher.keys())
         size = levels[strides[0]].shape
         layers = [
-            torch.nn.functional.interpolate(
-                (levels[stride] - _fitted(teacher[stride], levels[stride])).abs()[None, None],
-                size=size,
-                mode="bilinear",
-            )
+            enlarged((levels[stride] - enlarged(teacher[stride], levels[stride].shape)).abs(), size)
             for stride in strides
         ]
-        found[name] = _inner(torch.cat(layers).mean(dim=0)[0], batch, strides[0])
+        found[name] = _inner(torch.stack(layers).mean(dim=0), batch, strides[0])
     return found
 
 
@@ -197,12 +193,6 @@ def _energy(detector: Detector, batch: Batch) -> dict[int, Tensor]:
         energy = level[0].square().sum(dim=0) * output.valid[stride][0]
         found[stride] = energy / (energy.sum() / output.valid[stride][0].sum().clamp(min=1)).clamp(min=1e-12)
     return found
-
-
-def _fitted(level: Tensor, like: Tensor) -> Tensor:
-    if level.shape == like.shape:
-        return level
-    return torch.nn.functional.interpolate(level[None, None], size=like.shape, mode="bilinear")[0, 0]
 
 
 def _inner(level: Tensor, batch: Batch, stride: int) -> Tensor:

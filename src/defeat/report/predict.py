@@ -9,7 +9,7 @@ from time import perf_counter
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
@@ -103,7 +103,7 @@ class _Work:
         self.detectors, self.threshold, self.root, self.folder, self.result = detectors, threshold, root, folder, result
         self.records: list[dict[str, object]] = []
 
-    def look_at(self, path: Path, bar: Progress, task: object) -> None:
+    def look_at(self, path: Path, bar: Progress, task: TaskID) -> None:
         """Draw one file.
 
         Raises:
@@ -123,7 +123,7 @@ class _Work:
             drawn.save(place, quality=92)
             self.result.pictures.append(place)
         rate = self.result.images / max(self.result.seconds, 1e-9)
-        bar.update(task, speed=f"{rate:.1f} images/s")  # type: ignore[arg-type]
+        bar.update(task, speed=f"{rate:.1f} images/s")
 
     def _video(self, path: Path, name: str, target: Path, bar: Progress) -> None:
         task = bar.add_task(name, total=frame_count(path), speed="")

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from defeat.detector.base import Detector
+from defeat.engine.inference import wait_for
 
 
 @dataclass(frozen=True)
@@ -106,19 +107,13 @@ def count_flops(model: Detector, image: Tensor) -> int:
 def _times(model: Detector, image: Tensor, device: torch.device, repeats: int, warmup: int) -> list[float]:
     seconds = []
     for repeat in range(warmup + repeats):
-        _wait(device)
+        wait_for(device)
         begin = time.perf_counter()
         model.predict([image])
-        _wait(device)
+        wait_for(device)
         if repeat >= warmup:
             seconds.append(time.perf_counter() - begin)
     return seconds
-
-
-def _wait(device: torch.device) -> None:
-    """An accelerator works in the background: a clock must wait for it."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
 
 
 @contextmanager

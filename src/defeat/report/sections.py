@@ -9,6 +9,7 @@ from defeat.report.figures import SHADES, Line, legend, line_chart
 from defeat.report.mistakes import KINDS, Mistakes, find_mistakes
 from defeat.report.pictures import Gallery, Strip
 from defeat.report.runs import RunSummary
+from defeat.report.tables import decimal
 
 KIND_WORDS = {
     "classification": "found, but with the wrong class",
@@ -18,6 +19,12 @@ KIND_WORDS = {
     "background": "nothing is there",
     "missed": "an object that nothing found",
 }
+
+
+def bar(value: float | None, percent: float, shade: int) -> str:
+    """A figure behind a bar of so many percent of the full length, in the colour of a series."""
+    style = f"--part:{percent:.1f}%;--line:var(--series-{shade % SHADES})"
+    return f'<div class="bar"><i style="{style}"></i><span>{decimal(value)}</span></div>'
 
 
 def mistakes_of(run: RunSummary) -> Mistakes | None:
@@ -38,9 +45,7 @@ def mistakes_section(runs: Sequence[RunSummary]) -> str:
         cells = []
         for shade, (_, mistakes) in enumerate(found):
             cost, count = mistakes.cost[kind], mistakes.count[kind]
-            style = f"--part:{100 * cost / largest:.1f}%;--line:var(--series-{shade % SHADES})"
-            bar = f'<div class="bar"><i style="{style}"></i><span>{cost:.1f}</span></div>'
-            cells.append(f'<td title="{count} mistakes">{bar}</td>')
+            cells.append(f'<td title="{count} mistakes">{bar(cost, 100 * cost / largest, shade)}</td>')
         label = f'<th scope="row">{kind}<small>{KIND_WORDS[kind]}</small></th>'
         body.append(f"<tr>{label}{''.join(cells)}</tr>")
     return (

@@ -11,7 +11,7 @@ from defeat.engine.evaluate import EvaluationResult
 from defeat.report.gains import Gain, Interval
 from defeat.report.runs import RunSummary
 from defeat.report.variants import MatrixResult
-from defeat.report.verdict import roles, verdicts
+from defeat.report.verdict import Verdict, roles, verdicts
 
 UNKNOWN = "n/a"
 
@@ -99,7 +99,7 @@ def comparison_rows(runs: Sequence[RunSummary]) -> list[ComparisonRow]:
     return sorted(rows, key=lambda row: order.get(row.role, 2))
 
 
-def print_comparison(runs: Sequence[RunSummary], console: Console) -> None:
+def print_comparison(runs: Sequence[RunSummary], console: Console, judged: Sequence[Verdict] | None = None) -> None:
     """Print the table and, below it, what can be said about each distilled run.
 
     A console too narrow for the whole table gets two: accuracy, then cost.
@@ -112,7 +112,7 @@ def print_comparison(runs: Sequence[RunSummary], console: Console) -> None:
         console.print(_table(rows, COLUMNS[:ACCURACY], detector=False))
         console.print()
         console.print(_table(rows, COLUMNS[ACCURACY:], role=False))
-    for verdict in verdicts(runs):
+    for verdict in verdicts(runs) if judged is None else judged:
         console.print()
         console.print(Text(verdict.sentence, style="bold"))
         if verdict.caution:
@@ -177,7 +177,7 @@ def print_matrix(result: MatrixResult, console: Console) -> None:
     gains.add_row("teacher", decimal(result.teacher.get("AP")))
     parts.add_row("teacher", *(decimal(result.teacher.get(name)) for name in PARTS[:-1]))
     for variant in (result.alone, *result.others):
-        found = [] if variant.gain is None else _gain_cells(variant.gain, variant.gap_closed)
+        found = [] if variant.gain is None else gain_cells(variant.gain, variant.gap_closed)
         gains.add_row(Text(variant.name), decimal(variant.mean), " ".join(decimal(ap) for ap in variant.ap), *found)
         time = "" if variant.time_ratio is None else f"{variant.time_ratio:.2f} x"
         parts.add_row(Text(variant.name), *(decimal(variant.metrics.get(name)) for name in PARTS[:-1]), time)
@@ -191,7 +191,8 @@ def print_matrix(result: MatrixResult, console: Console) -> None:
         console.print(f"\nNot finished yet: {', '.join(result.missing)}", style="yellow", highlight=False)
 
 
-def _gain_cells(gain: Gain, gap_closed: float | None) -> list[str]:
+def gain_cells(gain: Gain, gap_closed: float | None) -> list[str]:
+    """Gain, both intervals and the part of the gap, as they stand in the terminal and on the page."""
     closed = UNKNOWN if gap_closed is None else f"{gap_closed:.0f} %"
     return [f"{gain.mean:+.1f}", interval(gain.over_seeds), interval(gain.over_images), closed]
 

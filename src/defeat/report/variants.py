@@ -99,11 +99,16 @@ class MatrixResult:
         """The same as plain dicts, for JSON."""
         return asdict(self)
 
+    @property
+    def best(self) -> VariantResult | None:
+        """The method that gained the most; None when there is none."""
+        return max(self.others, key=lambda other: other.gain.mean if other.gain else 0.0, default=None)
+
     def verdict(self) -> str:
         """The answer in one sentence, for the method that gained the most."""
-        if not self.others:
+        best = self.best
+        if best is None:
             return f"The student alone reaches {self.alone.mean:.1f} AP; no method stands beside it yet."
-        best = max(self.others, key=lambda other: other.gain.mean if other.gain else 0.0)
         return best.sentence(self.images)
 
 
