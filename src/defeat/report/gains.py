@@ -14,10 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from defeat.engine.average_precision import Floats
-from defeat.engine.checkpoint import RunDirectory
-from defeat.engine.detections import read_detections
-from defeat.engine.matching import average_precision_of_samples, match_scenes
-from defeat.errors import InputError
+from defeat.engine.matching import average_precision_of_samples
 from defeat.report.runs import RunSummary
 
 SAMPLES = 2000  # of a bootstrap
@@ -104,16 +101,12 @@ class Bootstrap:
 
     def __init__(self, example: RunSummary, samples: int) -> None:
         self.images = example.images or 0
-        self._weights = bootstrap_weights(self.images, samples) if self._has_detections(example) else None
+        self._weights = bootstrap_weights(len(example.scenes), samples) if example.has_detections else None
         self._known: dict[str, Floats] = {}
-
-    @staticmethod
-    def _has_detections(run: RunSummary) -> bool:
-        return RunDirectory(run.folder).detections.is_file()
 
     def gain(self, pairs: Sequence[tuple[RunSummary, RunSummary]]) -> Floats | None:
         """AP points (S, K) that the second run of each pair is ahead, on average; None without detections."""
-        if self._weights is None or not all(self._has_detections(run) for pair in pairs for run in pair):
+        if self._weights is None or not all(run.has_detections for pair in pairs for run in pair):
             return None
         ahead: Floats = np.mean([self._precision(run) - self._precision(alone) for alone, run in pairs], axis=0)
         return 100 * ahead
@@ -122,13 +115,5 @@ class Bootstrap:
         key = str(run.folder)
         if key not in self._known:
             assert self._weights is not None
-            path = RunDirectory(run.folder).detections
-            scenes = read_detections(path)
-            if len(scenes) != self.images:
-                raise InputError(
-                    f"{path} holds {len(scenes)} images, but the run was tested on {self.images}: "
-                    f"`defeat evaluate {run.folder} --detections {path}` writes it anew."
-                )
-            matches = match_scenes(scenes, len(run.per_class))
-            self._known[key] = average_precision_of_samples(matches, self._weights)
+            self._known[key] = average_precision_of_samples(run.matches, self._weights)
         return self._known[key]

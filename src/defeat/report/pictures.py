@@ -15,8 +15,7 @@ from defeat.detector import Detector, load
 from defeat.distillation import build_method
 from defeat.engine.average_precision import Floats
 from defeat.engine.checkpoint import RunDirectory
-from defeat.engine.detections import read_detections
-from defeat.engine.matching import average_precision_of_images, match_scenes
+from defeat.engine.matching import average_precision_of_images
 from defeat.errors import InputError
 from defeat.report.drawing import class_color, draw_detections, draw_target, enlarged, paint_heat, paint_regions
 from defeat.report.runs import RunSummary
@@ -99,11 +98,7 @@ def image_changes(distilled: RunSummary, alone: RunSummary | None) -> Floats:
     Raises:
         InputError: a run kept no detections.
     """
-    found = []
-    for run in (distilled, alone):
-        if run is not None:
-            scenes = read_detections(RunDirectory(run.folder).detections)
-            found.append(100 * average_precision_of_images(match_scenes(scenes, len(run.per_class))))
+    found = [100 * average_precision_of_images(run.matches) for run in (distilled, alone) if run is not None]
     return found[0] if len(found) == 1 else found[0] - found[1]
 
 

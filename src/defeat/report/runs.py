@@ -4,9 +4,14 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from defeat.engine.average_precision import Scene
+from defeat.engine.checkpoint import RunDirectory
+from defeat.engine.detections import read_detections
+from defeat.engine.matching import ClassMatches, match_scenes
 from defeat.errors import InputError
 
 FILES = ("config.yaml", "model.json", "model.safetensors", "metrics.jsonl", "results.json")
@@ -79,6 +84,32 @@ class RunSummary:
     def curve(self, key: str, over: str = "epoch") -> list[tuple[float, float]]:
         """The points (value of `over`, value of `key`) of the log that hold both."""
         return [(line[over], line[key]) for line in self.log if key in line and over in line]
+
+    @property
+    def has_detections(self) -> bool:
+        """Whether the run kept what it found in the test images."""
+        return RunDirectory(self.folder).detections.is_file()
+
+    @cached_property
+    def scenes(self) -> list[Scene]:
+        """The test images with annotations and detections, in the order of their numbers; read once.
+
+        Raises:
+            InputError: the run kept no detections, they are damaged, or they are of other images than it was tested on.
+        """
+        path = RunDirectory(self.folder).detections
+        scenes = read_detections(path)
+        if self.images is not None and len(scenes) != self.images:
+            raise InputError(
+                f"{path} holds {len(scenes)} images, but the run was tested on {self.images}: "
+                f"`defeat evaluate {self.folder} --detections {path}` writes it anew."
+            )
+        return scenes
+
+    @cached_property
+    def matches(self) -> list[ClassMatches]:
+        """The detections of each class, matched with the objects once; see `scenes`."""
+        return match_scenes(self.scenes, len(self.per_class))
 
 
 def read_run(folder: str | Path) -> RunSummary:

@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from html import escape
 
-from defeat.engine.checkpoint import RunDirectory
-from defeat.engine.detections import read_detections
 from defeat.report.figures import SHADES, Line, legend, line_chart
-from defeat.report.mistakes import KINDS, Mistakes, find_mistakes
+from defeat.report.mistakes import KINDS, find_mistakes
 from defeat.report.pictures import Gallery, Strip
 from defeat.report.runs import RunSummary
 from defeat.report.tables import decimal
@@ -27,15 +25,9 @@ def bar(value: float | None, percent: float, shade: int) -> str:
     return f'<div class="bar"><i style="{style}"></i><span>{decimal(value)}</span></div>'
 
 
-def mistakes_of(run: RunSummary) -> Mistakes | None:
-    """The mistakes of a run; None when it kept no detections."""
-    path = RunDirectory(run.folder).detections
-    return find_mistakes(read_detections(path), len(run.per_class)) if path.is_file() else None
-
-
 def mistakes_section(runs: Sequence[RunSummary]) -> str:
     """A row for each kind of mistake, a column for each run that kept its detections; empty when none did."""
-    found = [(run, mistakes) for run in runs if (mistakes := mistakes_of(run)) is not None]
+    found = [(run, find_mistakes(run.scenes, len(run.per_class))) for run in runs if run.has_detections]
     if not found:
         return ""
     largest = max((cost for _, mistakes in found for cost in mistakes.cost.values()), default=0.0) or 1.0
