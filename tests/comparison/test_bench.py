@@ -65,6 +65,20 @@ def test_cells_are_tested_on_the_test_split_and_so_is_the_teacher(tmp_path, teac
     assert json.loads((tmp_path / "m" / "none-seed0" / "results.json").read_text())["split"] == "test"
 
 
+def test_each_cell_says_where_it_comes_from_also_after_joining(tmp_path, teacher):
+    run_bench(tmp_path / "m", teacher, seeds=1)
+    path = tmp_path / "m" / "defeat-seed0" / "results.json"
+    elsewhere = json.loads(path.read_text()) | {"machine": {"cpu": "another"}, "commit": "abc"}
+    path.write_text(json.dumps(elsewhere))
+    merge([str(tmp_path / "m")], str(tmp_path / "joined"), Console(quiet=True))
+    content = json.loads((tmp_path / "joined" / "bench.json").read_text())
+    assert list(content["cells"]) == ["none-seed0", "defeat-seed0"]
+    cell = content["cells"]["defeat-seed0"]
+    assert (cell["method"], cell["seed"], cell["machine"], cell["commit"]) == ("defeat", 0, {"cpu": "another"}, "abc")
+    assert (cell["AP"], cell["wall_seconds"]) == (elsewhere["metrics"]["AP"], elsewhere["wall_seconds"])
+    assert cell["versions"] == elsewhere["versions"]
+
+
 def test_a_stopped_comparison_goes_on_as_if_it_never_stopped(tmp_path, teacher, monkeypatch):
     run_bench(tmp_path / "whole", teacher, epochs=2)
     original, seen = Checkpoint.on_train_batch_end, []

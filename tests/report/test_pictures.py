@@ -8,12 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
+from defeat.engine.detections import read_detections
 from defeat.report.drawing import draw_target, paint_heat, paint_regions
 from defeat.report.figures import GainRow, forest_plot
 from defeat.report.gains import Interval
 from defeat.report.pictures import data_uri, differences_from_teacher, image_changes, make_gallery
 from defeat.report.runs import read_run
 from defeat.report.sections import gallery_section, loss_share, mistakes_section
+from defeat.report.verdict import verdicts
 from defeat.types import Target
 from tests.detector.tiny import tiny_detector
 from tests.engine.tiny_runs import save_teacher, tiny_run
@@ -65,6 +67,16 @@ def test_a_detector_does_not_differ_from_itself_but_from_another(family):
     assert found["same"].max() == 0
     assert found["other"].max() > 0
     assert found["other"].shape[0] < found["other"].shape[1]
+
+
+def test_verdict_mistakes_and_pictures_share_one_reading_of_the_detections(tmp_path, monkeypatch):
+    runs = [found_part(tmp_path / "a", 0.4, seed=0), distilled(tmp_path / "b", 0.8, 0)]
+    read = []
+    monkeypatch.setattr("defeat.report.runs.read_detections", lambda path: read.append(path) or read_detections(path))
+    assert verdicts(runs)[0].over_images is not None
+    assert "background" in mistakes_section(runs)
+    assert image_changes(runs[1], runs[0]).max() == 100
+    assert len(read) == 2
 
 
 def test_the_change_of_an_image_is_its_ap_after_less_its_ap_before(tmp_path):

@@ -134,13 +134,29 @@ def report(folder: Path, console: Console) -> MatrixResult | None:
         return None
     teacher = json.loads((folder / TEACHER).read_text())
     result = compare_variants(variants, teacher["metrics"], alone=NONE, missing=missing)
+    trained = {run.folder.name: origin_of(run) for runs in variants.values() for run in runs}
     origin = {"versions": versions(), "commit": commit(), "machine": machine(), "settings": matrix.settings}
-    text = json.dumps(result.to_dict() | origin, indent=2)
+    text = json.dumps(result.to_dict() | origin | {"cells": trained}, indent=2)
     write_atomically(folder / RESULT, (text + "\n").encode())
     print_matrix(result, Console())
     path = write_matrix(result, variants, _teacher_run(matrix), folder / "report.html", matrix.command())
     Console().print(f"\nReport: {path}", highlight=False, soft_wrap=True)
     return result
+
+
+def origin_of(run: RunSummary) -> dict[str, Any]:
+    """Where a cell comes from: it may be another machine and another commit than those of the report."""
+    return {
+        "method": run.method or NONE,
+        "seed": run.seed,
+        "AP": run.metrics.get("AP"),
+        "steps": run.steps,
+        "train_seconds": run.train_seconds,
+        "wall_seconds": run.wall_seconds,
+        "machine": run.machine,
+        "versions": run.versions,
+        "commit": run.commit,
+    }
 
 
 def _teacher_run(matrix: Matrix) -> RunSummary | None:
