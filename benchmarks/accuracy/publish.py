@@ -8,54 +8,46 @@ FOLDER is what `defeat bench --out` named. Writes `results/NAME.json` and `resul
 import argparse
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from defeat.report.gains import Gain, Interval
+from defeat.report.tables import decimal, gain_cells
+
 RESULTS = Path(__file__).parent / "results"
-LOCAL = ("data", "teacher", "out")  # settings that name folders
-HEADS = ("method", "AP", "AP of each seed", "gain", "95 % over seeds", "95 % over images", "gap closed", "time")
+LOCAL = ("data", "teacher", "teacher_weights", "weights")  # settings that may name a folder or a file of the machine
+HEADS = ["method", "AP", "AP of each seed", "gain", "95 % seeds", "95 % images", "gap closed", "training time"]
 
 
 def without_folders(content: dict[str, Any]) -> dict[str, Any]:
     """The same with the last part of each folder's name only."""
-    settings = {
-        name: Path(value).name if name in LOCAL and value else value for name, value in content["settings"].items()
-    }
+    settings = content["settings"]
+    settings |= {name: Path(settings[name]).name for name in LOCAL if settings.get(name)}
     return content | {"settings": settings}
 
 
 def table(content: dict[str, Any]) -> str:
     """The comparison as a Markdown table."""
-    rows = [HEADS, ("---",) * len(HEADS), ("teacher", f"{content['teacher']['AP']:.1f}", *("",) * (len(HEADS) - 2))]
-    for variant in (content["alone"], *content["others"]):
-        rows.append(_row(variant))
+    rows = [HEADS, ["---"] * len(HEADS), ["teacher", decimal(content["teacher"]["AP"]), *[""] * (len(HEADS) - 2)]]
+    rows += [_row(variant) for variant in (content["alone"], *content["others"])]
     lines = ["| " + " | ".join(row) + " |" for row in rows]
-    commits = ", ".join(sorted({str(cell["commit"])[:7] for cell in content["cells"].values()}))
+    commits = ", ".join(sorted({(cell["commit"] or "unknown")[:7] for cell in content["cells"].values()}))
     hours = sum(cell["wall_seconds"] or 0 for cell in content["cells"].values()) / 3600
     facts = (f"{len(content['cells'])} cells", f"{hours:.1f} hours together", f"{content['images']} test images")
     lines.append(f"\n{', '.join(facts)}; commit {commits}.")
     return "\n".join(lines) + "\n"
 
 
-def _row(variant: dict[str, Any]) -> tuple[str, ...]:
-    seeds = " ".join(f"{value:.1f}" for value in variant["ap"])
-    mean = sum(variant["ap"]) / len(variant["ap"])
-    gain = variant["gain"]
-    if gain is None:
-        return variant["name"], f"{mean:.1f}", seeds, "", "", "", "", "1.00"
-    closed, ratio = variant["gap_closed"], variant["time_ratio"]
-    return (
-        variant["name"],
-        f"{mean:.1f}",
-        seeds,
-        f"{gain['mean']:+.1f}",
-        *(_interval(gain[name]) for name in ("over_seeds", "over_images")),
-        "" if closed is None else f"{closed:.0f} %",
-        "" if ratio is None else f"{ratio:.2f}",
-    )
+def _row(variant: dict[str, Any]) -> list[str]:
+    cells = [variant["name"], decimal(fmean(variant["ap"])), " ".join(decimal(ap) for ap in variant["ap"])]
+    if variant["gain"] is None:
+        return [*cells, *[""] * (len(HEADS) - len(cells))]
+    return [*cells, *gain_cells(_gain(variant["gain"]), variant["gap_closed"]), decimal(variant["time_ratio"], 2)]
 
 
-def _interval(interval: dict[str, float] | None) -> str:
-    return "" if interval is None else f"{interval['low']:+.1f} to {interval['high']:+.1f}"
+def _gain(found: dict[str, Any]) -> Gain:
+    over = {name: Interval(**found[name]) for name in ("over_seeds", "over_images") if found[name] is not None}
+    return Gain(found["mean"], tuple(found["by_seed"]), **over)
 
 
 def main() -> None:

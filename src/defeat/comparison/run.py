@@ -134,7 +134,7 @@ def report(folder: Path, console: Console) -> MatrixResult | None:
         return None
     teacher = json.loads((folder / TEACHER).read_text())
     result = compare_variants(variants, teacher["metrics"], alone=NONE, missing=missing)
-    trained = {run.folder.name: origin_of(run) for runs in variants.values() for run in runs}
+    trained = {run.folder.name: _origin_of(run) for runs in variants.values() for run in runs}
     origin = {"versions": versions(), "commit": commit(), "machine": machine(), "settings": matrix.settings}
     text = json.dumps(result.to_dict() | origin | {"cells": trained}, indent=2)
     write_atomically(folder / RESULT, (text + "\n").encode())
@@ -144,7 +144,7 @@ def report(folder: Path, console: Console) -> MatrixResult | None:
     return result
 
 
-def origin_of(run: RunSummary) -> dict[str, Any]:
+def _origin_of(run: RunSummary) -> dict[str, Any]:
     """Where a cell comes from: it may be another machine and another commit than those of the report."""
     return {
         "method": run.method or NONE,

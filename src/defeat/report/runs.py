@@ -99,7 +99,7 @@ class RunSummary:
         """
         path = RunDirectory(self.folder).detections
         scenes = read_detections(path)
-        if self.images is not None and len(scenes) != self.images:
+        if len(scenes) != self.images:
             raise InputError(
                 f"{path} holds {len(scenes)} images, but the run was tested on {self.images}: "
                 f"`defeat evaluate {self.folder} --detections {path}` writes it anew."
