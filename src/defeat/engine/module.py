@@ -17,6 +17,7 @@ from defeat.distillation import Method
 from defeat.engine.evaluate import EvaluationResult, Evaluator
 from defeat.engine.gradients import gradient_ratios
 from defeat.engine.guards import require_finite
+from defeat.engine.provenance import commit
 from defeat.engine.settings import TrainSettings
 from defeat.types import Batch, DetectorOutput, Progress, Target
 
@@ -53,6 +54,7 @@ class DetectionModule(LightningModule):
         self.evaluated_step: int | None = None
         self.step_seconds: list[float] = []
         self.earlier_seconds = 0.0  # of the parts of a run that was stopped and resumed
+        self.commits = [found] if (found := commit()) else []  # of all parts; asked before the sources can change
         self._began = self._step_began = perf_counter()
 
     @property
@@ -117,12 +119,14 @@ class DetectionModule(LightningModule):
         self.step_seconds.append(perf_counter() - self._step_began)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the times: a resumed run took as long as all of its parts."""
+        """Keep times and commits: a resumed run took as long as all of its parts, and comes from the code of each."""
+        checkpoint["commits"] = list(self.commits)
         checkpoint["step_seconds"] = list(self.step_seconds)
         checkpoint["wall_seconds"] = self.earlier_seconds + perf_counter() - self._began
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the times over."""
+        """Take times and commits over."""
+        self.commits = list(dict.fromkeys([*checkpoint.get("commits", []), *self.commits]))
         self.step_seconds = list(checkpoint.get("step_seconds", []))
         self.earlier_seconds = checkpoint.get("wall_seconds", 0.0)
 

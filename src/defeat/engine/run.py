@@ -24,7 +24,7 @@ from defeat.engine.evaluate import EvaluationResult
 from defeat.engine.guards import fingerprint
 from defeat.engine.logs import Checkpoint, Interrupted, JsonLinesLogger, progress_callback
 from defeat.engine.module import DetectionModule
-from defeat.engine.provenance import commit, machine, versions
+from defeat.engine.provenance import machine, versions
 from defeat.engine.recipes import expected
 from defeat.engine.settings import DistillSettings, TrainSettings
 
@@ -203,6 +203,6 @@ def _results(
         "train_seconds": round(sum(module.step_seconds), 1),
         "step_ms_median": None if step is None else round(1000 * step, 1),
         "versions": versions(),
-        "commit": commit(),
+        "commit": ", ".join(module.commits) or None,
         "machine": machine(),
     }

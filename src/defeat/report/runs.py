@@ -47,7 +47,7 @@ class RunSummary:
         train_seconds: time spent in training alone.
         wall_seconds: time of the whole run.
         versions: version of each package that matters.
-        commit: of the project's source.
+        commit: of the source that it was trained with; several, with commas, where it was resumed after an update.
         machine: what the run was made on.
         log: the lines of `metrics.jsonl` in order of their steps.
     """

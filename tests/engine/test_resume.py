@@ -1,0 +1,129 @@
+"""A run that was stopped goes on as if it never stopped; what cannot be continued is refused."""
+
+import pytest
+import torch
+
+from defeat.detector import FAMILIES, load
+from defeat.engine import module
+from defeat.engine.logs import Checkpoint
+from defeat.engine.module import DetectionModule
+from defeat.errors import InputError
+from tests.engine.tiny_runs import lines, results, save_teacher, tiny_run, weights
+
+pytestmark = pytest.mark.usefixtures("small_demo")
+every_family = pytest.mark.parametrize("family", FAMILIES)
+HEADS = {"positive_weight": 1.0, "negative_weight": 1.0}
+
+
+def stop_after(monkeypatch, step):
+    """A user presses Ctrl-C during a step."""
+    original = Checkpoint.on_train_batch_end
+
+    def pressed(self, trainer, *arguments):
+        self.stop = trainer.global_step == step
+        original(self, trainer, *arguments)
+
+    monkeypatch.setattr(Checkpoint, "on_train_batch_end", pressed)
+
+
+def fail_in_step(monkeypatch, step):
+    """The machine goes down in the middle of a step."""
+    original = DetectionModule.training_step
+
+    def killed(self, *arguments):
+        if self.global_step == step:
+            raise OSError("the power is gone")
+        return original(self, *arguments)
+
+    monkeypatch.setattr(DetectionModule, "training_step", killed)
+
+
+# An epoch has four steps: 2 and 6 are in the middle of the first and the second, 4 is the last one of the first.
+@pytest.mark.parametrize(("step", "workers"), [(2, 0), (4, 0), (6, 0), (6, 1)])
+def test_a_stopped_run_goes_on_as_if_it_never_stopped(step, workers, tmp_path, monkeypatch):
+    teacher = save_teacher(tmp_path / "teacher")
+    options = {"epochs": 3, "workers": workers, "method_options": HEADS, "eval_every": 1}
+    whole = tiny_run(tmp_path / "whole", teacher=teacher, **options)
+    with monkeypatch.context() as patch:
+        stop_after(patch, step)
+        stopped = tiny_run(tmp_path / "stopped", teacher=teacher, **options)
+    assert not stopped.finished
+    assert not (stopped.folder / "results.json").exists()
+    assert load(stopped.folder).info.classes  # what there is can be used
+    resumed = tiny_run(tmp_path / "stopped", teacher=teacher, resume=True, **options)
+    assert resumed.finished
+    assert weights(resumed.folder) == weights(whole.folder)
+    assert results(resumed.folder)["metrics"] == results(whole.folder)["metrics"]
+    assert results(resumed.folder)["steps"] == 12
+    # It took as long as both parts together; the step in which the user stopped is not timed.
+    times = torch.load(resumed.folder / "checkpoints" / "last.ckpt", weights_only=False)["step_seconds"]
+    assert len(times) in (11, 12)
+    assert results(resumed.folder)["train_seconds"] <= results(resumed.folder)["wall_seconds"]
+    steps = [line["step"] for line in lines(resumed.folder) if "train/loss" in line]
+    # The line of the step in which the user stopped may be missing; the others are there once, and in order.
+    assert sorted({*steps, step - 1}) == list(range(12))
+    assert steps == sorted(set(steps))
+
+
+@every_family
+def test_a_killed_run_goes_on_from_its_last_epoch(family, tmp_path, monkeypatch):
+    whole = tiny_run(tmp_path / "whole", family, epochs=2)
+    with monkeypatch.context() as patch:
+        fail_in_step(patch, 4)
+        with pytest.raises(OSError, match="power"):
+            tiny_run(tmp_path / "killed", family, epochs=2)
+    resumed = tiny_run(tmp_path / "killed", family, epochs=2, resume=True)
+    assert weights(resumed.folder) == weights(whole.folder)
+
+
+def test_a_run_names_the_commit_that_it_began_with_and_those_of_its_later_parts(tmp_path, monkeypatch):
+    answers = iter(["first", "second", "third"])
+    monkeypatch.setattr(module, "commit", lambda: next(answers))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        tiny_run(tmp_path / "run")
+    assert results(tiny_run(tmp_path / "run", resume=True).folder)["commit"] == "first, second"
+    assert results(tiny_run(tmp_path / "whole").folder)["commit"] == "third"
+
+
+def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
+    folder = tiny_run(tmp_path / "run", max_steps=1).folder
+    before = weights(folder)
+    with pytest.raises(InputError, match="already holds a run"):
+        tiny_run(tmp_path / "run", max_steps=1, seed=1)
+    assert weights(folder) == before
+
+
+def test_resuming_with_other_settings_lists_them(tmp_path):
+    tiny_run(tmp_path / "run", max_steps=1)
+    with pytest.raises(InputError) as caught:
+        tiny_run(tmp_path / "run", max_steps=1, resume=True, lr=0.5, seed=3, log_every=7)
+    message = str(caught.value)
+    assert "lr was 0.01 and is 0.5" in message
+    assert "seed was 0 and is 3" in message
+    assert "log_every" not in message  # which changes nothing but what is written
+    assert "\n" not in message
+
+
+def test_resuming_as_another_command_is_refused(tmp_path):
+    tiny_run(tmp_path / "run", max_steps=1)
+    teacher = save_teacher(tmp_path / "teacher")
+    with pytest.raises(InputError, match="command was 'train' and is 'distill'"):
+        tiny_run(tmp_path / "run", teacher=teacher, max_steps=1, resume=True)
+
+
+def test_there_must_be_a_checkpoint_to_resume_from(tmp_path):
+    with pytest.raises(InputError, match="no checkpoint to resume from"):
+        tiny_run(tmp_path / "run", max_steps=1, resume=True)
+    tiny_run(tmp_path / "run", max_steps=1)
+    (tmp_path / "run" / "checkpoints" / "last.ckpt").unlink()
+    with pytest.raises(InputError, match="no checkpoint to resume from"):
+        tiny_run(tmp_path / "run", max_steps=1, resume=True)
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
+    folder = tiny_run(tmp_path / "run").folder
+    before, figures = weights(folder), results(folder)["metrics"]
+    assert tiny_run(tmp_path / "run", resume=True).finished
+    assert weights(folder) == before
+    assert results(folder)["metrics"] == figures
