@@ -94,6 +94,7 @@ class Batch:
         sizes: valid height and width of each image in `images`; the rest is padding at the right and the bottom.
         targets: the trainable boxes of each image, in pixels of `images`; empty list when there are none to learn from.
         original_sizes: height and width of each image before it was resized: the way back.
+        classes: K, how many classes the labels of `targets` count: the student's, in a teacher's batch too.
         scale: pixels of this batch per pixel of the batch that it was made from (1 unless a teacher resized it).
     """
 
@@ -101,6 +102,7 @@ class Batch:
     sizes: list[tuple[int, int]]
     targets: list[Target]
     original_sizes: list[tuple[int, int]]
+    classes: int
     scale: float = 1.0
 
 
@@ -111,7 +113,8 @@ class DensePredictions:
     Attributes:
         logits: (B, N, K) class logits (sigmoid); an RPN has K = 1, the objectness.
         boxes: (B, N, 4) decoded boxes in pixels of the batch, without gradient.
-        labels: (B, N) int64: the class of the matched ground-truth box, K where there is none, -1 where undecided.
+        labels: (B, N) int64: the class of the matched ground-truth box, K where there is none, -1 where undecided; K is
+            that of the batch's annotations, which may be another than that of the logits.
         strides: (N,) int64, the stride of the level that each prediction belongs to.
         anchors: (B, N, 4) anchors in pixels of the batch, where the head has any.
         deltas: (B, N, 4) predicted offsets from the anchors, where the head has any.
@@ -131,7 +134,7 @@ class Proposals:
 
     Attributes:
         boxes: one (R_i, 4) tensor an image, pixels of the batch, without gradient; R is the sum of all R_i.
-        labels: (R,) int64 in 0..K-1, K for background.
+        labels: (R,) int64 in 0..K-1, K for background, -1 where undecided; K is that of the batch's annotations.
         logits: (R, K+1) class logits (softmax), background last.
         deltas: (R, K, 4) box offsets of each class.
     """

@@ -57,7 +57,7 @@ def test_boxes_are_scaled_and_difficult_and_crowd_ones_left_out(family):
 
 
 def test_a_cell_is_valid_where_its_upper_left_corner_is_on_the_image():
-    batch = Batch(torch.zeros(2, 3, 64, 96), [(50, 70), (64, 96)], [], [(50, 70), (64, 96)])
+    batch = Batch(torch.zeros(2, 3, 64, 96), [(50, 70), (64, 96)], [], [(50, 70), (64, 96)], 2)
     valid = valid_cells(batch, {16: torch.zeros(2, 1, 4, 6), 32: torch.zeros(2, 1, 2, 3)})
     # Corners at stride 16: rows 0 16 32 48, all below 50; columns 0 16 32 48 64 below 70, and 80, which is not.
     assert valid[16][0].tolist() == [[True] * 5 + [False]] * 4

@@ -211,17 +211,15 @@ def test_across_families_the_head_terms_are_left_out_with_a_note(student, teache
     ]
 
 
-def test_different_anchors_or_classes_leave_the_head_terms_out_with_a_note():
+def test_different_anchors_leave_the_head_terms_out_with_a_note():
     student = tiny_detector("retinanet").info
     other_anchors = tiny_detector("retinanet", options={"anchor_sizes": (16, 32, 64, 128, 256)}).info
     assert "neither proposals nor anchors" in method(student, other_anchors, negative_weight=1.0).notes[0]
     # At double size the same anchors are four times as many.
     other_size = tiny_detector("retinanet", size=128).info
     assert "neither proposals nor anchors" in method(student, other_size, negative_weight=1.0).notes[0]
-    other_classes = tiny_detector("retinanet", classes=("cat", "bird")).info
-    assert "the classes differ" in method(student, other_classes, negative_weight=1.0).notes[0]
     assert method(student, student, negative_weight=1.0).notes == []
-    assert method(student, other_classes).notes == []
+    assert method(student, other_size).notes == []
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_losses_do_not_depend_on_the_order_of_images(method):
         batch = tiny_batch(student)
         images, targets = batch.images[order], [batch.targets[index] for index in order]
         sizes = [batch.sizes[index] for index in order]
-        batch = type(batch)(images, sizes, targets, sizes)
+        batch = type(batch)(images, sizes, targets, sizes, batch.classes)
         output = student.forward_train(batch)
         found.append(built(output, teacher.forward_teacher(teacher.adopt(batch)), batch.targets, LATE))
     for name, loss in found[0].items():

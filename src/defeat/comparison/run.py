@@ -11,8 +11,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
 from defeat.comparison.matrix import METHODS, NONE, Cell, Matrix, chosen, variants_of
+from defeat.data import open_dataset
 from defeat.detector import load
 from defeat.detector.files import write_atomically
+from defeat.distillation import ClassMap, renamed_classes
 from defeat.engine.assembly import evaluation_split
 from defeat.engine.detections import save_detections
 from defeat.engine.estimate import RunCost, estimate_run
@@ -86,11 +88,13 @@ def evaluate_teacher(matrix: Matrix, console: Console) -> None:
     if path.is_file():
         return
     shared = matrix.settings
-    settings = matrix.cell_settings(Cell(0, NONE, 0))
+    settings = DistillSettings(**shared, out=str(matrix.folder))
     device = choose_device("cpu" if settings.accelerator == "cpu" else "auto")
     teacher = load(shared["teacher"], shared["teacher_weights"]).to(device)
     split = evaluation_split(settings)
-    found = detect_split(teacher, settings.data, split, settings.batch_size, settings.workers, console)
+    learned = open_dataset(settings.data, settings.split, settings.classes).classes
+    classes = ClassMap(learned, renamed_classes(teacher.info, learned, settings.class_names).classes)
+    found = detect_split(teacher, settings.data, split, settings.batch_size, settings.workers, console, classes)
     save_detections(matrix.folder / TEACHER_DETECTIONS, found)
     figures = found.compute().to_dict() | {"teacher": shared["teacher"], "split": split}
     write_atomically(path, (json.dumps(figures, indent=2) + "\n").encode())

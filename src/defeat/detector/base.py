@@ -102,7 +102,7 @@ class Detector(nn.Module, ABC):
         resized = [
             target.trainable().resized(size).to(self.device) for target, size in zip(targets or (), sizes, strict=False)
         ]
-        return Batch(tensor, sizes, resized, originals)
+        return Batch(tensor, sizes, resized, originals, len(self.info.classes))
 
     def adopt(self, batch: Batch) -> Batch:
         """Take over a batch that another detector prepared, so that both look at the same pixels.
@@ -120,7 +120,7 @@ class Detector(nn.Module, ABC):
         images = F.interpolate(batch.images, size=full, mode="bilinear", antialias=scale < 1)
         images = F.pad(images, (0, -full[1] % divisor, 0, -full[0] % divisor))
         targets = [target.resized(size) for target, size in zip(batch.targets, sizes, strict=False)]
-        return Batch(images, sizes, targets, batch.original_sizes, scale)
+        return Batch(images, sizes, targets, batch.original_sizes, batch.classes, scale)
 
     def predict(self, images: Sequence[Tensor]) -> list[Detections]:
         """Detect objects; what is found in an image does not depend on the images beside it.

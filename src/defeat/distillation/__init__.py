@@ -4,6 +4,7 @@ from inspect import signature
 from typing import Any
 
 from defeat.distillation.base import Method
+from defeat.distillation.class_map import ClassMap, renamed_classes
 from defeat.distillation.methods.classification import Classification
 from defeat.distillation.methods.defeat import DeFeat
 from defeat.distillation.methods.fgfi import FGFI
@@ -16,6 +17,7 @@ __all__ = [
     "FGFI",
     "METHODS",
     "TADF",
+    "ClassMap",
     "Classification",
     "DeFeat",
     "Imitation",
@@ -23,6 +25,7 @@ __all__ = [
     "build_method",
     "find_method",
     "method_defaults",
+    "renamed_classes",
 ]
 
 # A method is a file with a subclass of `Method`, and a line here.

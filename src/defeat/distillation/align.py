@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from defeat.errors import InputError, unknown_name
-from defeat.types import DetectorInfo
 
 INITIALISATIONS = ("default", "published")
 
@@ -100,14 +99,3 @@ def resized_map(level: Tensor, scale: float, shape: tuple[int, int]) -> Tensor:
 def rescale_boxes(boxes: list[Tensor], factor: float) -> list[Tensor]:
     """Boxes in pixels of another batch; `factor` is pixels there per pixel here."""
     return boxes if factor == 1 else [one * factor for one in boxes]
-
-
-def check_classes(student: DetectorInfo, teacher: DetectorInfo) -> str | None:
-    """Say why the two can't be compared class by class, or None when they can."""
-    if student.classes == teacher.classes:
-        return None
-    return f"the classes differ (student: {_some(student.classes)}; teacher: {_some(teacher.classes)})"
-
-
-def _some(names: tuple[str, ...]) -> str:
-    return f"{len(names)} classes, {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"

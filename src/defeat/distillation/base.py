@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from defeat.distillation.class_map import ClassMap
 from defeat.distillation.regions import Regions, Shape
 from defeat.errors import InputError
 from defeat.types import DetectorInfo, DetectorOutput, Progress, Target
@@ -23,7 +24,7 @@ class Method(nn.Module, ABC):
         paper: where the method comes from (of the class).
         reads: fields of `DetectorOutput` that it may read beside the losses (of the class).
         student: what is known about the student.
-        teacher: what is known about the teacher.
+        teacher: what is known about the teacher, with its classes named as the student calls them.
         notes: one sentence for each part of the method that this pair leaves out, and why.
 
     Raises:
@@ -38,6 +39,11 @@ class Method(nn.Module, ABC):
         self.student = student
         self.teacher = teacher
         self.notes: list[str] = []
+
+    @property
+    def classes(self) -> ClassMap:
+        """Meets the classes of both by their names."""
+        return ClassMap(self.student.classes, self.teacher.classes)
 
     def negative_weight(self, progress: Progress) -> float:
         """The weight that negatives shall have in the detector's own loss of classes; 1 leaves it as it is."""

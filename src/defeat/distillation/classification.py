@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from defeat.distillation.align import check_classes, rescale_boxes
+from defeat.distillation.align import rescale_boxes
+from defeat.distillation.class_map import ClassMap, listed
 from defeat.distillation.losses import (
     masked_mean,
     sigmoid_cross_entropy,
@@ -24,12 +25,12 @@ AVERAGES = ("all", "group")
 
 @dataclass(frozen=True)
 class Predictions:
-    """Class logits of student and teacher for the same boxes or anchors.
+    """Class logits of student and teacher for the same boxes or anchors, of the K classes that both know.
 
     Attributes:
         student: (R, K+1) softmax logits, background last, or (R, K) sigmoid logits.
         teacher: the same of the teacher.
-        labels: (R,) int64 in 0..K-1, K for background, -1 where undecided.
+        labels: (R,) int64 in 0..K-1, K for background, -1 where undecided or of a class that only the student knows.
         classes: K.
     """
 
@@ -116,6 +117,9 @@ class ClassImitation:
     matters even more there: an image has a hundred thousand negatives to a handful of positives, and a common mean
     would be the negatives' alone (Guo et al., CVPR 2021, section 3.3).
 
+    The two are compared on the classes that both know and the background (see `ClassMap`); a box of a class that the
+    teacher does not know counts neither as positive nor as negative.
+
     However far apart the two are, the gradient of a divergence stays bounded: for each logit, T (q - p) over what the
     term is divided by, q and p the probabilities of student and teacher at temperature T. Averaged over all proposals,
     a term of weight w pulls on each at most w T times as hard as the detector's own loss.
@@ -131,7 +135,7 @@ class ClassImitation:
         reason: why nothing can be compared; empty where something is, or nothing is asked for.
 
     Raises:
-        InputError: `proposals` is unknown.
+        InputError: `proposals` is unknown, or no class is shared.
     """
 
     def __init__(
@@ -141,7 +145,12 @@ class ClassImitation:
             raise unknown_name("choice of proposals", proposals, PROPOSALS)
         self.terms = {name: term for name, term in terms.items() if term.weight > 0}
         self.proposals = proposals
-        self.classes = len(student.classes)
+        self.classes = ClassMap(student.classes, teacher.classes)
+        if self.terms and not self.classes.pairs:
+            raise InputError(
+                f"Class predictions can't be compared: the teacher knows none of the student's classes "
+                f"({listed(student.classes)}). Pair the classes with --class-map, or give these terms a weight of 0."
+            )
         self.field, self.reason = _comparable(student, teacher) if self.terms else (None, "")
 
     def __call__(self, student: DetectorOutput, teacher: DetectorOutput) -> dict[str, Tensor]:
@@ -157,27 +166,34 @@ class ClassImitation:
         if self.field == "dense":
             assert student.dense is not None
             assert teacher.dense is not None
-            found, wanted = (one.logits.float().flatten(0, 1) for one in (student.dense, teacher.dense))
-            return {"": Predictions(found, wanted, student.dense.labels.flatten(), self.classes)}
+            found, wanted = (one.logits.flatten(0, 1) for one in (student.dense, teacher.dense))
+            return {"": self._shared(found, wanted, student.dense.labels.flatten())}
         scored = {}
         if self.proposals != "student":
             assert teacher.proposals is not None
             assert student.score_proposals is not None
-            found = student.score_proposals(rescale_boxes(teacher.proposals.boxes, 1 / teacher.scale)).float()
-            scored[""] = Predictions(found, teacher.proposals.logits.float(), teacher.proposals.labels, self.classes)
+            found = student.score_proposals(rescale_boxes(teacher.proposals.boxes, 1 / teacher.scale))
+            scored[""] = self._shared(found, teacher.proposals.logits, teacher.proposals.labels)
         if self.proposals != "teacher":
             assert student.proposals is not None
             assert teacher.score_proposals is not None
-            wanted = teacher.score_proposals(rescale_boxes(student.proposals.boxes, teacher.scale)).float()
-            own = Predictions(student.proposals.logits.float(), wanted, student.proposals.labels, self.classes)
+            wanted = teacher.score_proposals(rescale_boxes(student.proposals.boxes, teacher.scale))
+            own = self._shared(student.proposals.logits, wanted, student.proposals.labels)
             scored["_student" if scored else ""] = own
         return scored
 
+    def _shared(self, found: Tensor, wanted: Tensor, labels: Tensor) -> Predictions:
+        """What both say about the classes that both know."""
+        classes = self.classes
+        return Predictions(
+            classes.student_logits(found.float()),
+            classes.teacher_logits(wanted.float()),
+            classes.labels(labels),
+            len(classes.pairs),
+        )
+
 
 def _comparable(student: DetectorInfo, teacher: DetectorInfo) -> tuple[str | None, str]:
-    reason = check_classes(student, teacher)
-    if reason is not None:
-        return None, reason
     offered = student.offers & teacher.offers
     if "proposals" in offered:
         return "proposals", ""

@@ -4,13 +4,15 @@ from dataclasses import dataclass
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from defeat.data import DetectionDataset, open_dataset, split_names
 from defeat.detector import Detector, DetectorSpec, build, load
-from defeat.distillation import Method, build_method
+from defeat.distillation import Method, build_method, renamed_classes
 from defeat.engine.guards import require_able_teacher
 from defeat.engine.settings import DistillSettings, TrainSettings
 from defeat.errors import InputError
+from defeat.types import Target
 
 TEACHER_SAMPLE = 48  # images on which the teacher must show that it detects something
 
@@ -56,10 +58,14 @@ def assemble(settings: TrainSettings, console: Console) -> Parts:
     teacher = load(settings.teacher, settings.teacher_weights)
     method = pair(student, teacher, settings, console)
     if not settings.allow_weak_teacher:
-        sample = min(TEACHER_SAMPLE, len(training))
-        images = [training[index * len(training) // sample] for index in range(sample)]
-        require_able_teacher(teacher, training.classes, images)
+        require_able_teacher(teacher, method.classes, teacher_sample(training))
     return Parts(training, evaluation, student, teacher, method)
+
+
+def teacher_sample(training: DetectionDataset) -> list[tuple[Tensor, Target]]:
+    """Training images, spread over the split, on which a teacher must show that it detects something."""
+    count = min(TEACHER_SAMPLE, len(training))
+    return [training[index * len(training) // count] for index in range(count)]
 
 
 def check_devices(settings: TrainSettings) -> None:
@@ -117,9 +123,10 @@ def build_student(settings: TrainSettings, classes: tuple[str, ...]) -> Detector
 
 def pair(student: Detector, teacher: Detector, settings: DistillSettings, console: Console) -> Method:
     """Build the method for the two; its first weights depend on the seed, and draw from no other random numbers."""
+    known = renamed_classes(teacher.info, student.info.classes, settings.class_names)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        method = build_method(settings.method, student.info, teacher.info, settings.method_options)
-    for note in method.notes:
+        method = build_method(settings.method, student.info, known, settings.method_options)
+    for note in [*method.classes.describe(), *method.notes]:
         console.print(note, style="yellow", highlight=False)
     return method

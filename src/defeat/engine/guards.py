@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from defeat.detector import Detector
+from defeat.distillation.class_map import ClassMap
 from defeat.engine.evaluate import Evaluator
 from defeat.errors import InputError
-from defeat.types import Detections, Target
+from defeat.types import Target
 
 
 def require_finite(losses: dict[str, Tensor], step: int, images: Sequence[int]) -> None:
@@ -34,34 +35,27 @@ def require_finite(losses: dict[str, Tensor], step: int, images: Sequence[int]) 
 
 
 def require_able_teacher(
-    teacher: Detector, classes: Sequence[str], images: Sequence[tuple[Tensor, Target]], floor: float = 1.0
-) -> float:
+    teacher: Detector, classes: ClassMap, images: Sequence[tuple[Tensor, Target]], floor: float = 1.0
+) -> float | None:
     """Refuse a teacher that detects next to nothing.
 
     Args:
         teacher: a trained detector, in eval mode.
-        classes: names of the data's classes; detections are translated to them by name.
+        classes: meets the classes of the data with the teacher's.
         images: a sample of the data.
         floor: least AP50 on the sample, in percent.
 
     Returns:
-        AP50 on the sample, in percent.
+        AP50 on the sample, in percent; None where the two share no class, and nothing can be measured.
 
     Raises:
-        InputError: no class in common, or AP50 below the floor.
+        InputError: AP50 is below the floor.
     """
-    translation = torch.tensor([classes.index(name) if name in classes else -1 for name in teacher.info.classes])
-    if bool((translation < 0).all()):
-        raise InputError(
-            f"The teacher knows none of the classes of the data ({', '.join(classes[:5])}, ...); "
-            "choose another teacher, or --allow-weak-teacher to learn from its features alone."
-        )
-    evaluator = Evaluator(classes)
+    if not classes.pairs:
+        return None
+    evaluator = Evaluator(classes.student)
     for image, target in images:
-        found = teacher.predict([image])[0].cpu()
-        label = translation[found.labels]
-        known = label >= 0
-        evaluator.update([Detections(found.boxes[known], found.scores[known], label[known])], [target])
+        evaluator.update([classes.detections(teacher.predict([image])[0].cpu())], [target])
     accuracy = evaluator.compute().metrics["AP50"] or 0.0
     if accuracy < floor:
         raise InputError(

@@ -1,5 +1,6 @@
 """A trained detector on a whole split."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -9,10 +10,14 @@ from rich.progress import track
 from defeat.data import open_dataset
 from defeat.data.loader import evaluation_loader
 from defeat.detector import Detector, load
+from defeat.distillation import ClassMap, renamed_classes
+from defeat.distillation.class_map import listed
 from defeat.engine.checkpoint import RunDirectory
 from defeat.engine.detections import save_detections
 from defeat.engine.evaluate import EvaluationResult, Evaluator
+from defeat.engine.settings import read_class_map
 from defeat.errors import InputError
+from defeat.types import DetectorInfo
 
 
 def evaluate(
@@ -22,6 +27,7 @@ def evaluate(
     batch_size: int = 8,
     workers: int = 2,
     device: str = "auto",
+    class_map: str | None = None,
     detections: str | None = None,
     console: Console | None = None,
 ) -> EvaluationResult:
@@ -34,6 +40,8 @@ def evaluate(
         batch_size: images at a time.
         workers: processes that load images.
         device: auto (a GPU where there is one), cpu or cuda.
+        class_map: YAML file with a line `detector's class: class of the data` for each class that the two call by
+            different names; the detector is then evaluated on the classes that both know.
         detections: file to write all detections and annotations to (safetensors), as `detections.safetensors` of a run.
         console: where to show progress; None for none.
 
@@ -49,25 +57,58 @@ def evaluate(
         data = data or trained_on
     if data is None:
         raise InputError("Name the data to evaluate on with --data.")
-    evaluator = detect_split(detector, data, split, batch_size, workers, console)
+    classes = None if class_map is None else shared_classes(detector.info, data, split, read_class_map(class_map))
+    evaluator = detect_split(detector, data, split, batch_size, workers, console, classes)
     if detections is not None:
         save_detections(Path(detections), evaluator)
     return evaluator.compute()
 
 
-def detect_split(
-    detector: Detector, data: str, split: str, batch_size: int, workers: int, console: Console | None = None
-) -> Evaluator:
-    """Detect the objects of a whole split, with the detector's own classes.
+def shared_classes(info: DetectorInfo, data: str, split: str, names: Mapping[str, str | None]) -> ClassMap:
+    """Meet the classes of data with those of a detector, and leave out what the detector does not know.
 
     Raises:
-        InputError: the data are not valid, or lack one of the detector's classes.
+        InputError: the data are not valid, a name is unknown, or no class is shared.
     """
-    dataset = open_dataset(data, split, detector.info.classes)
-    evaluator = Evaluator(detector.info.classes)
+    found = open_dataset(data, split).classes
+    known = renamed_classes(info, found, names).classes
+    shared = tuple(name for name in found if name in known)
+    if not shared:
+        raise InputError(
+            f"The detector knows none of the classes of the data ({listed(found)}); it knows {listed(info.classes)}."
+        )
+    return ClassMap(shared, known)
+
+
+def detect_split(
+    detector: Detector,
+    data: str,
+    split: str,
+    batch_size: int,
+    workers: int,
+    console: Console | None = None,
+    classes: ClassMap | None = None,
+) -> Evaluator:
+    """Detect the objects of a whole split.
+
+    Args:
+        detector: the detector, on the device to use.
+        data: path of the data set.
+        split: its split.
+        batch_size: images at a time.
+        workers: processes that load images.
+        console: where to show progress; None for none.
+        classes: meets the classes to look for with the detector's; by default they are its own.
+
+    Raises:
+        InputError: the data are not valid, or lack one of the classes.
+    """
+    classes = classes or ClassMap(detector.info.classes, detector.info.classes)
+    dataset = open_dataset(data, split, classes.student)
+    evaluator = Evaluator(classes.student)
     loader = evaluation_loader(dataset, batch_size=batch_size, workers=workers)
     for images, targets in track(loader, "Evaluating", console=console, disable=console is None, transient=True):
-        evaluator.update([found.cpu() for found in detector.predict(images)], targets)
+        evaluator.update([classes.detections(found.cpu()) for found in detector.predict(images)], targets)
     return evaluator
 
 

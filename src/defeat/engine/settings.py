@@ -1,7 +1,10 @@
 """The settings of a run: each is described here once, for Python, the command line and recipes alike."""
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
+
+import yaml
 
 from defeat.errors import InputError
 
@@ -129,6 +132,8 @@ class DistillSettings(TrainSettings):
         teacher: run directory of the teacher, or a torchvision model such as torchvision:fasterrcnn_resnet50_fpn_v2.
         teacher_weights: with a torchvision teacher, a file with its state dict, instead of the published weights.
         method: distillation method.
+        class_map: YAML file with a line `teacher's class: student's class` for each class that the two call by
+            different names; ~ instead of a name for a class of the teacher that is none of the student's.
         allow_weak_teacher: go on although the teacher detects next to nothing on the data.
         method_options: settings of the method that differ from its defaults.
     """
@@ -136,8 +141,47 @@ class DistillSettings(TrainSettings):
     teacher: str
     teacher_weights: str | None = None
     method: str = "defeat"
+    class_map: str | dict[str, str | None] | None = None
     allow_weak_teacher: bool = False
     method_options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse values that can't work; the content of `class_map` takes the place of its path.
+
+        Raises:
+            InputError: naming the first such value and its range.
+        """
+        super().__post_init__()
+        if isinstance(self.class_map, str):
+            self.class_map = read_class_map(self.class_map)
+
+    @property
+    def class_names(self) -> dict[str, str | None]:
+        """The student's name of each class that the teacher calls otherwise."""
+        assert not isinstance(self.class_map, str)
+        return self.class_map or {}
+
+
+def read_class_map(text: str) -> dict[str, str | None]:
+    """Read the names that a student has for a teacher's classes.
+
+    Args:
+        text: path of a YAML file, or its content in braces.
+
+    Raises:
+        InputError: the file can't be read, or is not a list of names.
+    """
+    try:
+        content = yaml.safe_load(text if text.startswith("{") else Path(text).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--class-map {text} can't be read.") from error
+    except yaml.YAMLError:
+        content = None
+    if not isinstance(content, dict) or not all(isinstance(name, str | None) for name in content.values()):
+        raise InputError(
+            f"--class-map {text}: give lines `teacher's class: student's class`, such as `motorcycle: motorbike`."
+        )
+    return {str(theirs): ours for theirs, ours in content.items()}
 
 
 def option(name: str) -> str:

@@ -189,7 +189,7 @@ class FasterRCNN(Detector):
             valid=valid_cells(batch, {**backbone, **neck}),
             proposals=Proposals(
                 boxes=boxes,
-                labels=torch.where(labels > 0, labels - 1, classes),
+                labels=torch.where(labels > 0, labels - 1, batch.classes),
                 logits=_background_last(logits),
                 deltas=deltas.unflatten(1, (classes + 1, 4))[:, 1:],
             ),

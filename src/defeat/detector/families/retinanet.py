@@ -212,10 +212,9 @@ class RetinaNet(Detector):
 
     def _labels(self, batch: Batch, matched: list[Tensor]) -> Tensor:
         """(B, N) class of each anchor, K for background, -1 for undecided."""
-        classes = len(self.info.classes)
         labels = []
         for target, index in zip(batch.targets, matched, strict=True):
-            known = torch.cat((target.labels, target.labels.new_tensor([classes])))
+            known = torch.cat((target.labels, target.labels.new_tensor([batch.classes])))
             label = known[torch.where(index >= 0, index, len(target.labels))]
             labels.append(torch.where(index == Matcher.BETWEEN_THRESHOLDS, -1, label))
         return torch.stack(labels)
