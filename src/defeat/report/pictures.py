@@ -12,7 +12,7 @@ from torchvision.transforms.v2.functional import resize, to_pil_image
 
 from defeat.data import DetectionDataset, open_dataset
 from defeat.detector import Detector, load
-from defeat.distillation import build_method
+from defeat.distillation import build_method, renamed_classes
 from defeat.engine.average_precision import Floats
 from defeat.engine.checkpoint import RunDirectory
 from defeat.engine.matching import average_precision_of_images
@@ -136,9 +136,10 @@ def _inside(dataset: DetectionDataset, place: int, detectors: dict[str, Detector
 def _region_panels(small: Tensor, batch: Batch, detectors: dict[str, Detector], run: RunSummary) -> list[Panel]:
     if "teacher" not in detectors or run.method is None:
         return []
-    options = RunDirectory(run.folder).read_config().get("method_options") or {}
-    student, teacher = detectors["distilled"].info, detectors["teacher"].info
-    method = build_method(run.method, student, teacher, options)
+    config = RunDirectory(run.folder).read_config()
+    student = detectors["distilled"].info
+    teacher = renamed_classes(detectors["teacher"].info, student.classes, config.get("class_map") or {})
+    method = build_method(run.method, student, teacher, config.get("method_options") or {})
     height, width = batch.images.shape[-2:]
     shapes = {stride: (-(-height // stride), -(-width // stride)) for stride in student.neck}
     panels = []

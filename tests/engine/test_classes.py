@@ -1,0 +1,90 @@
+"""Runs and evaluations whose teacher or detector calls the classes by other names."""
+
+import pytest
+import torch
+import yaml
+
+from defeat.data import open_dataset
+from defeat.engine import inference
+from defeat.engine.inference import evaluate
+from defeat.engine.settings import read_class_map
+from defeat.errors import InputError
+from defeat.types import Detections
+from tests.distillation.made_up import info
+from tests.engine.tiny_runs import CLASSES, lines, save_teacher, tiny_run, weights
+
+pytestmark = pytest.mark.usefixtures("small_demo")
+HEADS = {"positive_weight": 1.0, "negative_weight": 1.0}
+GERMAN = ("kreuz", "scheibe", "ring", "quadrat", "stern", "dreieck")
+NAMES = dict(zip(GERMAN, CLASSES, strict=True))
+
+
+def written(path, content):
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+def test_a_teacher_with_other_names_teaches_as_one_with_the_same(tmp_path):
+    options = {"max_steps": 3, "method_options": HEADS}
+    same = tiny_run(tmp_path / "same", teacher=save_teacher(tmp_path / "a"), **options).folder
+    german = save_teacher(tmp_path / "b", classes=GERMAN)
+    file = written(tmp_path / "names.yaml", NAMES)
+    renamed = tiny_run(tmp_path / "renamed", teacher=german, class_map=file, **options).folder
+    assert weights(renamed) == weights(same)
+    # The names themselves are kept: a repeat does not need the file.
+    config = yaml.safe_load((renamed / "config.yaml").read_text())
+    assert config["class_map"] == NAMES | {"ring": "ring"}
+
+
+def test_a_teacher_of_other_classes_may_still_teach_features(tmp_path):
+    foreign = save_teacher(tmp_path / "teacher", classes=("ship", "plane"))
+    folder = tiny_run(tmp_path / "run", teacher=foreign, allow_weak_teacher=False, max_steps=2).folder
+    assert all(line["train/neck_object"] > 0 for line in lines(folder) if "train/loss" in line)
+    with pytest.raises(InputError, match="can't be compared"):
+        tiny_run(tmp_path / "heads", teacher=foreign, method_options=HEADS)
+    assert not (tmp_path / "heads").exists()
+
+
+@pytest.mark.parametrize("content", ["[a, b]", "a: [b]", "a: {b: c}", "a: b: c", "1"])
+def test_files_that_pair_no_names_are_refused_with_an_example(content, tmp_path):
+    file = tmp_path / "names.yaml"
+    file.write_text(content)
+    with pytest.raises(InputError, match="motorcycle: motorbike"):
+        read_class_map(str(file))
+    with pytest.raises(InputError, match=r"nowhere\.yaml can't be read"):
+        read_class_map(str(tmp_path / "nowhere.yaml"))
+
+
+def test_names_may_stand_on_the_command_line():
+    assert read_class_map("{motorcycle: motorbike, person: ~}") == {"motorcycle": "motorbike", "person": None}
+
+
+class Knowing(torch.nn.Module):
+    """Finds all objects of the demo's images, and gives their classes German names and numbers of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.info = info({8: 1}, classes=("nichts", *GERMAN))
+        self.scenes = open_dataset("demo", "val")
+
+    def predict(self, images):
+        found = []
+        for image in images:
+            target = next(target for scene, target in self.scenes if torch.equal(scene, image))
+            found.append(Detections(target.boxes, torch.ones(len(target.labels)), target.labels + 1))
+        return found
+
+
+def test_a_detector_is_evaluated_on_the_classes_that_the_data_share(monkeypatch):
+    monkeypatch.setattr(inference, "load", lambda _: Knowing())
+    arguments = {"data": "demo", "split": "val", "workers": 0, "device": "cpu"}
+    with pytest.raises(InputError, match="Unknown class 'nichts'"):
+        evaluate("knowing", **arguments)
+    names = "{kreuz: cross, scheibe: disc, stern: star}"  # a ring is a ring in both languages
+    found = evaluate("knowing", class_map=names, **arguments)
+    assert set(found.per_class) == {"cross", "disc", "ring", "star"}
+    assert found.metrics["AP"] == pytest.approx(100)
+    crossed = evaluate("knowing", class_map="{kreuz: disc, scheibe: cross, ring: ~}", **arguments)
+    assert crossed.metrics["AP"] < 50
+    with pytest.raises(InputError, match="knows none of the classes of the data"):
+        evaluate("knowing", class_map="{ring: ~}", **arguments)
