@@ -3,27 +3,41 @@
 import pytest
 import torch
 
-from defeat.distillation.align import Adaptation, paired_channels, rescale_boxes, resized_map
+from defeat.distillation.align import Adaptation, LevelPair, paired_levels, rescale_boxes, resized_map
 from defeat.errors import InputError
+
+
+def pair(stride, channels, teacher_channels, teacher_stride=None):
+    return LevelPair(stride, teacher_stride or stride, channels, teacher_channels)
 
 
 def test_levels_meet_at_their_common_strides():
     student, teacher = {4: 8, 8: 8, 16: 9}, {32: 7, 16: 6, 8: 5}
-    assert paired_channels(student, teacher, "neck") == {8: (8, 5), 16: (9, 6)}
-    assert paired_channels(student, teacher, "neck", only=(16, 32)) == {16: (9, 6)}
+    assert paired_levels(student, teacher, "neck") == {8: pair(8, 8, 5), 16: pair(16, 9, 6)}
+    assert paired_levels(student, teacher, "neck", only=(16, 32)) == {16: pair(16, 9, 6)}
+
+
+def test_missing_levels_may_meet_the_nearest():
+    # The teacher has nothing finer than 8 and nothing coarser than 32; 4 is as far from 8 as 128 is from 32 twice over.
+    found = paired_levels({4: 1, 8: 1, 128: 2}, {8: 5, 32: 7}, "neck", missing="nearest")
+    assert found == {4: pair(4, 1, 5, 8), 8: pair(8, 1, 5), 128: pair(128, 2, 7, 32)}
+    # Of two that are equally near the finer one is taken.
+    assert paired_levels({16: 1}, {32: 7, 8: 5}, "neck", missing="nearest") == {16: pair(16, 1, 5, 8)}
+    with pytest.raises(InputError, match="Did you mean 'nearest'"):
+        paired_levels({16: 1}, {32: 7}, "neck", missing="neares")
 
 
 @pytest.mark.parametrize(("teacher", "only"), [({8: 8}, None), ({4: 8, 8: 8}, (8,))])
 def test_levels_without_a_common_stride_are_refused_with_both_sides(teacher, only):
     with pytest.raises(InputError) as caught:
-        paired_channels({4: 8}, teacher, "backbone", only)
+        paired_levels({4: 8}, teacher, "backbone", only)
     message = f"The student's backbone has strides [4] and the teacher's {sorted(teacher)}: no level meets another"
     assert str(caught.value).startswith(message)
 
 
 def test_a_relu_may_follow_the_adaptation():
     torch.manual_seed(0)
-    plain, cut = Adaptation({8: (3, 5)}), Adaptation({8: (3, 5)}, activation=True)
+    plain, cut = Adaptation({8: pair(8, 3, 5)}), Adaptation({8: pair(8, 3, 5)}, activation=True)
     cut.load_state_dict(plain.state_dict())
     level = torch.randn(2, 3, 6, 7)
     assert plain(level, 8).min() < 0
@@ -31,13 +45,13 @@ def test_a_relu_may_follow_the_adaptation():
 
 
 def test_adaptation_turns_the_students_channels_into_the_teachers():
-    adaptation = Adaptation({8: (3, 5), 16: (4, 5)})
+    adaptation = Adaptation({8: pair(8, 3, 5), 16: pair(16, 4, 5)})
     assert adaptation(torch.randn(2, 3, 6, 7), 8).shape == (2, 5, 6, 7)
     assert adaptation(torch.randn(2, 4, 3, 4), 16).shape == (2, 5, 3, 4)
 
 
 def test_adaptation_sees_three_by_three_cells():
-    adaptation = Adaptation({8: (1, 1)})
+    adaptation = Adaptation({8: pair(8, 1, 1)})
     weight = adaptation.layers["8"].weight
     assert weight.shape == (1, 1, 3, 3)
     with torch.no_grad():
@@ -50,17 +64,17 @@ def test_adaptation_sees_three_by_three_cells():
 
 def test_published_adaptation_begins_near_zero():
     torch.manual_seed(0)
-    layer = Adaptation({8: (64, 64)}, "published").layers["8"]
+    layer = Adaptation({8: pair(8, 64, 64)}, "published").layers["8"]
     # 36864 draws: their deviation is within a few hundredths of 1e-4.
     assert layer.weight.std().item() == pytest.approx(1e-4, rel=0.15)
     assert layer.weight.abs().max() < 1e-3
     assert layer.bias.abs().max() == 0
-    assert Adaptation({8: (64, 64)}).layers["8"].weight.std() > 1e-2
+    assert Adaptation({8: pair(8, 64, 64)}).layers["8"].weight.std() > 1e-2
 
 
 def test_an_unknown_initialisation_suggests_the_nearest():
     with pytest.raises(InputError, match="Did you mean 'published'"):
-        Adaptation({8: (1, 1)}, "publishd")
+        Adaptation({8: pair(8, 1, 1)}, "publishd")
 
 
 def test_a_map_of_the_same_size_is_taken_as_it_is():

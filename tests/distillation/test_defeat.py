@@ -50,6 +50,20 @@ def test_neck_terms_by_hand():
     assert items(losses) == pytest.approx({"neck_object": 0.75, "neck_background": 104.0})
 
 
+def test_a_missing_level_meets_the_nearest_one_resized_by_hand():
+    # The teacher has stride 8 alone: 8 columns with the values 0 to 7. Column i of the student's 16 at stride 4 lies at
+    # (i + 1/2) / 2 - 1/2 of them, and at the border it is the border's value.
+    ramp = torch.arange(8.0).expand(1, 1, 4, 8)
+    places = ((torch.arange(16.0) + 0.5) / 2 - 0.5).clamp(0, 7).expand(1, 1, 8, 16)
+    built = method(info({4: 1}), info({8: 1}), scale="none", missing_levels="nearest", object_weight=0)
+    found = with_identity(built)(output({4: places}), output({8: ramp}), [boxed(size=(32, 64))], START)
+    assert items(found) == pytest.approx({"neck_background": 0}, abs=1e-10)
+    # At a distance of 3 everywhere, 9 / 2 a cell, times the weight of 4.
+    apart = with_identity(built)(output({4: places + 3}), output({8: ramp}), [boxed(size=(32, 64))], START)
+    assert items(apart) == pytest.approx({"neck_background": 18})
+    assert built.notes == ["The teacher's neck has no level at stride 4: that at 8 is resized."]
+
+
 def test_object_and_background_part_the_map():
     # With equal squared differences everywhere both terms are that value over two: none of the map is lost or shared.
     student, teacher = random_output(4, seed=0), random_output(4, seed=0)
@@ -206,8 +220,10 @@ def test_backbone_terms_by_hand():
 def test_across_families_the_head_terms_are_left_out_with_a_note(student, teacher):
     built = method(tiny_detector(student).info, tiny_detector(teacher).info, positive_weight=1.0)
     assert built.head.field is None
+    missing = {"faster_rcnn": 4, "retinanet": 128}[student]
     assert built.notes == [
-        "The classification terms are left out: they share neither proposals nor anchors on images of one size."
+        f"The teacher's neck has no level at stride {missing}: left out.",
+        "The classification terms are left out: they share neither proposals nor anchors on images of one size.",
     ]
 
 

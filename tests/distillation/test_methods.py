@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from defeat.detector import FAMILIES
-from defeat.distillation import METHODS, build_method
+from defeat.distillation import METHODS, build_method, method_defaults
 from defeat.errors import InputError
 from defeat.types import Progress
 from tests.detector.tiny import tiny_batch, tiny_detector
@@ -63,6 +63,24 @@ def test_losses_are_finite_and_teach_the_student(method, student, teacher, diffe
     trained = [bool(weight.grad.abs().sum() > 0) for weight in built.parameters() if weight.ndim > 1]
     assert any(trained) or not trained
     assert all(weight.grad is None for weight in teacher.parameters())
+
+
+@every_pair
+@pytest.mark.parametrize("method", [name for name in METHODS if "missing_levels" in method_defaults(name)])
+@pytest.mark.parametrize("size", [{}, {"size": 128, "max_size": 192}])
+def test_every_level_of_the_student_may_learn_from_the_nearest_of_the_teacher(method, student, teacher, size):
+    student, teacher = tiny_detector(student), tiny_detector(teacher, seed=1, neck_channels=24, **size)
+    built = make(method, student, teacher, missing_levels="nearest")
+    boxes = [torch.tensor([[0.0, 0.0, side, side]]) for side in (20.0, 60.0)]
+    shapes = {stride: (-(-64 // stride), -(-64 // stride)) for stride in student.info.neck}
+    assert all(regions.keys() == student.info.neck.keys() for regions in built.painted(boxes, shapes).values())
+    left_out = make(method, student, teacher)
+    shared = student.info.neck.keys() & teacher.info.neck.keys()
+    assert all(regions.keys() == shared for regions in left_out.painted(boxes, shapes).values())
+    losses = run(built, student, teacher)
+    assert all(loss.isfinite() and loss >= 0 for loss in losses.values())
+    sum(losses.values()).backward()
+    assert all(weight.grad.isfinite().all() for weight in built.parameters())
 
 
 @every_method

@@ -1,6 +1,8 @@
 """Bring a student's and a teacher's maps together: which level meets which, at what size, with how many channels."""
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,34 +10,64 @@ from torch import Tensor, nn
 from defeat.errors import InputError, unknown_name
 
 INITIALISATIONS = ("default", "published")
+MISSING_LEVELS = ("leave_out", "nearest")
 
 
-def paired_channels(
-    student: Mapping[int, int], teacher: Mapping[int, int], part: str, only: Sequence[int] | None = None
-) -> dict[int, tuple[int, int]]:
+@dataclass(frozen=True)
+class LevelPair:
+    """A level of the student and the teacher's level that it meets.
+
+    Attributes:
+        stride: of the student's level.
+        teacher_stride: of the teacher's; where it differs, the teacher's map is resized.
+        channels: channels of the student's map.
+        teacher_channels: channels of the teacher's map.
+    """
+
+    stride: int
+    teacher_stride: int
+    channels: int
+    teacher_channels: int
+
+
+def paired_levels(
+    student: Mapping[int, int],
+    teacher: Mapping[int, int],
+    part: str,
+    only: Sequence[int] | None = None,
+    missing: str = "leave_out",
+) -> dict[int, LevelPair]:
     """Pair the levels of two networks by their strides.
 
     Args:
         student: channels of the student's maps by stride.
         teacher: the same of the teacher.
         part: what the maps belong to, for the message, e.g. `neck`.
-        only: strides to use; None for all that both have.
+        only: strides of the student's levels to use; None for all.
+        missing: what becomes of a level whose stride the teacher lacks: `leave_out`, or `nearest`, which pairs it with
+            the teacher's level of the nearest stride (by ratio; of two the finer).
 
     Returns:
-        Channels of student and teacher by stride, ascending.
+        The pairs by the student's stride, ascending.
 
     Raises:
-        InputError: no level is left.
+        InputError: no level is left, or `missing` is unknown.
     """
-    shared = sorted(set(student) & set(teacher))
-    used = [stride for stride in shared if only is None or stride in only]
-    if not used:
+    if missing not in MISSING_LEVELS:
+        raise unknown_name("way with missing levels", missing, MISSING_LEVELS)
+    used = [stride for stride in sorted(student) if only is None or stride in only]
+    nearest = {stride: min(sorted(teacher), key=lambda other: abs(math.log2(other / stride))) for stride in used}
+    if missing == "leave_out":
+        nearest = {stride: other for stride, other in nearest.items() if stride == other}
+    if not nearest:
         asked = "" if only is None else f" at the strides {sorted(only)} that were asked for"
         raise InputError(
             f"The student's {part} has strides {sorted(student)} and the teacher's {sorted(teacher)}: "
-            f"no level meets another{asked}. Choose detectors with a common stride."
+            f"no level meets another{asked}. Choose detectors with a common stride, or missing_levels nearest."
         )
-    return {stride: (student[stride], teacher[stride]) for stride in used}
+    return {
+        stride: LevelPair(stride, other, student[stride], teacher[other]) for stride, other in sorted(nearest.items())
+    }
 
 
 class Adaptation(nn.Module):
@@ -45,7 +77,7 @@ class Adaptation(nn.Module):
     networks' feature spaces, so that the student's maps need not be equal to the teacher's, only as informative.
 
     Args:
-        channels: channels of student and teacher by stride.
+        levels: the pairs by the student's stride.
         initialisation: `default` (that of torch) or `published` (truncated normal with deviation 1e-4, as in the
             original code: at first the layer learns and hardly any gradient reaches the student).
         activation: whether a ReLU follows each convolution.
@@ -55,15 +87,14 @@ class Adaptation(nn.Module):
     """
 
     def __init__(
-        self, channels: dict[int, tuple[int, int]], initialisation: str = "default", activation: bool = False
+        self, levels: Mapping[int, LevelPair], initialisation: str = "default", activation: bool = False
     ) -> None:
         super().__init__()
-        self.strides = sorted(channels)
         self.activation = activation
         if initialisation not in INITIALISATIONS:
             raise unknown_name("initialisation", initialisation, INITIALISATIONS)
         self.layers = nn.ModuleDict(
-            {str(stride): nn.Conv2d(student, teacher, 3, padding=1) for stride, (student, teacher) in channels.items()}
+            {str(stride): nn.Conv2d(one.channels, one.teacher_channels, 3, padding=1) for stride, one in levels.items()}
         )
         if initialisation == "published":
             for layer in self.layers.values():
@@ -83,7 +114,7 @@ def resized_map(level: Tensor, scale: float, shape: tuple[int, int]) -> Tensor:
 
     Args:
         level: (B, C, H, W) of the teacher.
-        scale: pixels of the teacher's batch per pixel of the student's.
+        scale: cells of the teacher's map per cell of the student's, in either direction.
         shape: height and width of the student's map, in cells.
 
     Returns:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from defeat.distillation.align import Adaptation, paired_channels, resized_map
+from defeat.distillation.align import Adaptation, LevelPair, paired_levels, resized_map
 from defeat.distillation.base import Method
 from defeat.distillation.losses import DIFFERENCES, region_mean, standardise
 from defeat.distillation.regions import Regions, Shape
@@ -34,13 +34,18 @@ class MapImitation(nn.Module):
         regions: paints the region, see `defeat.distillation.regions`.
         object_weight: weight of the region; 0 leaves the term out.
         background_weight: weight of the rest; 0 leaves the term out.
-        strides: strides of the levels that take part; None for all that both have.
+        strides: strides of the student's levels that take part; None for all.
+        missing_levels: what becomes of those whose stride the teacher lacks, see `paired_levels`.
         difference: `squared`, `absolute` or `divisive`, see `defeat.distillation.losses`.
         scale: what makes the terms independent of the magnitude of features. `standardise`: both sides get zero mean
             and unit variance in every channel of a level; `teacher`: the teacher's side alone does, and the adaptation
             layer has to find that scale; `none`: the published arithmetic, whose weights fit one pair of networks only.
         initialisation: of the adaptation layers: `default` or `published` (see `Adaptation`).
         count_padding: whether padded cells count as background, as in the published code.
+
+    Attributes:
+        levels: which levels meet, by the student's stride; empty where both weights are 0.
+        notes: one sentence for each thing that the pair leaves out or changes.
 
     Raises:
         InputError: no stride is shared, or the difference, the scale or the initialisation is unknown.
@@ -56,6 +61,7 @@ class MapImitation(nn.Module):
         object_weight: float = 0.0,
         background_weight: float = 0.0,
         strides: Sequence[int] | None = None,
+        missing_levels: str = "leave_out",
         difference: str = "squared",
         scale: str = "standardise",
         initialisation: str = "default",
@@ -69,10 +75,13 @@ class MapImitation(nn.Module):
         self.part, self.regions = part, regions
         self.weights = {"object": object_weight, "background": background_weight}
         self.difference, self.scale, self.count_padding = DIFFERENCES[difference], scale, count_padding
-        channels: dict[int, tuple[int, int]] = {}
+        self.levels: dict[int, LevelPair] = {}
+        self.notes: list[str] = []
         if any(self.weights.values()):  # a part that is switched off has no layers
-            channels = paired_channels(getattr(student, part), getattr(teacher, part), part, strides)
-        self.adaptation = Adaptation(channels, initialisation, activation=part == "backbone")
+            own = getattr(student, part)
+            self.levels = paired_levels(own, getattr(teacher, part), part, strides, missing_levels)
+            self._note_missing([stride for stride in sorted(own) if strides is None or stride in strides])
+        self.adaptation = Adaptation(self.levels, initialisation, activation=part == "backbone")
 
     def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Compute the weighted terms `PART_object` and `PART_background`.
@@ -82,23 +91,41 @@ class MapImitation(nn.Module):
             teacher: what the teacher gave; its batch may be larger or smaller.
             targets: the boxes of each image, in pixels of the student's batch.
         """
-        strides = self.adaptation.strides
-        if not strides:
+        if not self.levels:
             return {}
-        maps = {stride: getattr(student, self.part)[stride].float() for stride in strides}
+        maps = {stride: getattr(student, self.part)[stride].float() for stride in self.levels}
         shapes = {stride: (level.shape[-2], level.shape[-1]) for stride, level in maps.items()}
         regions = self.regions([target.boxes for target in targets], shapes)
         terms: dict[str, list[Tensor]] = {name: [] for name, weight in self.weights.items() if weight > 0}
         for stride, level in maps.items():
             valid = student.valid[stride]
             inside = torch.ones_like(valid) if self.count_padding else valid
-            wanted = resized_map(getattr(teacher, self.part)[stride].float(), teacher.scale, shapes[stride])
+            wanted = self._wanted(teacher, self.levels[stride], shapes[stride])
             per_cell = self.difference(*self._scaled(self.adaptation(level, stride), wanted, inside))  # (B, H, W)
             region = regions[stride].to(per_cell.dtype) * inside
             cells = {"object": region, "background": inside.to(per_cell.dtype) - region}
             for name, term in terms.items():
                 term.append(region_mean(per_cell, cells[name], wanted.shape[1]))
         return {f"{self.part}_{name}": self.weights[name] * torch.stack(term).mean() for name, term in terms.items()}
+
+    def painted(self, boxes: Sequence[Tensor], shapes: dict[int, Shape]) -> Regions:
+        """The region on those of the levels that take part."""
+        return self.regions(boxes, {stride: shape for stride, shape in shapes.items() if stride in self.levels})
+
+    def _wanted(self, teacher: DetectorOutput, level: LevelPair, shape: Shape) -> Tensor:
+        """The teacher's map (B, C, *shape) for a level of the student."""
+        ratio = teacher.scale * level.stride / level.teacher_stride
+        return resized_map(getattr(teacher, self.part)[level.teacher_stride].float(), ratio, shape)
+
+    def _note_missing(self, asked: Sequence[int]) -> None:
+        left_out = [str(stride) for stride in asked if stride not in self.levels]
+        if left_out:
+            self.notes.append(f"The teacher's {self.part} has no level at stride {', '.join(left_out)}: left out.")
+        resized = [one for one in self.levels.values() if one.stride != one.teacher_stride]
+        self.notes += [
+            f"The teacher's {self.part} has no level at stride {one.stride}: that at {one.teacher_stride} is resized."
+            for one in resized
+        ]
 
     def _scaled(self, found: Tensor, wanted: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
         if self.scale == "none":
@@ -138,10 +165,11 @@ class NeckMethod(Method):
         super().__init__(student, teacher)
         self.schedule = Schedule(decay, warmup)
         self.neck = MapImitation(student, teacher, "neck", regions, object_weight=weight, **maps)
+        self.notes += self.neck.notes
 
     def painted(self, boxes: Sequence[Tensor], shapes: dict[int, Shape]) -> dict[str, Regions]:
         """The one region."""
-        return {"object": self.neck.regions(boxes, shapes)}
+        return {"object": self.neck.painted(boxes, shapes)}
 
     def terms(
         self, student: DetectorOutput, teacher: DetectorOutput, targets: Sequence[Target], progress: Progress

@@ -1,6 +1,7 @@
-"""How hard each term of distillation pulls on the student, beside the detector's own losses."""
+"""How hard the terms of distillation pull on the student, beside the detector's own losses."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,39 +9,58 @@ from torch import Tensor
 from defeat.types import DetectorOutput
 
 
-def gradient_ratios(terms: Mapping[str, Tensor], output: DetectorOutput) -> dict[str, float]:
-    """The norm of each term's gradient over that of the detector's own losses, both with respect to the neck's maps.
+@dataclass(frozen=True)
+class Pulls:
+    """Norms of gradients over that of the detector's own losses, 0 or more.
 
-    A term that does not reach the neck, because it is computed from the backbone's maps, is measured there.
+    Attributes:
+        terms: of each term by name; 0 for a term without any gradient, infinity where the detector has none.
+        together: of all terms together, which is less than the sum where they pull in different directions.
+    """
+
+    terms: dict[str, float]
+    together: float
+
+
+def measure_pulls(terms: Mapping[str, Tensor], output: DetectorOutput) -> Pulls:
+    """Compare gradients with respect to the student's neck maps.
+
+    A term that does not reach the neck, because it is computed from the backbone's maps, is measured there, against the
+    gradient that the detector's own losses have there; what it pulls is added to what the others pull together.
 
     Args:
         terms: losses of distillation by name, with their graph.
         output: what the student gave in the same step, with the graph of its own losses.
-
-    Returns:
-        Ratios, 0 or more; a term without any gradient has 0, and all have infinity where the detector has none.
     """
     own = torch.stack([loss.float() for loss in output.losses.values()]).sum()
     everywhere = [*output.neck.values()], [*output.backbone.values()]
     places = [maps for part in everywhere if (maps := [one for one in part if one.requires_grad])]
-    own_norms: dict[int, float] = {}
-    ratios = {}
-    for name, term in terms.items():
-        ratios[name] = 0.0
-        for number, maps in enumerate(places):
-            norm = _norm(term, maps)
-            if norm == 0:
-                continue
-            if number not in own_norms:
-                own_norms[number] = _norm(own, maps)
-            ratios[name] = norm / own_norms[number] if own_norms[number] > 0 else float("inf")
-            break
-    return ratios
+    left, ratios, together = dict(terms), dict.fromkeys(terms, 0.0), 0.0
+    for maps in places:
+        gradients = {name: gradient for name, term in left.items() if _norm(gradient := _gradient(term, maps)) > 0}
+        if not gradients:
+            continue
+        own_norm = _norm(_gradient(own, maps))
+        for name, gradient in gradients.items():
+            ratios[name] = _ratio(_norm(gradient), own_norm)
+            del left[name]
+        together += _ratio(
+            _norm([torch.stack(level).sum(dim=0) for level in zip(*gradients.values(), strict=True)]), own_norm
+        )
+    return Pulls(ratios, together)
 
 
-def _norm(loss: Tensor, maps: list[Tensor]) -> float:
+def _gradient(loss: Tensor, maps: Sequence[Tensor]) -> list[Tensor]:
+    """Of each map, zero where the loss does not depend on it."""
     if not loss.requires_grad:
-        return 0.0
-    gradients = torch.autograd.grad(loss, maps, retain_graph=True, allow_unused=True)
-    norms = [gradient.float().norm() for gradient in gradients if gradient is not None]
-    return float(torch.stack(norms).norm()) if norms else 0.0
+        return [torch.zeros_like(one, dtype=torch.float32) for one in maps]
+    found = torch.autograd.grad(loss, maps, retain_graph=True, allow_unused=True)
+    return [torch.zeros_like(one) if grad is None else grad.float() for one, grad in zip(maps, found, strict=True)]
+
+
+def _norm(gradient: Sequence[Tensor]) -> float:
+    return float(torch.stack([one.norm() for one in gradient]).norm())
+
+
+def _ratio(norm: float, own: float) -> float:
+    return norm / own if own > 0 else float("inf") if norm > 0 else 0.0

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from defeat.detector import Detector
 from defeat.distillation import Method
 from defeat.engine.evaluate import EvaluationResult, Evaluator
-from defeat.engine.gradients import gradient_ratios
+from defeat.engine.gradients import measure_pulls
 from defeat.engine.guards import require_finite
 from defeat.engine.provenance import commit
 from defeat.engine.settings import TrainSettings
@@ -88,7 +88,7 @@ class DetectionModule(LightningModule):
         scalars: dict[str, Any] = {f"train/{name}": loss.detach() for name, loss in losses.items()}
         scalars["train/lr"] = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
         if terms and self._measures_gradients():
-            scalars |= {f"gradient/{name}": ratio for name, ratio in gradient_ratios(terms, output).items()}
+            scalars |= {f"gradient/{name}": ratio for name, ratio in measure_pulls(terms, output).terms.items()}
         self.log_dict(scalars, batch_size=len(batch[0]))
         return total
 

@@ -57,6 +57,8 @@ class DeFeat(Method):
         scale: what makes the terms on maps independent of the magnitude of features: standardise (both sides), teacher
             (the teacher's side alone) or none (published).
         initialisation: of the adaptation layers: default or published (near zero).
+        missing_levels: what becomes of levels whose stride the teacher lacks: leave_out, or nearest (the level of the
+            teacher with the nearest stride, resized).
         warmup: part of the run over which all terms rise linearly from zero, 0..1.
         decay: how all terms change over the epochs: constant, linear, cosine or up_down.
         detector_negatives: weight of negatives in the student's own losses of classes, 0 or more; 1 changes nothing.
@@ -88,6 +90,7 @@ class DeFeat(Method):
         proposals: str = "teacher",
         scale: str = "standardise",
         initialisation: str = "default",
+        missing_levels: str = "leave_out",
         warmup: float = 0.05,
         decay: str = "constant",
         detector_negatives: float = 1.0,
@@ -107,7 +110,12 @@ class DeFeat(Method):
         if not 1 <= detector_negatives_decay < float("inf"):
             raise InputError(f"detector_negatives_decay must be 1 or more, not {detector_negatives_decay}.")
         self.detector_negatives, self.detector_negatives_decay = detector_negatives, detector_negatives_decay
-        maps: Any = {"scale": scale, "initialisation": initialisation, "count_padding": count_padding}
+        maps: Any = {
+            "scale": scale,
+            "initialisation": initialisation,
+            "missing_levels": missing_levels,
+            "count_padding": count_padding,
+        }
         self.schedule = Schedule(decay, warmup)
         self.neck = MapImitation(
             student,
@@ -133,6 +141,7 @@ class DeFeat(Method):
             "negative": ClassTerm(negative_weight, "negative", temperature=negative_temperature, average=head_average),
         }
         self.head = ClassImitation(student, teacher, terms, proposals)
+        self.notes += self.neck.notes + self.backbone.notes
         if self.head.reason:
             self.notes.append(f"The classification terms are left out: {self.head.reason}.")
 
@@ -142,7 +151,7 @@ class DeFeat(Method):
 
     def painted(self, boxes: Sequence[Tensor], shapes: dict[int, Shape]) -> dict[str, Regions]:
         """The object region of the neck; the rest of the image is the background."""
-        return {"object": self.neck.regions(boxes, shapes)}
+        return {"object": self.neck.painted(boxes, shapes)}
 
     def terms(
         self, student: DetectorOutput, teacher: DetectorOutput, targets: Sequence[Target], progress: Progress

@@ -22,6 +22,8 @@ class Imitation(NeckMethod):
         scale: what makes the term independent of the magnitude of features: standardise (both sides), teacher (the
             teacher's side alone) or none (published).
         initialisation: of the adaptation layers: default or published (near zero).
+        missing_levels: what becomes of levels whose stride the teacher lacks: leave_out, or nearest (the level of the
+            teacher with the nearest stride, resized).
         warmup: part of the run over which the term rises linearly from zero, 0..1.
         decay: how the term changes over the epochs: constant, linear, cosine or up_down.
 
@@ -41,6 +43,7 @@ class Imitation(NeckMethod):
         difference: str = "squared",
         scale: str = "standardise",
         initialisation: str = "default",
+        missing_levels: str = "leave_out",
         warmup: float = 0.05,
         decay: str = "constant",
     ) -> None:
@@ -55,6 +58,7 @@ class Imitation(NeckMethod):
             difference=difference,
             scale=scale,
             initialisation=initialisation,
+            missing_levels=missing_levels,
             warmup=warmup,
             decay=decay,
         )

@@ -20,6 +20,8 @@ class TADF(NeckMethod):
         scale: what makes the term independent of the magnitude of features: standardise (both sides), teacher (the
             teacher's side alone) or none (published).
         initialisation: of the adaptation layers: default or published (near zero).
+        missing_levels: what becomes of levels whose stride the teacher lacks: leave_out, or nearest (the level of the
+            teacher with the nearest stride, resized).
         warmup: part of the run over which the term rises linearly from zero, 0..1.
         decay: how the term changes over the epochs: constant, linear, cosine or up_down.
 
@@ -37,6 +39,7 @@ class TADF(NeckMethod):
         object_weight: float = 4.0,
         scale: str = "standardise",
         initialisation: str = "default",
+        missing_levels: str = "leave_out",
         warmup: float = 0.05,
         decay: str = "linear",
     ) -> None:
@@ -48,6 +51,7 @@ class TADF(NeckMethod):
             object_weight,
             scale=scale,
             initialisation=initialisation,
+            missing_levels=missing_levels,
             warmup=warmup,
             decay=decay,
         )
