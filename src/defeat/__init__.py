@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from defeat.data import open_dataset
     from defeat.detector import DetectorSpec, build, load
     from defeat.engine.inference import evaluate
+    from defeat.engine.replay import replay
     from defeat.engine.run import distill, train
     from defeat.errors import InputError
     from defeat.report.compare import compare
@@ -29,6 +30,7 @@ __all__ = [
     "methods",
     "open_dataset",
     "predict",
+    "replay",
     "train",
 ]
 
@@ -43,6 +45,7 @@ _HOMES = {
     "load": "defeat.detector",
     "open_dataset": "defeat.data",
     "predict": "defeat.report.predict",
+    "replay": "defeat.engine.replay",
     "train": "defeat.engine.run",
 }
 

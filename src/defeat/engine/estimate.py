@@ -7,13 +7,13 @@ from time import perf_counter
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from defeat.data.loader import training_loader
 from defeat.engine.assembly import Parts, assemble
 from defeat.engine.inference import choose_device, wait_for
 from defeat.engine.settings import TrainSettings
-from defeat.types import Progress, Target
+from defeat.engine.step import step_losses, total_loss
+from defeat.types import Progress
 
 STEPS = 3  # the first of them is a warm-up
 IMAGES = 4
@@ -90,23 +90,15 @@ def _step_seconds(parts: Parts, settings: TrainSettings, steps: int) -> float:
         batch = next(batches, None)
         if batch is None:
             break
-        losses = _losses(parts, batch, Progress(step, steps, 0, settings.epochs))
+        progress = Progress(step, steps, 0, settings.epochs)
+        prepared = parts.student.prepare(*batch)
+        output, terms = step_losses(parts.student, prepared, progress, parts.method, parts.teacher)
         optimizer.zero_grad()
-        torch.stack([loss.float() for loss in losses.values()]).sum().backward()
+        total_loss(output.losses | terms).backward()
         optimizer.step()
         wait_for(parts.student.device)
         times.append(perf_counter() - begin)
     return median(times[1:] or times)
-
-
-def _losses(parts: Parts, batch: tuple[list[Tensor], list[Target]], progress: Progress) -> dict[str, Tensor]:
-    prepared = parts.student.prepare(*batch)
-    output = parts.student.forward_train(prepared)
-    losses = dict(output.losses)
-    if parts.teacher is not None and parts.method is not None:
-        learned = parts.teacher.forward_teacher(parts.teacher.adopt(prepared))
-        losses |= parts.method(output, learned, prepared.targets, progress)
-    return losses
 
 
 def _image_seconds(parts: Parts) -> float:

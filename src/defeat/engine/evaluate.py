@@ -105,6 +105,10 @@ class Evaluator:
             for image_id, image in unpacked(state).items():
                 self._images.setdefault(image_id, image)
 
+    def found(self, image_id: int) -> Detections:
+        """What was found in an image."""
+        return self._images[image_id][0]
+
     def scenes(self) -> list[Scene]:
         """The images collected, in the order of their numbers."""
         return [Scene.of(*self._images[image_id]) for image_id in sorted(self._images)]

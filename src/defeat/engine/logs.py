@@ -19,6 +19,7 @@ from rich.console import Console
 from torch import Tensor
 
 from defeat.detector import save_model
+from defeat.engine.guards import require_finite_weights
 from defeat.engine.module import DetectionModule
 
 
@@ -91,11 +92,12 @@ class Checkpoint(Callback):
         self._save(trainer, module)
 
     def _save(self, trainer: Trainer, module: LightningModule) -> None:
+        assert isinstance(module, DetectionModule)
+        require_finite_weights(module, trainer.global_step)
         beside = self.path.with_suffix(".part")
         trainer.save_checkpoint(beside)
         if trainer.is_global_zero:
             beside.replace(self.path)
-            assert isinstance(module, DetectionModule)
             save_model(module.student, self.folder)
 
     @contextmanager

@@ -16,10 +16,13 @@ from defeat.detector import Detector
 from defeat.distillation import Method
 from defeat.engine.evaluate import EvaluationResult, Evaluator
 from defeat.engine.gradients import measure_pulls
-from defeat.engine.guards import require_finite
+from defeat.engine.guards import FirstSteps, PullWatch, require_finite
 from defeat.engine.provenance import commit
+from defeat.engine.replay import keep_step
 from defeat.engine.settings import TrainSettings
-from defeat.types import Batch, DetectorOutput, Progress, Target
+from defeat.engine.step import step_losses, total_loss
+from defeat.errors import InputError
+from defeat.types import DetectorOutput, Progress, Target
 
 Images = tuple[list[Tensor], list[Target]]
 GRADIENT_POINTS = 50  # of a run
@@ -37,10 +40,16 @@ class DetectionModule(LightningModule):
         method: turns both detectors' outputs into losses; None to train the student alone.
         teacher: a trained detector; it stays outside the module tree, so that no checkpoint, copy or mode switch
             ever touches it.
+        notify: called with a sentence that the user should read while the run goes on.
     """
 
     def __init__(
-        self, student: Detector, settings: TrainSettings, method: Method | None = None, teacher: Detector | None = None
+        self,
+        student: Detector,
+        settings: TrainSettings,
+        method: Method | None = None,
+        teacher: Detector | None = None,
+        notify: Callable[[str], None] = lambda _: None,
     ) -> None:
         super().__init__()
         assert (method is None) == (teacher is None)
@@ -48,6 +57,8 @@ class DetectionModule(LightningModule):
         self.method = method
         self.settings = settings
         self._outside = (teacher.eval().requires_grad_(False),) if teacher is not None else ()
+        self.first_steps = FirstSteps(method) if method is not None else None
+        self.pull_watch, self.notify = PullWatch(), notify
         self.evaluator = Evaluator(student.info.classes)
         self.last_evaluation: EvaluationResult | None = None
         self.last_found: Evaluator | None = None  # what that evaluation is of
@@ -80,26 +91,35 @@ class DetectionModule(LightningModule):
     def training_step(self, batch: Images, batch_idx: int) -> Tensor:
         """Compute and log every loss term; give back their sum."""
         prepared = self.student.prepare(*batch)
-        output, terms = self.losses(prepared)
+        output, terms = step_losses(self.student, prepared, self.progress, self.method, self.teacher)
         losses = output.losses | terms
-        total = torch.stack([loss.float() for loss in losses.values()]).sum()
-        require_finite(losses, self.global_step, [target.image_id for target in batch[1]])
+        self._require_finite(losses, batch)
+        if self.first_steps is not None:
+            self.first_steps.look(terms, output, prepared.targets)
+        total = total_loss(losses)
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch[0]))
         scalars: dict[str, Any] = {f"train/{name}": loss.detach() for name, loss in losses.items()}
         scalars["train/lr"] = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
         if terms and self._measures_gradients():
-            scalars |= {f"gradient/{name}": ratio for name, ratio in measure_pulls(terms, output).terms.items()}
+            scalars |= self._pulls(terms, output)
         self.log_dict(scalars, batch_size=len(batch[0]))
         return total
 
-    def losses(self, batch: Batch) -> tuple[DetectorOutput, dict[str, Tensor]]:
-        """What the student gives for a prepared batch, its own losses among it, and the losses of distillation."""
-        if self.method is None or self.teacher is None:
-            return self.student.forward_train(batch), {}
-        progress = self.progress
-        output = self.student.forward_train(batch, self.method.negative_weight(progress))
-        learned = self.teacher.forward_teacher(self.teacher.adopt(batch))
-        return output, self.method(output, learned, batch.targets, progress)
+    def _require_finite(self, losses: dict[str, Tensor], batch: Images) -> None:
+        try:
+            require_finite(losses, self.global_step, [target.image_id for target in batch[1]])
+        except InputError as error:
+            seed = step_seed(self.settings.seed, self.global_step, self.global_rank)
+            about = (self.progress, self.student.info.classes, seed, self.global_rank)
+            kept = keep_step(self.settings.out, self.state_dict(), batch, *about)
+            raise InputError(f"{error} To look into it: {kept} holds this step, defeat.replay computes it.") from None
+
+    def _pulls(self, terms: dict[str, Tensor], output: DetectorOutput) -> dict[str, float]:
+        """How hard the terms pull, to be logged; the user is told when that is much for a while."""
+        pulls = measure_pulls(terms, output)
+        if sentence := self.pull_watch.look(pulls.together, self.global_step):
+            self.notify(sentence)
+        return {f"gradient/{name}": ratio for name, ratio in pulls.terms.items()}
 
     def _measures_gradients(self) -> bool:
         """Whether this step is one of the few, among those that are logged, in which gradients are compared."""
@@ -118,6 +138,11 @@ class DetectionModule(LightningModule):
             torch.cuda.synchronize(self.device)
         self.step_seconds.append(perf_counter() - self._step_began)
 
+    def on_train_end(self) -> None:
+        """A run may be shorter than what counts as its first steps."""
+        if self.first_steps is not None and not self.first_steps.done:
+            self.first_steps.judge()
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep times and commits: a resumed run took as long as all of its parts, and comes from the code of each."""
         checkpoint["commits"] = list(self.commits)
@@ -125,7 +150,8 @@ class DetectionModule(LightningModule):
         checkpoint["wall_seconds"] = self.earlier_seconds + perf_counter() - self._began
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take times and commits over."""
+        """Take times and commits over; the first steps were watched when the run began."""
+        self.first_steps = None
         self.commits = list(dict.fromkeys([*checkpoint.get("commits", []), *self.commits]))
         self.step_seconds = list(checkpoint.get("step_seconds", []))
         self.earlier_seconds = checkpoint.get("wall_seconds", 0.0)

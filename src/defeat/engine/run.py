@@ -3,7 +3,7 @@
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,21 +12,24 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
 from defeat.data import DetectionDataset
-from defeat.detector import save_model
+from defeat.detector import load, save_model
 from defeat.engine.assembly import assemble
 from defeat.engine.checkpoint import RunDirectory
 from defeat.engine.datamodule import DetectionDataModule
 from defeat.engine.detections import save_detections
 from defeat.engine.evaluate import EvaluationResult
-from defeat.engine.guards import fingerprint
+from defeat.engine.guards import fingerprint, require_same_detections, require_student_alone
 from defeat.engine.logs import Checkpoint, Interrupted, JsonLinesLogger, progress_callback
 from defeat.engine.module import DetectionModule
 from defeat.engine.provenance import machine, versions
 from defeat.engine.recipes import expected
 from defeat.engine.settings import DistillSettings, TrainSettings
+
+VERIFIED = 4  # images on which the saved model must find what the last evaluation found
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def run(settings: TrainSettings, console: Console | None = None) -> RunResult:
     teacher, method = parts.teacher, parts.method
     directory = RunDirectory(settings.out)
     checkpoint = directory.open("distill" if method else "train", settings)
-    module = DetectionModule(student, settings, method, teacher)
+    module = DetectionModule(student, settings, method, teacher, notify=_notifier(console))
     before = fingerprint(teacher) if teacher is not None else None
     data = DetectionDataModule(training, evaluation, settings)
     finished = _fit(module, data, directory, checkpoint, console)
@@ -99,9 +102,33 @@ def run(settings: TrainSettings, console: Console | None = None) -> RunResult:
         save_detections(directory.detections, module.last_found)
         results = _results(module, training, evaluation, module.earlier_seconds + perf_counter() - began)
         directory.write_results(results)
+        _verify(module, evaluation)
         if figure is not None:
             console.print(figure.judge(results["metrics"]), highlight=False)
     return RunResult(directory.folder, module.last_evaluation, finished, module.trainer.is_global_zero)
+
+
+def _notifier(console: Console) -> Callable[[str], None]:
+    """Shows a sentence once, however many processes have something to say."""
+
+    @rank_zero_only
+    def notify(sentence: str) -> None:
+        console.print(sentence, style="yellow", highlight=False)
+
+    return notify
+
+
+def _verify(module: DetectionModule, evaluation: DetectionDataset) -> None:
+    """Make sure that the saved model is the student that was evaluated."""
+    folder = Path(module.settings.out)
+    require_student_alone(folder, module.student)
+    saved = load(folder).to(module.trainer.strategy.root_device)
+    count = min(VERIFIED, len(evaluation))
+    images = [evaluation[index * len(evaluation) // count] for index in range(count)]
+    assert module.last_found is not None
+    with module.trainer.precision_plugin.forward_context():
+        found = [detections.cpu() for detections in saved.predict([image for image, _ in images])]
+    require_same_detections(found, [module.last_found.found(target.image_id) for _, target in images])
 
 
 def _fit(

@@ -1,0 +1,35 @@
+"""What student and teacher compute in a step of training."""
+
+import torch
+from torch import Tensor
+
+from defeat.detector import Detector
+from defeat.distillation import Method
+from defeat.types import Batch, DetectorOutput, Progress
+
+
+def step_losses(
+    student: Detector, batch: Batch, progress: Progress, method: Method | None = None, teacher: Detector | None = None
+) -> tuple[DetectorOutput, dict[str, Tensor]]:
+    """Run the student, and the teacher on the same pixels.
+
+    Args:
+        student: in training mode.
+        batch: what its `prepare` made.
+        progress: where the run stands.
+        method: turns both outputs into losses; None for the student alone.
+        teacher: in eval mode, without gradients; None likewise.
+
+    Returns:
+        What the student gave, its own losses among it, and the losses of distillation by name.
+    """
+    if method is None or teacher is None:
+        return student.forward_train(batch), {}
+    output = student.forward_train(batch, method.negative_weight(progress))
+    learned = teacher.forward_teacher(teacher.adopt(batch))
+    return output, method(output, learned, batch.targets, progress)
+
+
+def total_loss(losses: dict[str, Tensor]) -> Tensor:
+    """The sum of all losses, in float32."""
+    return torch.stack([loss.float() for loss in losses.values()]).sum()

@@ -1,0 +1,273 @@
+"""Each guard against a planted fault: what would have failed in silence stops with a sentence."""
+
+import math
+from copy import deepcopy
+from io import StringIO
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import defeat
+from defeat.detector import save_model
+from defeat.detector.families.retinanet import RetinaNet
+from defeat.distillation import METHODS, Method
+from defeat.engine import guards
+from defeat.engine import run as engine
+from defeat.engine.guards import FirstSteps, PullWatch, fingerprint, require_finite
+from defeat.engine.module import DetectionModule
+from defeat.errors import InputError
+from defeat.types import DetectorOutput
+from tests.detector.tiny import target
+from tests.distillation.made_up import info
+from tests.engine.tiny_runs import lines, save_teacher, settings, tensors, tiny_run
+
+pytestmark = pytest.mark.usefixtures("small_demo")
+
+
+class Planted(Method):
+    """Draws the student's maps to zero; `fault` says what is wrong with it."""
+
+    paper = "none"
+    reads = ("neck",)
+    fault = ""
+
+    def __init__(self, student, teacher):
+        super().__init__(student, teacher)
+        self.used, self.unused = (nn.Conv2d(student.neck[8], 1, 1) for _ in range(2))
+
+    def terms(self, student, teacher, targets, progress):
+        level = student.neck[8]
+        good = self.used(level).square().mean() + (0 if self.fault == "unused" else self.unused(level).square().mean())
+        bad = level.detach().square().mean() * self.used.weight.square().sum()
+        if self.fault == "zero":
+            bad = level.sum() * 0
+        if self.fault in ("nan", "twice"):
+            bad = good * (math.nan if self.fault == "nan" and progress.step == 5 else 1)
+        return {"good": good, "bad": bad} if self.fault not in ("", "unused") else {"good": good}
+
+
+@pytest.fixture
+def planted(monkeypatch, tmp_path):
+    """A function that runs a method with a fault."""
+    teacher = save_teacher(tmp_path / "teacher")
+    monkeypatch.setitem(METHODS, "planted", Planted)
+    monkeypatch.setattr(guards, "FIRST_STEPS", 3)
+
+    def start(fault, name="run", **options):
+        monkeypatch.setattr(Planted, "fault", fault)
+        return tiny_run(tmp_path / name, teacher=teacher, method="planted", **{"epochs": 2} | options)
+
+    return start
+
+
+def test_a_method_without_a_fault_passes(planted):
+    assert planted("").finished
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("zero", "term bad was zero in each of the first 3 steps"),
+        ("detached", "term bad was without a gradient at the student's neck and backbone in each of the first 3 steps"),
+        ("unused", "first 3 steps taught unused.bias of the method nothing: no term depends on it"),
+    ],
+)
+def test_a_term_that_teaches_nothing_stops_the_first_steps(fault, says, planted):
+    with pytest.raises(InputError, match=says):
+        planted(fault)
+
+
+def test_a_run_shorter_than_the_first_steps_is_judged_at_its_end(planted):
+    with pytest.raises(InputError, match="term bad was zero in each of the first 2 steps"):
+        planted("zero", max_steps=2)
+
+
+def looked_at(targets, values):
+    """First steps whose term has these values."""
+    method = Planted(info({8: 2}), info({8: 2}))
+    watch = FirstSteps(method)
+    neck = torch.ones(1, 2, 3, 3, requires_grad=True)
+    output = DetectorOutput({}, {8: neck}, {8: neck}, {8: torch.ones(1, 3, 3, dtype=torch.bool)})
+    layers = (method.used(neck) + method.unused(neck)).sum()
+    for value in values:
+        watch.look({"term": value * layers}, output, targets)
+    return watch
+
+
+def test_without_any_object_a_term_may_stay_zero():
+    empty, full = [target([], [])], [target([[8, 8, 40, 40]], [0])]
+    assert looked_at(empty, [0.0] * guards.FIRST_STEPS).done
+    with pytest.raises(InputError, match="term term was zero"):
+        looked_at(full, [0.0] * guards.FIRST_STEPS)
+
+
+def test_a_term_that_once_taught_may_be_zero_afterwards():
+    full = [target([[8, 8, 40, 40]], [0])]
+    watch = looked_at(full, [0.0, 0.0, 1.0])
+    assert watch.done
+    assert watch.steps == 3
+    # And nothing is looked at any more.
+    assert looked_at(full, [1.0, 0.0, 0.0]).steps == 1
+
+
+def silent_in_one(rank, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    says = "nothing"
+    try:
+        looked_at([target([[8, 8, 40, 40]], [0])], [float(rank == 0)] * guards.FIRST_STEPS)
+    except InputError as error:
+        says = str(error)
+    (folder / f"{rank}.txt").write_text(says)
+    torch.distributed.destroy_process_group()
+
+
+def test_a_term_that_is_zero_in_one_of_two_processes_is_found(tmp_path):
+    torch.multiprocessing.spawn(silent_in_one, args=(tmp_path,), nprocs=2)
+    assert (tmp_path / "0.txt").read_text() == "nothing"
+    assert "zero in each of the first 20 steps in process 1" in (tmp_path / "1.txt").read_text()
+
+
+def test_a_strong_pull_is_reported_once_after_a_while():
+    watch = PullWatch()
+    strong = [4.0] * guards.PATIENCE
+    heard = [watch.look(pull, step) for step, pull in enumerate([*strong[1:], 1.0, *strong, *strong])]
+    # A single weaker measurement begins the count anew.
+    assert [step for step, sentence in enumerate(heard) if sentence] == [2 * guards.PATIENCE - 1]
+    assert "more than 3 times as hard" in heard[2 * guards.PATIENCE - 1]
+
+
+def test_a_run_whose_terms_drown_the_detector_says_so_once(tmp_path):
+    console = Console(record=True, file=StringIO(), width=400)
+    teacher = save_teacher(tmp_path / "teacher")
+    options = {"object_weight": 4000.0, "background_weight": 4000.0, "warmup": 0.0}
+    given = settings(tmp_path / "run", "retinanet", teacher, epochs=3, lr=1e-6, method_options=options)
+    engine.run(given, console)
+    assert console.export_text().count("as hard as the detector's own losses") == 1
+    weak = settings(
+        tmp_path / "weak",
+        "retinanet",
+        teacher,
+        epochs=3,
+        method_options={"object_weight": 1e-6, "background_weight": 1e-6},
+    )
+    engine.run(weak, console)
+    assert "as hard" not in console.export_text()
+
+
+def test_a_loss_that_is_not_finite_keeps_its_step_and_the_last_checkpoint(planted, tmp_path):
+    with pytest.raises(InputError) as caught:
+        planted("nan", epochs=3)
+    message = str(caught.value)
+    assert "not finite at step 5 (term bad; images " in message
+    assert "The last checkpoint is intact." in message
+    assert f"{tmp_path / 'run' / 'failed'} holds this step, defeat.replay computes it" in message
+    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=False)
+    assert checkpoint["global_step"] == 4  # an epoch has four steps
+    assert all(value.isfinite().all() for value in tensors(tmp_path / "run").values())
+
+
+def test_a_kept_step_is_computed_again(planted, tmp_path):
+    with pytest.raises(InputError):
+        planted("nan", epochs=3)
+    found = defeat.replay(tmp_path / "run")
+    assert [name for name, loss in found.items() if not loss.isfinite()] == ["bad"]
+    # The same run without the fault logged what the other losses were.
+    healthy = lines(planted("twice", "healthy", epochs=3).folder)[5]
+    assert healthy["step"] == 5
+    for name in ("classification", "box", "good"):
+        assert found[name].item() == pytest.approx(healthy[f"train/{name}"], rel=1e-5), name
+    assert found["good"].requires_grad
+
+
+def test_a_step_that_was_not_kept_or_is_damaged_is_refused(planted, tmp_path):
+    folder = planted("", epochs=1).folder
+    with pytest.raises(InputError, match="the run kept no step"):
+        defeat.replay(folder)
+    with pytest.raises(InputError):
+        planted("nan", "failing")
+    path = tmp_path / "failing" / "failed" / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(InputError, match="is damaged; the step can't be computed again"):
+        defeat.replay(tmp_path / "failing")
+
+
+def test_weights_that_are_not_finite_reach_no_checkpoint(tmp_path, monkeypatch):
+    original = DetectionModule.on_train_batch_end
+
+    def spoil(self, *arguments):
+        original(self, *arguments)
+        if self.global_step == 8:  # the last one of the second epoch
+            with torch.no_grad():
+                next(self.student.parameters()).view(-1)[3] = math.nan
+
+    monkeypatch.setattr(DetectionModule, "on_train_batch_end", spoil)
+    with pytest.raises(InputError, match=r"weights are not finite after step 8 \(student\..*last checkpoint is intact"):
+        tiny_run(tmp_path / "run", epochs=3)
+    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=False)["global_step"] == 4
+
+
+def test_a_teacher_that_something_changes_is_found(tmp_path, monkeypatch):
+    original = RetinaNet.forward_teacher
+
+    def meddle(self, batch):
+        with torch.no_grad():
+            next(self.parameters()).mul_(1.001)
+        return original(self, batch)
+
+    monkeypatch.setattr(RetinaNet, "forward_teacher", meddle)
+    with pytest.raises(RuntimeError, match="teacher's weights changed"):
+        tiny_run(tmp_path / "run", teacher=save_teacher(tmp_path / "teacher"), max_steps=1)
+
+
+def test_a_saved_model_that_holds_more_than_the_student_is_found(tmp_path, monkeypatch):
+    def save_with_more(student, folder):
+        save_model(student, folder)
+        path = folder / "model.safetensors"
+        save_file({**load_file(path), "method.neck.adaptation.weight": torch.ones(1)}, path)
+
+    monkeypatch.setattr(engine, "save_model", save_with_more)
+    with pytest.raises(RuntimeError, match=r"not the student alone: method\.neck\.adaptation\.weight"):
+        tiny_run(tmp_path / "run", max_steps=1)
+
+
+def test_a_saved_model_that_detects_otherwise_is_found(tmp_path, monkeypatch):
+    def save_another(student, folder):
+        other = deepcopy(student)
+        with torch.no_grad():
+            other.roi_heads.box_predictor.cls_score.weight.mul_(100)
+        save_model(other, folder)
+
+    monkeypatch.setattr(engine, "save_model", save_another)
+    with pytest.raises(RuntimeError, match="does not detect what the last evaluation found"):
+        tiny_run(tmp_path / "run", "faster_rcnn", max_steps=1)
+
+
+def test_finite_losses_pass():
+    require_finite({"a": torch.tensor(1.0), "b": torch.tensor(0.0)}, 3, [1])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_loss_that_is_not_finite_is_named_with_its_step_and_images(value):
+    losses = {"box": torch.tensor(1.0), "neck_object": torch.tensor(value)}
+    with pytest.raises(InputError) as caught:
+        require_finite(losses, 17, [4, 8])
+    message = str(caught.value)
+    assert "at step 17 (term neck_object; images 4, 8)" in message
+    assert "box" not in message
+    assert "\n" not in message
+
+
+def test_a_fingerprint_changes_with_any_weight_or_buffer():
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
+    before = fingerprint(module)
+    assert fingerprint(module) == before
+    module[1].running_mean[2] += 1e-6
+    moved = fingerprint(module)
+    assert moved != before
+    with torch.no_grad():
+        module[2].bias[1] += 1e-3
+    assert fingerprint(module) not in (before, moved)
