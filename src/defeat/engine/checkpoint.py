@@ -50,14 +50,23 @@ class RunDirectory:
         text = yaml.safe_dump({"command": command, **settings.to_dict()}, sort_keys=False)
         if settings.resume:
             return self._reopen(yaml.safe_load(text))  # as the file has it: lists for tuples
-        if self.config.exists() or self.results.exists():
-            raise InputError(f"{self.folder} already holds a run; give another --out, or --resume to go on with it.")
+        self.require_free(settings)
         try:
             self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self.config, text.encode())
         except OSError as error:
             raise InputError(f"{self.folder} can't be written ({error.strerror}).") from error
         return None
+
+    def require_free(self, settings: TrainSettings) -> None:
+        """Refuse a folder with another run, unless it is resumed or another process of this run has opened it.
+
+        Raises:
+            InputError: the folder holds a run.
+        """
+        first = not getattr(rank_zero_only, "rank", 0)
+        if first and not settings.resume and (self.config.exists() or self.results.exists()):
+            raise InputError(f"{self.folder} already holds a run; give another --out, or --resume to go on with it.")
 
     def _reopen(self, content: dict[str, Any]) -> Path:
         if not self.checkpoint.is_file():

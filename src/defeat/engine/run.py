@@ -18,6 +18,7 @@ from rich.console import Console
 from defeat.data import DetectionDataset
 from defeat.detector import load, save_model
 from defeat.engine.assembly import assemble
+from defeat.engine.balance import balanced
 from defeat.engine.checkpoint import RunDirectory
 from defeat.engine.datamodule import DetectionDataModule
 from defeat.engine.detections import save_detections
@@ -86,9 +87,12 @@ def run(settings: TrainSettings, console: Console | None = None) -> RunResult:
     console = console or Console(stderr=True)
     figure = expected(settings.expected)
     parts = assemble(settings, console)
+    directory = RunDirectory(settings.out)
+    directory.require_free(settings)
+    if isinstance(settings, DistillSettings):
+        settings, parts = balanced(settings, parts, console)
     training, evaluation, student = parts.training, parts.evaluation, parts.student
     teacher, method = parts.teacher, parts.method
-    directory = RunDirectory(settings.out)
     checkpoint = directory.open("distill" if method else "train", settings)
     module = DetectionModule(student, settings, method, teacher, notify=_notifier(console))
     before = fingerprint(teacher) if teacher is not None else None

@@ -132,6 +132,8 @@ class DistillSettings(TrainSettings):
         teacher: run directory of the teacher, or a torchvision model such as torchvision:fasterrcnn_resnet50_fpn_v2.
         teacher_weights: with a torchvision teacher, a file with its state dict, instead of the published weights.
         method: distillation method.
+        balance: before training, multiply the method's weights by the one factor that makes the gradient of all its
+            terms, at the student's neck, so many times that of the detector's own losses; config.yaml gets the weights.
         class_map: YAML file with a line `teacher's class: student's class` for each class that the two call by
             different names; ~ instead of a name for a class of the teacher that is none of the student's.
         allow_weak_teacher: go on although the teacher detects next to nothing on the data.
@@ -141,6 +143,7 @@ class DistillSettings(TrainSettings):
     teacher: str
     teacher_weights: str | None = None
     method: str = "defeat"
+    balance: float | None = None
     class_map: str | dict[str, str | None] | None = None
     allow_weak_teacher: bool = False
     method_options: dict[str, Any] = field(default_factory=dict)
@@ -152,6 +155,8 @@ class DistillSettings(TrainSettings):
             InputError: naming the first such value and its range.
         """
         super().__post_init__()
+        if self.balance is not None and not 0 < self.balance < float("inf"):
+            raise InputError(f"--balance must be above 0, not {self.balance}; without it the weights stay as they are.")
         if isinstance(self.class_map, str):
             self.class_map = read_class_map(self.class_map)
 
