@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from defeat.engine.run import distill, train
     from defeat.errors import InputError
     from defeat.report.compare import compare
+    from defeat.report.plan import plan
     from defeat.report.predict import predict
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "load",
     "methods",
     "open_dataset",
+    "plan",
     "predict",
     "replay",
     "train",
@@ -44,6 +46,7 @@ _HOMES = {
     "evaluate": "defeat.engine.inference",
     "load": "defeat.detector",
     "open_dataset": "defeat.data",
+    "plan": "defeat.report.plan",
     "predict": "defeat.report.predict",
     "replay": "defeat.engine.replay",
     "train": "defeat.engine.run",

@@ -34,6 +34,19 @@ def distill(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
     return _run(parser, arguments, "distill")
 
 
+def plan(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
+    """Say what distill would do and cost, without training."""
+    settings = run_settings(parser, arguments, "distill")
+    from rich.console import Console
+
+    from defeat.engine.settings import DistillSettings
+    from defeat.report.plan import make_plan, print_plan
+
+    assert isinstance(settings, DistillSettings)
+    print_plan(make_plan(settings), Console())
+    return 0
+
+
 def evaluate(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
     """Evaluate a trained detector."""
     from rich.console import Console
@@ -118,6 +131,7 @@ def demo(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
 COMMANDS: dict[str, Callable[["ArgumentParser", Sequence[str]], int]] = {
     "train": train,
     "distill": distill,
+    "plan": plan,
     "evaluate": evaluate,
     "predict": predict,
     "compare": compare,

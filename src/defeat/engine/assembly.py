@@ -27,6 +27,7 @@ class Parts:
         student: the detector to train.
         teacher: a trained detector, None to train the student alone.
         method: turns both detectors' outputs into losses, None likewise.
+        teacher_ap50: of the teacher on a sample of the training images, 0..100; None where it was not measured.
     """
 
     training: DetectionDataset
@@ -34,6 +35,7 @@ class Parts:
     student: Detector
     teacher: Detector | None = None
     method: Method | None = None
+    teacher_ap50: float | None = None
 
 
 def assemble(settings: TrainSettings, console: Console) -> Parts:
@@ -57,9 +59,10 @@ def assemble(settings: TrainSettings, console: Console) -> Parts:
         return Parts(training, evaluation, student)
     teacher = load(settings.teacher, settings.teacher_weights)
     method = pair(student, teacher, settings, console)
+    accuracy = None
     if not settings.allow_weak_teacher:
-        require_able_teacher(teacher, method.classes, teacher_sample(training))
-    return Parts(training, evaluation, student, teacher, method)
+        accuracy = require_able_teacher(teacher, method.classes, teacher_sample(training))
+    return Parts(training, evaluation, student, teacher, method, accuracy)
 
 
 def teacher_sample(training: DetectionDataset) -> list[tuple[Tensor, Target]]:

@@ -53,13 +53,16 @@ class Balance:
         )
 
 
-def balanced(settings: DistillSettings, parts: Parts, console: Console) -> tuple[DistillSettings, Parts]:
+def balanced(
+    settings: DistillSettings, parts: Parts, console: Console, write: bool = True
+) -> tuple[DistillSettings, Parts]:
     """Give a run the weights that `settings.balance` asks for; a resumed run gets those that it began with.
 
     Args:
         settings: of the run.
         parts: what it is made of; neither weights nor random numbers of the run change.
         console: where to say what was measured.
+        write: whether to keep what was measured in the run's folder.
 
     Returns:
         Settings with fixed weights and without `balance`, and the parts with a method of these weights.
@@ -77,7 +80,7 @@ def balanced(settings: DistillSettings, parts: Parts, console: Console) -> tuple
         found = measure(settings, parts, weights)
         console.print(found.describe(), style="yellow", highlight=False)
         after = found.after
-        if not getattr(rank_zero_only, "rank", 0):
+        if write and not getattr(rank_zero_only, "rank", 0):
             _record(Path(settings.out), found)
     fixed = replace(settings, balance=None, method_options=settings.method_options | after)
     assert parts.teacher is not None

@@ -1,5 +1,6 @@
 """What a run will cost, from a few measured steps."""
 
+import resource
 from dataclasses import dataclass
 from math import ceil
 from statistics import median
@@ -7,9 +8,11 @@ from time import perf_counter
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
-from defeat.data.loader import training_loader
+from defeat.data.loader import DetectionLoader, training_loader
 from defeat.engine.assembly import Parts, assemble
+from defeat.engine.gradients import Pulls, measure_pulls
 from defeat.engine.inference import choose_device, wait_for
 from defeat.engine.settings import TrainSettings
 from defeat.engine.step import step_losses, total_loss
@@ -22,6 +25,25 @@ LOG_BYTES = 400  # a line of metrics.jsonl, and as much in TensorBoard's events
 
 
 @dataclass(frozen=True)
+class MeasuredSteps:
+    """A few steps of training, on the device that the run would use.
+
+    Attributes:
+        seconds: median of a step, data loading included.
+        memory_bytes: most memory that the process held at any time: of the GPU, or of the machine without one.
+        losses: every loss in the last of these steps by name, weighted; distillation is past its warm-up.
+        pulls: gradient of each term of distillation over that of the detector's own losses (see `measure_pulls`).
+        together: the same of all terms together.
+    """
+
+    seconds: float
+    memory_bytes: int
+    losses: dict[str, float]
+    pulls: dict[str, float]
+    together: float
+
+
+@dataclass(frozen=True)
 class RunCost:
     """The predicted cost of a run on this machine, on the device that it would use.
 
@@ -29,15 +51,19 @@ class RunCost:
         step_seconds: a training step, data loading included.
         image_seconds: detecting the objects of an evaluation image.
         steps: optimiser steps of the run.
+        epoch_steps: optimiser steps of an epoch.
         evaluated: images that are looked at in all evaluations.
         disk_bytes: what the run directory will hold.
+        measured: the steps behind it.
     """
 
     step_seconds: float
     image_seconds: float
     steps: int
+    epoch_steps: int
     evaluated: int
     disk_bytes: int
+    measured: MeasuredSteps
 
     @property
     def seconds(self) -> float:
@@ -55,7 +81,11 @@ def estimate_run(settings: TrainSettings, console: Console) -> RunCost:
     Raises:
         InputError: something about the settings, the data or the pair is not valid.
     """
-    parts = assemble(settings, console)
+    return estimate_parts(settings, assemble(settings, console))
+
+
+def estimate_parts(settings: TrainSettings, parts: Parts) -> RunCost:
+    """The same for parts that are there already; their running statistics change, their weights don't."""
     device = choose_device("cpu" if settings.accelerator == "cpu" else "auto")
     for module in (parts.student, parts.teacher, parts.method):
         if module is not None:
@@ -63,42 +93,63 @@ def estimate_run(settings: TrainSettings, console: Console) -> RunCost:
     if parts.teacher is not None:
         parts.teacher.eval().requires_grad_(False)
     processes = settings.nodes * (settings.devices if settings.devices != "auto" else 1)
-    per_epoch = ceil(len(parts.training) / (settings.batch_size * processes))
+    per_epoch = len(_loader(parts, settings, processes))
     steps = min(settings.epochs * per_epoch, settings.max_steps or settings.epochs * per_epoch)
     evaluations = settings.epochs // settings.eval_every if settings.eval_every else 1
+    measured = _measured_steps(parts, settings)
     return RunCost(
-        step_seconds=_step_seconds(parts, settings, steps),
+        step_seconds=measured.seconds,
         image_seconds=_image_seconds(parts),
         steps=steps,
+        epoch_steps=per_epoch,
         evaluated=ceil(max(1, evaluations) * len(parts.evaluation) / processes),
         disk_bytes=_disk_bytes(parts, steps // settings.log_every),
+        measured=measured,
     )
 
 
-def _step_seconds(parts: Parts, settings: TrainSettings, steps: int) -> float:
+def _measured_steps(parts: Parts, settings: TrainSettings) -> MeasuredSteps:
     modules = [module for module in (parts.student, parts.method) if module is not None]
     trained = [weight for module in modules for weight in module.parameters() if weight.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.0, momentum=settings.momentum)  # the weights stay as they are
-    loader = training_loader(
-        parts.training, batch_size=settings.batch_size, seed=settings.seed, workers=0, flip=settings.flip
-    )
-    batches = iter(loader)
+    past_warm_up = Progress(step=1, steps=1, epoch=0, epochs=settings.epochs)
     parts.student.train()
-    times = []
-    for step in range(STEPS):
-        begin = perf_counter()
-        batch = next(batches, None)
-        if batch is None:
-            break
-        progress = Progress(step, steps, 0, settings.epochs)
+    times: list[float] = []
+    losses: dict[str, Tensor] = {}
+    pulls = Pulls({}, 0.0)
+    begin = perf_counter()
+    for step, batch in zip(range(STEPS), _loader(parts, settings), strict=False):
         prepared = parts.student.prepare(*batch)
-        output, terms = step_losses(parts.student, prepared, progress, parts.method, parts.teacher)
+        output, terms = step_losses(parts.student, prepared, past_warm_up, parts.method, parts.teacher)
+        losses = output.losses | terms
+        if terms and step == 0:  # which is not timed
+            pulls = measure_pulls(terms, output)
         optimizer.zero_grad()
-        total_loss(output.losses | terms).backward()
+        total_loss(losses).backward()
         optimizer.step()
         wait_for(parts.student.device)
         times.append(perf_counter() - begin)
-    return median(times[1:] or times)
+        begin = perf_counter()
+    values = {name: float(loss.detach()) for name, loss in losses.items()}
+    return MeasuredSteps(median(times[1:] or times), _peak_memory(parts), values, pulls.terms, pulls.together)
+
+
+def _loader(parts: Parts, settings: TrainSettings, processes: int = 1) -> DetectionLoader:
+    return training_loader(
+        parts.training,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        workers=0,
+        flip=settings.flip,
+        world_size=processes,
+    )
+
+
+def _peak_memory(parts: Parts) -> int:
+    device = parts.student.device
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # which Linux counts in kilobytes
 
 
 def _image_seconds(parts: Parts) -> float:

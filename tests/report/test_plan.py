@@ -1,0 +1,114 @@
+"""The plan says what the run then does, and what cannot work."""
+
+import json
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from defeat.cli import main
+from defeat.detector import FAMILIES
+from defeat.errors import InputError
+from defeat.report.plan import make_plan, print_plan
+from tests.engine.tiny_runs import CLASSES, results, save_teacher, settings, tiny_run
+
+pytestmark = pytest.mark.usefixtures("small_demo")
+QUIET = Console(quiet=True)
+
+
+def printed(made):
+    output = StringIO()
+    print_plan(made, Console(file=output, width=200))
+    return output.getvalue()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("teacher_family", FAMILIES)
+def test_a_plan_names_what_meets_what(family, teacher_family, tmp_path):
+    teacher = save_teacher(tmp_path / "teacher", teacher_family, size=128, max_size=192)
+    made = make_plan(settings(tmp_path / "run", family, teacher, method_options={"background_weight": 2.0}), QUIET)
+    assert [(one.split, one.images) for one in made.data] == [("train", 8), ("val", 4)]
+    assert made.data[0].boxes == sum(made.data[0].per_class.values()) > 0
+    assert (made.teacher.family, made.teacher.size, made.student.size) == (teacher_family, 128, 64)
+    assert made.teacher.parameters > made.student.parameters > 0
+    assert made.teacher.gflops > made.student.gflops > 0
+    assert made.classes == {name: [name] for name in CLASSES}
+    first = {"faster_rcnn": 4, "retinanet": 8}
+    strides = {family: [first[family] * 2**level for level in range(5)] for family in FAMILIES}
+    shared = [stride for stride in strides[family] if stride in strides[teacher_family]]
+    assert [(one.stride, one.channels, one.teacher_channels) for one in made.levels] == [(s, 16, 24) for s in shared]
+    assert made.weights == {"object_weight": 4.0, "background_weight": 2.0}
+    assert made.pulls.keys() == {"neck_object", "neck_background"} < made.losses.keys()
+    assert all(value > 0 for value in made.pulls.values())
+    assert made.step_seconds > 0
+    assert made.run_seconds > made.epoch_seconds > 0
+    assert made.memory_bytes > 1e8
+    left_out = [note for note in made.notes if "left out" in note]
+    assert len(left_out) == (family != teacher_family)
+    text = printed(made)
+    for word in (
+        "neck_background",
+        f"teacher: {teacher_family}",
+        "6 of 6 meet: cross, disc",
+        "object_weight 4",
+        *left_out,
+    ):
+        assert word in text, word
+
+
+def test_a_plan_is_written_and_the_run_takes_as_many_steps(tmp_path):
+    teacher = save_teacher(tmp_path / "teacher")
+    options = {"epochs": 2, "batch_size": 3}
+    made = make_plan(settings(tmp_path / "run", "retinanet", teacher, **options), QUIET)
+    written = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert written["steps"] == made.steps
+    assert written["levels"][0]["teacher_channels"] == 24
+    folder = tiny_run(tmp_path / "run", teacher=teacher, **options).folder  # the plan is not in its way
+    assert results(folder)["steps"] == made.steps
+    # What the run wrote is not far from what was predicted.
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    assert 0.3 < size / made.disk_bytes < 3
+    with pytest.raises(InputError, match="already holds a run"):
+        make_plan(settings(tmp_path / "run", "retinanet", teacher, **options), QUIET)
+
+
+def test_renamed_and_missing_classes_stand_in_the_plan(tmp_path):
+    names = {"kreuz": "cross", "kreuzchen": "cross"}
+    teacher = save_teacher(tmp_path / "teacher", classes=("kreuz", "disc", "kreuzchen", "haus"))
+    made = make_plan(settings(tmp_path / "run", "retinanet", teacher, class_map=names), QUIET)
+    assert made.classes["cross"] == ["kreuz", "kreuzchen"]
+    assert made.classes["disc"] == ["disc"]
+    assert made.classes["ring"] == []
+    text = printed(made)
+    assert "2 of 6 meet: cross (the teacher's kreuz + kreuzchen), disc" in text
+    assert "does not know ring, square, star, triangle" in text
+    assert "does not know the teacher's haus" in text
+
+
+def test_a_balanced_plan_shows_the_weights_of_the_run_and_writes_nothing_else(tmp_path):
+    teacher = save_teacher(tmp_path / "teacher")
+    given = settings(tmp_path / "run", "retinanet", teacher, balance=0.5)
+    made = make_plan(given, QUIET)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["plan.json"]
+    tiny_run(tmp_path / "run", teacher=teacher, balance=0.5, max_steps=1)
+    assert json.loads((tmp_path / "run" / "balance.json").read_text())["after"] == made.weights
+
+
+def test_strong_pulls_and_empty_classes_are_pointed_at(tmp_path):
+    teacher = save_teacher(tmp_path / "teacher")
+    loud = make_plan(settings(tmp_path / "run", "retinanet", teacher), QUIET)
+    assert loud.together > 3  # of untrained networks
+    assert sum("try --balance 1" in note for note in loud.notes) == 1
+    same = settings(tmp_path / "same", "retinanet", teacher, eval_split="train", method_options={"object_weight": 1e-9})
+    assert sum("evaluated on the images that it trains on" in note for note in make_plan(same, QUIET).notes) == 1
+
+
+def test_what_cannot_work_is_one_sentence(tmp_path, capsys):
+    teacher = save_teacher(tmp_path / "teacher", classes=("ship", "plane"))
+    words = ["plan", "--data", "demo", "--backbone", "mobilenetv3_small_050", "--weights", "none", "--size", "64"]
+    words += ["--teacher", str(teacher), "--out", str(tmp_path / "run"), "--method.positive-weight", "1"]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert "none of the student's classes" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
