@@ -256,7 +256,7 @@ def bench_options(parser: "ArgumentParser", arguments: Sequence[str]) -> tuple[d
     parser.add_class_arguments(family_options(chosen.get("detector", DistillSettings.detector)), "detector_options")
     asked = _value(arguments, "--methods") or METHODS
     if ablation := _value(arguments, "--ablate"):
-        asked = ",".join(method for method, _ in ABLATIONS.get(ablation, {}).values())
+        asked = ",".join(variant.method for variant in ABLATIONS.get(ablation, {}).values())
     names = [name for name in dict.fromkeys(word.strip() for word in asked.split(",")) if name in KNOWN]
     for name in names:
         parser.add_class_arguments(KNOWN[name], name, skip={"student", "teacher"})

@@ -156,6 +156,25 @@ def test_the_ablation_of_regions_switches_regions_off(tmp_path, teacher):
     assert "neck_object" not in logs["background-only-seed0"]
 
 
+def test_fixed_and_balanced_weights_are_held_against_each_other(tmp_path, teacher):
+    run_bench(tmp_path / "m", teacher, seeds=1, ablate="balance", cells="1,3-5", max_steps=1)
+    (tmp_path / "m" / "balance-0-5-seed0" / "results.json").unlink()  # as if it had been stopped before its end
+    run_bench(tmp_path / "m", teacher, seeds=1, ablate="balance", max_steps=1)
+    weight = {}
+    for name in ("published-weights", "default-weights", "balance-0-25", "balance-0-5", "balance-1"):
+        config = yaml.safe_load((tmp_path / "m" / f"{name}-seed0" / "config.yaml").read_text())
+        weight[name] = {"object_weight": 4.0, "background_weight": 4.0} | config["method_options"]
+        assert config["balance"] is None
+    assert weight["published-weights"]["background_weight"] == 12
+    assert weight["default-weights"]["background_weight"] == 4
+    # Measured on the same batches, the weights are as the ratios.
+    for part in ("object_weight", "background_weight"):
+        quarter, half, whole = (weight[f"balance-{ratio}"][part] for ratio in ("0-25", "0-5", "1"))
+        assert (half / quarter, whole / half) == (pytest.approx(2, rel=0.01), pytest.approx(2, rel=0.01))
+    again = Matrix.read(tmp_path / "m")
+    assert again.variants["balance 0.25"].settings == {"balance": 0.25}
+
+
 @pytest.mark.parametrize(
     ("text", "numbers"), [(None, [1, 2, 3, 4]), ("2-3", [2, 3]), ("4,1", [1, 4]), ("1,1-2", [1, 2])]
 )

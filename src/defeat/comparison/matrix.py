@@ -21,16 +21,6 @@ from defeat.errors import InputError, unknown_name
 NONE = "none"
 PLAN = "bench.yaml"
 METHODS = "none,imitation,fgfi,tadf,defeat"
-# How the same region teaches alone, with the other under one weight, and with the other under a weight of its own.
-ABLATIONS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
-    "regions": {
-        NONE: (NONE, {}),
-        "object only": ("defeat", {"background_weight": 0.0}),
-        "background only": ("defeat", {"object_weight": 0.0}),
-        "both, one weight": ("imitation", {}),
-        "both, own weights": ("defeat", {}),
-    }
-}
 # What differs between the cells, or where and how fast they are made.
 OWN = ("method", "method_options", "seed", "out", "resume", "expected")
 FREE = ("workers", "log_every")
@@ -43,10 +33,32 @@ class Variant:
     Attributes:
         method: a distillation method, or `none`.
         options: settings of the method that differ from its defaults.
+        settings: settings of the run that differ from those of the other cells.
     """
 
     method: str
     options: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+PUBLISHED = {"object_weight": 3.0, "background_weight": 12.0, "scale": "none", "initialisation": "published"}
+ABLATIONS: dict[str, dict[str, Variant]] = {
+    # How the same region teaches alone, with the other under one weight, and with it under a weight of its own.
+    "regions": {
+        NONE: Variant(NONE),
+        "object only": Variant("defeat", {"background_weight": 0.0}),
+        "background only": Variant("defeat", {"object_weight": 0.0}),
+        "both, one weight": Variant("imitation"),
+        "both, own weights": Variant("defeat"),
+    },
+    # Fixed weights, the paper's for VOC and the default, against those that follow from measured gradients.
+    "balance": {
+        NONE: Variant(NONE),
+        "published weights": Variant("defeat", PUBLISHED),
+        "default weights": Variant("defeat"),
+        **{f"balance {ratio:g}": Variant("defeat", settings={"balance": ratio}) for ratio in (0.25, 0.5, 1.0)},
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -190,7 +202,8 @@ class Matrix:
         if variant.method == NONE:
             known = {one.name for one in fields(TrainSettings)}
             return TrainSettings(**{name: value for name, value in self.settings.items() if name in known} | own)
-        return DistillSettings(**self.settings | own, method=variant.method, method_options=variant.options)
+        settings = self.settings | variant.settings | own
+        return DistillSettings(**settings, method=variant.method, method_options=variant.options)
 
 
 def _text(value: Any) -> str:
@@ -220,12 +233,12 @@ def variants_of(methods: str, ablate: str | None, options: Mapping[str, Mapping[
         chosen_variants = ABLATIONS[ablate]
     else:
         names = [name.strip() for name in methods.split(",") if name.strip()]
-        chosen_variants = {name: (name, {}) for name in dict.fromkeys([NONE, *names])}
+        chosen_variants = {name: Variant(name) for name in dict.fromkeys([NONE, *names])}
     found = {}
-    for name, (method, own) in chosen_variants.items():
-        if method != NONE:
-            find_method(method)
-        found[name] = Variant(method, {**options.get(method, {}), **own})
+    for name, variant in chosen_variants.items():
+        if variant.method != NONE:
+            find_method(variant.method)
+        found[name] = replace(variant, options={**options.get(variant.method, {}), **variant.options})
     return found
 
 

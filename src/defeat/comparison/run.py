@@ -50,7 +50,8 @@ def bench(
     Args:
         methods: methods separated by commas; none is the student alone, which is always part of the matrix.
         seeds: how many seeds: 0, 1, 2 ..
-        ablate: regions, to compare what DeFeat's regions teach, instead of methods.
+        ablate: instead of methods: regions, to compare what DeFeat's regions teach, or balance, to compare fixed
+            weights with those of --balance.
         cells: numbers of the cells to train, e.g. 3-7 or 1,4; all by default.
         plan: print cells, time left and disk space, and train nothing.
         method_options: settings of each method by its name.
