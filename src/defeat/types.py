@@ -19,10 +19,13 @@ class Target:
     Attributes:
         boxes: (G, 4) float32, inside the image, with a positive width and height.
         labels: (G,) int64 in 0..K-1.
-        difficult: (G,) bool; such a box is kept out of the loss, and the metrics neither demand nor punish it.
+        difficult: (G,) bool; such a box is kept out of the loss, and the metrics neither demand nor punish it. In an
+            image that is not annotated: a box that a teacher is not certain of.
         crowd: (G,) bool; the box holds a group of objects (COCO's `iscrowd`); treated like a difficult one.
         image_id: the image's number, unique in its split.
         size: height and width in pixels of the image that the boxes belong to.
+        annotated: whether somebody marked all objects. If not, the boxes are what a teacher detected: regions follow
+            all of them, a detector learns from those that are not difficult, and the rest of the image is undecided.
     """
 
     boxes: Tensor
@@ -31,6 +34,7 @@ class Target:
     crowd: Tensor
     image_id: int
     size: tuple[int, int]
+    annotated: bool = True
 
     @classmethod
     def empty(cls, image_id: int, size: tuple[int, int]) -> "Target":
@@ -92,7 +96,8 @@ class Batch:
     Attributes:
         images: (B, 3, H, W) float32 RGB in 0..1, not normalised, zero on the padding.
         sizes: valid height and width of each image in `images`; the rest is padding at the right and the bottom.
-        targets: the trainable boxes of each image, in pixels of `images`; empty list when there are none to learn from.
+        targets: the boxes of each image, in pixels of `images`; of annotated images the trainable ones alone. Empty
+            list when there are none to learn from.
         original_sizes: height and width of each image before it was resized: the way back.
         classes: K, how many classes the labels of `targets` count: the student's, in a teacher's batch too.
         scale: pixels of this batch per pixel of the batch that it was made from (1 unless a teacher resized it).

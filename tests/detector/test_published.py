@@ -105,7 +105,7 @@ def one_stage(objects=True):
     detector = tiny_detector("retinanet").train()
     batch = tiny_batch(detector, objects)
     _, _, head, anchors = detector._run(batch)
-    matched = detector._match(batch, anchors)
+    matched = detector._match(batch.targets, anchors)
     targets = torchvision_targets(batch.targets, 0)
     given = (head["cls_logits"], head["bbox_regression"], targets, anchors, matched, detector.box_coder)
     return detector, head, given

@@ -16,6 +16,7 @@ from defeat.distillation import METHODS as METHODS_BY_NAME
 from defeat.distillation import find_method, method_defaults
 from defeat.engine.checkpoint import RunDirectory
 from defeat.engine.settings import DistillSettings, TrainSettings, option
+from defeat.engine.settings import defaults as setting_defaults
 from defeat.errors import InputError, unknown_name
 
 NONE = "none"
@@ -145,7 +146,7 @@ class Matrix:
         Raises:
             InputError: its settings are others.
         """
-        mine, theirs = _plain(self.settings), _plain(other.settings)
+        mine, theirs = _plain(self.settings), _plain(setting_defaults() | other.settings)
         changed = [
             f"{name} was {theirs.get(name)!r} and is {mine[name]!r}"
             for name in mine

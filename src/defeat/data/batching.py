@@ -31,6 +31,7 @@ class PackedBatch:
         sizes: height and width of each image.
         counts: boxes of each image.
         image_ids: number of each image.
+        annotated: whether each image is.
     """
 
     pixels: Tensor
@@ -40,6 +41,7 @@ class PackedBatch:
     sizes: list[tuple[int, int]]
     counts: list[int]
     image_ids: list[int]
+    annotated: list[bool]
 
     def pin_memory(self) -> "PackedBatch":
         """The same batch with its pixels in page-locked memory; called by the DataLoader."""
@@ -51,7 +53,7 @@ class PackedBatch:
         images = [pixels.view(3, *size) for pixels, size in zip(flat, self.sizes, strict=True)]
         boxes, labels = torch.split(self.boxes, self.counts), torch.split(self.labels, self.counts)
         difficult, crowd = (torch.split(flag, self.counts) for flag in self.flags)
-        rows = zip(boxes, labels, difficult, crowd, self.image_ids, self.sizes, strict=True)
+        rows = zip(boxes, labels, difficult, crowd, self.image_ids, self.sizes, self.annotated, strict=True)
         return images, [Target(*row) for row in rows]
 
 
@@ -73,6 +75,7 @@ def pack(items: list[tuple[Tensor, Target] | InputError]) -> PackedBatch | Input
         sizes=[target.size for target in targets],
         counts=[len(target.labels) for target in targets],
         image_ids=[target.image_id for target in targets],
+        annotated=[target.annotated for target in targets],
     )
 
 

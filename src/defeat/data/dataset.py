@@ -83,6 +83,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         sizes: height and width of each image, in pixels.
         table: the boxes of all images.
         problems: what was done to boxes that could not stay as they were, a phrase each.
+        annotated: whether somebody marked all objects; if not, the boxes are what a teacher detected.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         samples: list[Sample],
         table: BoxTable,
         problems: Sequence[str] = (),
+        annotated: bool = True,
     ) -> None:
         self.classes = tuple(classes)
         self.name = name
@@ -101,6 +103,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         self.samples = samples
         self.sizes = [sample.size for sample in samples]
         self.problems = list(problems)
+        self.annotated = annotated
         self.table = table
 
     def __len__(self) -> int:
@@ -125,6 +128,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
             crowd=table.crowd[rows].clone(),
             image_id=sample.image_id,
             size=sample.size,
+            annotated=self.annotated,
         )
 
     def image_path(self, index: int) -> str:

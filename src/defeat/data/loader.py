@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from defeat.data.batching import ErrorsAsItems, Images, PackedBatch, Targets, pack
 from defeat.data.dataset import DetectionDataset
@@ -30,13 +30,13 @@ class DetectionLoader(DataLoader[tuple[Images, Targets]]):
 class TrainingView(Dataset[tuple[Tensor, Target]]):
     """A data set as the training sees it: indexed by `(index, epoch)`, augmented by what these and the seed draw."""
 
-    def __init__(self, dataset: DetectionDataset, augmentation: Augmentation, seed: int) -> None:
+    def __init__(self, dataset: Dataset[tuple[Tensor, Target]], augmentation: Augmentation, seed: int) -> None:
         self.dataset = dataset
         self.augmentation = augmentation
         self.seed = seed
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Target]:
         """The augmented image and target."""
@@ -54,6 +54,8 @@ def training_loader(
     flip: float = 0.5,
     rank: int = 0,
     world_size: int = 1,
+    unlabelled: DetectionDataset | None = None,
+    unlabelled_per_batch: int = 0,
 ) -> DetectionLoader:
     """Batches for training, shuffled, of similar aspect ratio; call `loader.batch_sampler.set_epoch` before each epoch.
 
@@ -65,9 +67,20 @@ def training_loader(
         flip: probability that an image is mirrored, 0..1.
         rank: which of the training processes this is.
         world_size: how many training processes share the epoch.
+        unlabelled: images without annotations that are mixed in.
+        unlabelled_per_batch: how many of them go into each batch, beside the `batch_size` images.
     """
-    sampler = AspectRatioBatchSampler(dataset.sizes, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size)
-    view = TrainingView(dataset, HorizontalFlip(flip), seed)
+    sampler = AspectRatioBatchSampler(
+        dataset.sizes,
+        batch_size=batch_size,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+        others=unlabelled.sizes if unlabelled is not None else (),
+        others_per_batch=unlabelled_per_batch,
+    )
+    images: Dataset[tuple[Tensor, Target]] = dataset if unlabelled is None else ConcatDataset([dataset, unlabelled])
+    view = TrainingView(images, HorizontalFlip(flip), seed)
     return DetectionLoader(
         ErrorsAsItems(view),  # type: ignore[arg-type]
         batch_sampler=sampler,

@@ -32,6 +32,9 @@ class AspectRatioBatchSampler(Sampler[list[tuple[int, int]]]):
         seed: what the order of every epoch is drawn from.
         rank: which of the processes this is.
         world_size: how many processes share the epoch; all get the same number of batches.
+        others: height and width of images that are mixed in, numbered on behind those of `sizes`.
+        others_per_batch: how many of them go into each batch, beside the `batch_size` images; of the same kind, wide or
+            tall, where there are any. Each epoch goes through them in an order of its own, as far as it comes.
 
     Attributes:
         epoch: the epoch that the next iteration is for.
@@ -40,7 +43,15 @@ class AspectRatioBatchSampler(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(
-        self, sizes: Sequence[tuple[int, int]], *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+        self,
+        sizes: Sequence[tuple[int, int]],
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        others: Sequence[tuple[int, int]] = (),
+        others_per_batch: int = 0,
     ) -> None:
         check_shares(batch_size, rank, world_size)
         self.batch_size = batch_size
@@ -49,8 +60,10 @@ class AspectRatioBatchSampler(Sampler[list[tuple[int, int]]]):
         self.world_size = world_size
         self.epoch = 0
         self.start_batch = 0
-        wide = [index for index, (height, width) in enumerate(sizes) if width >= height]
-        tall = [index for index, (height, width) in enumerate(sizes) if width < height]
+        wide, tall = _wide_and_tall(sizes)
+        self._tall = set(tall)
+        self._others = [[len(sizes) + index for index in kind] for kind in _wide_and_tall(others)]
+        self._others_per_batch = others_per_batch if others else 0
         # A data set that fits in one batch is not split any further.
         groups = [wide, tall] if len(sizes) > batch_size else [wide + tall]
         self._groups = [group for group in groups if group]
@@ -71,9 +84,26 @@ class AspectRatioBatchSampler(Sampler[list[tuple[int, int]]]):
         batches = self._epoch_batches()
         count = len(self) * self.world_size
         # Ranks left without a batch at the end of the epoch get one from its beginning.
-        padded = [batches[place % len(batches)] for place in range(count)]
+        padded = self._mixed([batches[place % len(batches)] for place in range(count)])
         own = padded[self.rank :: self.world_size][self.start_batch :]
         return iter([[(index, self.epoch) for index in batch] for batch in own])
+
+    def _mixed(self, batches: list[list[int]]) -> list[list[int]]:
+        """The batches, each with its share of the other images."""
+        if not self._others_per_batch:
+            return batches
+        generator = seeded_generator("others", self.seed, self.epoch)
+        queues = [_shuffle(kind, generator) for kind in self._others]
+        begins = [0, 0]
+        mixed = []
+        for batch in batches:
+            kind = int(batch[0] in self._tall)
+            kind = kind if queues[kind] else 1 - kind
+            queue, begin = queues[kind], begins[kind]
+            share = min(self._others_per_batch, len(queue))
+            mixed.append(batch + [queue[place % len(queue)] for place in range(begin, begin + share)])
+            begins[kind] = begin + share
+        return mixed
 
     def _epoch_batches(self) -> list[list[int]]:
         generator = seeded_generator("order", self.seed, self.epoch)
@@ -88,6 +118,12 @@ class AspectRatioBatchSampler(Sampler[list[tuple[int, int]]]):
                     batch |= dict.fromkeys(group + others)
                 batches.append(list(batch)[: self.batch_size])
         return _shuffle(batches, generator)
+
+
+def _wide_and_tall(sizes: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
+    """Numbers of the images that are at least as wide as tall, and of the others."""
+    wide = [index for index, (height, width) in enumerate(sizes) if width >= height]
+    return wide, [index for index, (height, width) in enumerate(sizes) if width < height]
 
 
 def check_shares(batch_size: int, rank: int, world_size: int) -> None:

@@ -91,7 +91,8 @@ class Detector(nn.Module, ABC):
 
         Args:
             images: RGB images, each (3, H, W), uint8 in 0..255 or float32 in 0..1.
-            targets: their annotations in pixels of these images; difficult and crowd boxes are left out.
+            targets: their annotations in pixels of these images; difficult and crowd boxes are left out, but for those
+                of images that are not annotated.
         """
         originals = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
         sizes = [self.resized_size(height, width) for height, width in originals]
@@ -99,9 +100,8 @@ class Detector(nn.Module, ABC):
         tensor = torch.zeros(len(images), 3, height, width, device=self.device)
         for row, image, size in zip(tensor, images, sizes, strict=True):
             row[:, : size[0], : size[1]] = self._resize(image.to(self.device), size)
-        resized = [
-            target.trainable().resized(size).to(self.device) for target, size in zip(targets or (), sizes, strict=False)
-        ]
+        kept = [target.trainable() if target.annotated else target for target in targets or ()]
+        resized = [target.resized(size).to(self.device) for target, size in zip(kept, sizes, strict=False)]
         return Batch(tensor, sizes, resized, originals, len(self.info.classes))
 
     def adopt(self, batch: Batch) -> Batch:
@@ -203,5 +203,6 @@ def describe_anchors(strides: Iterable[int], generator: AnchorGenerator) -> str:
 
 
 def torchvision_targets(targets: Sequence[Target], first_label: int) -> list[dict[str, Tensor]]:
-    """Write targets the way torchvision's parts read them, with labels that count from `first_label`."""
-    return [{"boxes": target.boxes, "labels": target.labels + first_label} for target in targets]
+    """Write what a detector learns from the way torchvision's parts read it, with labels from `first_label` on."""
+    learned = [target if target.annotated else target.trainable() for target in targets]
+    return [{"boxes": target.boxes, "labels": target.labels + first_label} for target in learned]

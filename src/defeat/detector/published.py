@@ -43,10 +43,12 @@ class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
     Attributes:
         box_loss: `smooth_l1` (torchvision: squared below 1/9) or `l1`.
         negative_weight: weight of negative anchors in the classification loss, 0 or more.
+        annotated: whether each image of the batch is; in one that is not, what is no object is undecided.
     """
 
     box_loss = "smooth_l1"
     negative_weight = 1.0
+    annotated: Sequence[bool] = ()
 
     @classmethod
     def of(cls, network: RegionProposalNetwork, box_loss: str) -> "ProposalNetwork":
@@ -67,10 +69,24 @@ class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
         taken.box_loss = box_loss
         return taken
 
+    def assign_targets_to_anchors(
+        self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Label anchors 1 on an object, 0 beside all, and -1 where undecided, with the box that each belongs to."""
+        labels, boxes = super().assign_targets_to_anchors(anchors, targets)
+        undecided = [not one for one in self.annotated] or [False] * len(labels)
+        labels = [
+            torch.where(label == 0, -1.0, label) if skip else label
+            for label, skip in zip(labels, undecided, strict=True)
+        ]
+        return labels, boxes
+
     def compute_loss(
         self, objectness: Tensor, deltas: Tensor, labels: list[Tensor], targets: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Compute the losses of objectness and boxes over the sampled anchors of all images."""
+        if not any(self.annotated or [True]) and not any(bool((one > 0).any()) for one in labels):
+            return 0 * objectness.sum(), 0 * deltas.sum()  # no anchor is decided
         if self.box_loss == "smooth_l1" and self.negative_weight == 1:
             losses: tuple[Tensor, Tensor] = super().compute_loss(objectness, deltas, labels, targets)
             return losses
@@ -130,6 +146,8 @@ def second_stage_loss(
         box_loss: `smooth_l1` (torchvision: squared below 1/9) or `l1`.
         negative_weight: weight of background proposals in the classification loss, 0 or more.
     """
+    if not len(logits):  # of a batch in which no image is annotated
+        return 0 * logits.sum(), 0 * deltas.sum()
     if box_loss == "smooth_l1" and negative_weight == 1:
         losses: tuple[Tensor, Tensor] = fastrcnn_loss(logits, deltas, labels, targets)
         return losses

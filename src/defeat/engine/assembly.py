@@ -11,6 +11,7 @@ from defeat.detector import Detector, DetectorSpec, build, load
 from defeat.distillation import Method, build_method, renamed_classes
 from defeat.engine.guards import require_able_teacher
 from defeat.engine.settings import DistillSettings, TrainSettings
+from defeat.engine.unlabelled import detect_unlabelled
 from defeat.errors import InputError
 from defeat.types import Target
 
@@ -27,6 +28,7 @@ class Parts:
         student: the detector to train.
         teacher: a trained detector, None to train the student alone.
         method: turns both detectors' outputs into losses, None likewise.
+        unlabelled: images that are mixed into the batches without annotations, None where there are none.
         teacher_ap50: of the teacher on a sample of the training images, 0..100; None where it was not measured.
     """
 
@@ -35,15 +37,17 @@ class Parts:
     student: Detector
     teacher: Detector | None = None
     method: Method | None = None
+    unlabelled: DetectionDataset | None = None
     teacher_ap50: float | None = None
 
 
-def assemble(settings: TrainSettings, console: Console) -> Parts:
-    """Make everything that a run needs, and write nothing.
+def assemble(settings: TrainSettings, console: Console, unlabelled: int | None = None) -> Parts:
+    """Make everything that a run needs; what a teacher detects in images without annotations is kept in its folder.
 
     Args:
         settings: `DistillSettings` for a student with a teacher, else `TrainSettings`.
         console: where to say what was found in the data and left out of the method.
+        unlabelled: look at so many images without annotations only, and write nothing; None for all.
 
     Raises:
         InputError: something about the settings, the data or the pair is not valid.
@@ -62,7 +66,10 @@ def assemble(settings: TrainSettings, console: Console) -> Parts:
     accuracy = None
     if not settings.allow_weak_teacher:
         accuracy = require_able_teacher(teacher, method.classes, teacher_sample(training))
-    return Parts(training, evaluation, student, teacher, method, accuracy)
+    others = None
+    if settings.unlabelled_per_batch:
+        others = detect_unlabelled(settings, teacher, method.classes, console, unlabelled)
+    return Parts(training, evaluation, student, teacher, method, others, accuracy)
 
 
 def teacher_sample(training: DetectionDataset) -> list[tuple[Tensor, Target]]:

@@ -11,10 +11,10 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
-from defeat.data import training_loader
 from defeat.detector.files import write_atomically
 from defeat.distillation import method_defaults
 from defeat.engine.assembly import Parts, pair
+from defeat.engine.datamodule import run_loader
 from defeat.engine.gradients import Pulls, measure_pulls
 from defeat.engine.settings import DistillSettings
 from defeat.engine.step import step_losses
@@ -128,9 +128,7 @@ def _measured(settings: DistillSettings, parts: Parts) -> list[Pulls]:
     assert method is not None
     method.to(device)
     teacher = parts.teacher.to(device).eval().requires_grad_(False)
-    loader = training_loader(
-        parts.training, batch_size=settings.batch_size, seed=settings.seed, workers=0, flip=settings.flip
-    )
+    loader = run_loader(settings, parts.training, parts.unlabelled)
     past_warm_up = Progress(step=1, steps=1, epoch=0, epochs=settings.epochs)
     pulls = []
     for number, batch in zip(range(BATCHES), loader, strict=False):

@@ -8,7 +8,7 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
 from defeat.detector.files import write_atomically
-from defeat.engine.settings import TrainSettings
+from defeat.engine.settings import TrainSettings, defaults
 from defeat.errors import InputError
 
 
@@ -74,6 +74,7 @@ class RunDirectory:
         begun = self.read_config()
         # Where and how often things are written or shown does not change the training.
         free = {"out", "workers", "log_every"}
+        begun = defaults() | begun  # a setting that was not there yet was at its default
         changed = [
             f"{name} was {begun.get(name)!r} and is {content[name]!r}"
             for name in content

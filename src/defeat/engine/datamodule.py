@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from defeat.data import DetectionDataset
-from defeat.data.loader import evaluation_loader, training_loader
-from defeat.engine.settings import TrainSettings
+from defeat.data.loader import DetectionLoader, evaluation_loader, training_loader
+from defeat.engine.settings import DistillSettings, TrainSettings
 from defeat.types import Target
 
 Images = tuple[list[Tensor], list[Target]]
@@ -22,11 +22,18 @@ class DetectionDataModule(LightningDataModule):
         training: split to train on.
         evaluation: split to evaluate on.
         settings: the run's settings.
+        unlabelled: images without annotations that are mixed into the batches.
     """
 
-    def __init__(self, training: DetectionDataset, evaluation: DetectionDataset, settings: TrainSettings) -> None:
+    def __init__(
+        self,
+        training: DetectionDataset,
+        evaluation: DetectionDataset,
+        settings: TrainSettings,
+        unlabelled: DetectionDataset | None = None,
+    ) -> None:
         super().__init__()
-        self.training, self.evaluation, self.settings = training, evaluation, settings
+        self.training, self.evaluation, self.settings, self.unlabelled = training, evaluation, settings, unlabelled
 
     def train_dataloader(self) -> DataLoader:  # type: ignore[type-arg]
         """Shuffled batches; a resumed run starts at the very batch where it stopped."""
@@ -51,13 +58,11 @@ class DetectionDataModule(LightningDataModule):
 
     def _training_loader(self) -> DataLoader:  # type: ignore[type-arg]
         assert self.trainer is not None
-        settings = self.settings
-        return training_loader(
+        return run_loader(
+            self.settings,
             self.training,
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-            workers=settings.workers,
-            flip=settings.flip,
+            self.unlabelled,
+            workers=self.settings.workers,
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
         )
@@ -76,3 +81,26 @@ class DetectionDataModule(LightningDataModule):
     def transfer_batch_to_device(self, batch: Images, device: torch.device, dataloader_idx: int) -> Images:
         """Leave the images where they are: a detector's `prepare` moves them."""
         return batch
+
+
+def run_loader(
+    settings: TrainSettings,
+    training: DetectionDataset,
+    unlabelled: DetectionDataset | None,
+    *,
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> DetectionLoader:
+    """The training batches of a run, for one of its processes."""
+    return training_loader(
+        training,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        workers=workers,
+        flip=settings.flip,
+        rank=rank,
+        world_size=world_size,
+        unlabelled=unlabelled,
+        unlabelled_per_batch=settings.unlabelled_per_batch if isinstance(settings, DistillSettings) else 0,
+    )

@@ -10,8 +10,9 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from defeat.data.loader import DetectionLoader, training_loader
+from defeat.data.loader import DetectionLoader
 from defeat.engine.assembly import Parts, assemble
+from defeat.engine.datamodule import run_loader
 from defeat.engine.gradients import Pulls, measure_pulls
 from defeat.engine.inference import choose_device, wait_for
 from defeat.engine.settings import TrainSettings
@@ -20,6 +21,7 @@ from defeat.types import Progress
 
 STEPS = 3  # the first of them is a warm-up
 IMAGES = 4
+UNLABELLED = 16  # images without annotations that are looked at
 FLOAT_BYTES = 4
 LOG_BYTES = 400  # a line of metrics.jsonl, and as much in TensorBoard's events
 
@@ -81,7 +83,7 @@ def estimate_run(settings: TrainSettings, console: Console) -> RunCost:
     Raises:
         InputError: something about the settings, the data or the pair is not valid.
     """
-    return estimate_parts(settings, assemble(settings, console))
+    return estimate_parts(settings, assemble(settings, console, UNLABELLED))
 
 
 def estimate_parts(settings: TrainSettings, parts: Parts) -> RunCost:
@@ -135,14 +137,7 @@ def _measured_steps(parts: Parts, settings: TrainSettings) -> MeasuredSteps:
 
 
 def _loader(parts: Parts, settings: TrainSettings, processes: int = 1) -> DetectionLoader:
-    return training_loader(
-        parts.training,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        workers=0,
-        flip=settings.flip,
-        world_size=processes,
-    )
+    return run_loader(settings, parts.training, parts.unlabelled, world_size=processes)
 
 
 def _peak_memory(parts: Parts) -> int:

@@ -86,9 +86,9 @@ def run(settings: TrainSettings, console: Console | None = None) -> RunResult:
     began = perf_counter()
     console = console or Console(stderr=True)
     figure = expected(settings.expected)
-    parts = assemble(settings, console)
     directory = RunDirectory(settings.out)
     directory.require_free(settings)
+    parts = assemble(settings, console)
     if isinstance(settings, DistillSettings):
         settings, parts = balanced(settings, parts, console)
     training, evaluation, student = parts.training, parts.evaluation, parts.student
@@ -96,7 +96,7 @@ def run(settings: TrainSettings, console: Console | None = None) -> RunResult:
     checkpoint = directory.open("distill" if method else "train", settings)
     module = DetectionModule(student, settings, method, teacher, notify=_notifier(console))
     before = fingerprint(teacher) if teacher is not None else None
-    data = DetectionDataModule(training, evaluation, settings)
+    data = DetectionDataModule(training, evaluation, settings, parts.unlabelled)
     finished = _fit(module, data, directory, checkpoint, console)
     if teacher is not None and fingerprint(teacher) != before:
         raise RuntimeError("The teacher's weights changed during training, which must never happen.")

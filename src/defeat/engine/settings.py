@@ -1,6 +1,6 @@
 """The settings of a run: each is described here once, for Python, the command line and recipes alike."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -136,6 +136,11 @@ class DistillSettings(TrainSettings):
             terms, at the student's neck, so many times that of the detector's own losses; config.yaml gets the weights.
         class_map: YAML file with a line `teacher's class: student's class` for each class that the two call by
             different names; ~ instead of a name for a class of the teacher that is none of the student's.
+        unlabelled: folder of images without annotations to learn from as well; the teacher detects their objects before
+            training.
+        unlabelled_ratio: images without annotations in a batch, for each annotated one.
+        pseudo_labels: score, 0..1, from which on the detector learns a detection of the teacher as if it was annotated;
+            without it, images without annotations serve the method alone.
         allow_weak_teacher: go on although the teacher detects next to nothing on the data.
         method_options: settings of the method that differ from its defaults.
     """
@@ -145,6 +150,9 @@ class DistillSettings(TrainSettings):
     method: str = "defeat"
     balance: float | None = None
     class_map: str | dict[str, str | None] | None = None
+    unlabelled: str | None = None
+    unlabelled_ratio: float = 1.0
+    pseudo_labels: float | None = None
     allow_weak_teacher: bool = False
     method_options: dict[str, Any] = field(default_factory=dict)
 
@@ -157,8 +165,18 @@ class DistillSettings(TrainSettings):
         super().__post_init__()
         if self.balance is not None and not 0 < self.balance < float("inf"):
             raise InputError(f"--balance must be above 0, not {self.balance}; without it the weights stay as they are.")
+        _at_least("unlabelled_ratio", self.unlabelled_ratio, 0)
+        if self.pseudo_labels is not None and not 0 < self.pseudo_labels <= 1:
+            raise InputError(f"--pseudo-labels must be a score above 0, at most 1, not {self.pseudo_labels}.")
+        if self.unlabelled is None and self.pseudo_labels is not None:
+            raise InputError("--pseudo-labels needs images without annotations: name their folder with --unlabelled.")
         if isinstance(self.class_map, str):
             self.class_map = read_class_map(self.class_map)
+
+    @property
+    def unlabelled_per_batch(self) -> int:
+        """Images without annotations that go into each batch."""
+        return round(self.unlabelled_ratio * self.batch_size) if self.unlabelled is not None else 0
 
     @property
     def class_names(self) -> dict[str, str | None]:
@@ -192,6 +210,12 @@ def read_class_map(text: str) -> dict[str, str | None]:
 def option(name: str) -> str:
     """How a setting is written on the command line."""
     return "--" + name.replace("_", "-")
+
+
+def defaults() -> dict[str, Any]:
+    """Every setting that has a default, with it."""
+    known = [one for one in fields(DistillSettings) if one.default is not MISSING]
+    return {one.name: one.default for one in known}
 
 
 def _at_least(name: str, value: float | None, least: float) -> None:

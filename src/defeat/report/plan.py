@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from defeat.data import DetectionDataset
+from defeat.data.unlabelled import UnlabelledImages
 from defeat.detector import Detector
 from defeat.detector.files import write_atomically
 from defeat.distillation import Method
@@ -19,7 +20,7 @@ from defeat.distillation.imitation import MapImitation
 from defeat.engine.assembly import Parts, assemble
 from defeat.engine.balance import balanced, method_weights
 from defeat.engine.checkpoint import RunDirectory
-from defeat.engine.estimate import RunCost, estimate_parts
+from defeat.engine.estimate import UNLABELLED, RunCost, estimate_parts
 from defeat.engine.guards import STRONG
 from defeat.engine.settings import DistillSettings
 from defeat.errors import InputError
@@ -140,7 +141,7 @@ def make_plan(settings: DistillSettings, console: Console | None = None) -> Plan
     console = console or Console(stderr=True)
     directory = RunDirectory(settings.out)
     directory.require_free(settings)
-    parts = assemble(settings, console)
+    parts = assemble(settings, console, UNLABELLED)
     if settings.balance is not None:
         settings, parts = balanced(settings, parts, console, write=False)
     cost = estimate_parts(settings, parts)
@@ -157,7 +158,7 @@ def _planned(settings: DistillSettings, parts: Parts, cost: RunCost) -> Plan:
     assert parts.teacher is not None
     assert parts.method is not None
     return Plan(
-        data=[_data(parts.training), _data(parts.evaluation)],
+        data=[_data(parts.training), _data(parts.evaluation), *_unlabelled(settings, parts)],
         teacher=_detector(parts.teacher, parts.evaluation),
         student=_detector(parts.student, parts.evaluation),
         teacher_ap50=parts.teacher_ap50,
@@ -209,6 +210,14 @@ def _data(dataset: DetectionDataset) -> PlannedData:
         per_class=dict(zip(dataset.classes, counts, strict=True)),
         problems=dataset.problems,
     )
+
+
+def _unlabelled(settings: DistillSettings, parts: Parts) -> list[PlannedData]:
+    """What is known of the images without annotations, of which the teacher saw the first."""
+    if parts.unlabelled is None or settings.unlabelled is None:
+        return []
+    seen, total = _data(parts.unlabelled), len(UnlabelledImages(settings.unlabelled))
+    return [replace(seen, split=f"unlabelled (the teacher looked at {seen.images} of {total})", images=total)]
 
 
 def _detector(detector: Detector, dataset: DetectionDataset) -> PlannedDetector:

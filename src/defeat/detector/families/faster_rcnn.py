@@ -117,12 +117,14 @@ class FasterRCNN(Detector):
     def forward_train(self, batch: Batch, negative_weight: float = 1.0) -> DetectorOutput:
         """Compute the four losses `objectness`, `rpn_box`, `classification` and `box`, and what methods read."""
         assert self.training, "forward_train needs the training mode"
-        self.rpn.negative_weight = negative_weight
+        self.rpn.negative_weight, self.rpn.annotated = negative_weight, [one.annotated for one in batch.targets]
         backbone, neck = self.backbone(self.normalise(batch))
         targets = torchvision_targets(batch.targets, first_label=1)
         features = _by_name(neck)
         boxes, rpn_losses = self.rpn(ImageList(batch.images, batch.sizes), features, targets)
         boxes, _, labels, regression_targets = self.roi_heads.select_training_samples(boxes, targets)
+        if not all(self.rpn.annotated):
+            boxes, labels, regression_targets = _without_undecided(batch, boxes, labels, regression_targets)
         logits, deltas = self._classify(features, boxes, batch)
         classification, box = second_stage_loss(
             logits, deltas, labels, regression_targets, self.box_loss, negative_weight
@@ -141,7 +143,7 @@ class FasterRCNN(Detector):
         backbone, neck = self.backbone(self.normalise(batch))
         features = _by_name(neck)
         boxes, _ = self.rpn(ImageList(batch.images, batch.sizes), features)
-        targets = torchvision_targets(batch.targets, first_label=1)
+        targets = [{"boxes": target.boxes, "labels": target.labels + 1} for target in batch.targets]
         boxes, _, labels, _ = self.roi_heads.select_training_samples(boxes, targets)
         logits, deltas = self._classify(features, boxes, batch)
         return self._output(batch, {}, backbone, neck, boxes, torch.cat(labels), logits, deltas)
@@ -196,6 +198,17 @@ class FasterRCNN(Detector):
             score_proposals=score,
             scale=batch.scale,
         )
+
+
+def _without_undecided(
+    batch: Batch, boxes: list[Tensor], labels: list[Tensor], targets: list[Tensor]
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Sampled proposals without those of images that are not annotated, but for the ones on objects."""
+    kept = [
+        label > 0 if not target.annotated else label >= 0 for label, target in zip(labels, batch.targets, strict=True)
+    ]
+    parts = [[one[keep] for one, keep in zip(part, kept, strict=True)] for part in (boxes, labels, targets)]
+    return parts[0], parts[1], parts[2]
 
 
 def _in_float32(module: nn.Module, inputs: Any, outputs: Any) -> Any:

@@ -1,6 +1,7 @@
 """RetinaNet (Lin et al., ICCV 2017), from torchvision's parts."""
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from defeat.detector.backbone import Backbone, build_backbone
 from defeat.detector.base import Detector, DetectorSpec, describe_anchors, torchvision_targets, valid_cells
 from defeat.detector.published import ExactAnchors, initialise_pyramid, one_stage_loss
-from defeat.types import Batch, DensePredictions, Detections, DetectorInfo, DetectorOutput
+from defeat.types import Batch, DensePredictions, Detections, DetectorInfo, DetectorOutput, Target
 
 STRIDES = (8, 16, 32, 64, 128)
 
@@ -131,7 +132,21 @@ class RetinaNet(Detector):
         """Compute the losses `classification` and `box`, and what methods read."""
         assert self.training, "forward_train needs the training mode"
         backbone, neck, head, anchors = self._run(batch)
-        matched = self._match(batch, anchors)
+        matched = self._match(batch.targets, anchors)
+        losses = self._losses(batch, head, anchors, matched, negative_weight)
+        return self._output(batch, losses, backbone, neck, head, anchors, matched)
+
+    def _losses(
+        self,
+        batch: Batch,
+        head: dict[str, Tensor],
+        anchors: list[Tensor],
+        matched: list[Tensor],
+        negative_weight: float,
+    ) -> dict[str, Tensor]:
+        learned = len(batch.targets)
+        if not all(target.annotated for target in batch.targets):
+            matched, learned = self._match_certain(batch, anchors)
         targets = torchvision_targets(batch.targets, self.first_label)
         if self.loss_average == "image" and negative_weight == 1:
             found = self.head.compute_loss(targets, head, anchors, matched)
@@ -140,13 +155,24 @@ class RetinaNet(Detector):
             given = (head["cls_logits"], head["bbox_regression"], targets, anchors, matched, self.box_coder)
             classification, box = one_stage_loss(*given, self.loss_average, negative_weight)
             losses = {"classification": classification, "box": box}
-        return self._output(batch, losses, backbone, neck, head, anchors, matched)
+        if self.loss_average == "image":  # images from which nothing is learned must not count
+            losses = {name: loss * (len(batch.targets) / max(1, learned)) for name, loss in losses.items()}
+        return losses
+
+    def _match_certain(self, batch: Batch, anchors: list[Tensor]) -> tuple[list[Tensor], int]:
+        """As `_match`, undecided beside the objects of images that are not annotated; and how many images teach."""
+        targets = [target.trainable() for target in batch.targets]
+        matched = [
+            index if target.annotated else torch.where(index < 0, Matcher.BETWEEN_THRESHOLDS, index)
+            for target, index in zip(targets, self._match(targets, anchors), strict=True)
+        ]
+        return matched, sum(target.annotated or len(target.labels) > 0 for target in targets)
 
     @torch.no_grad()
     def forward_teacher(self, batch: Batch) -> DetectorOutput:
         """Give the maps and the predictions at every anchor."""
         backbone, neck, head, anchors = self._run(batch)
-        return self._output(batch, {}, backbone, neck, head, anchors, self._match(batch, anchors))
+        return self._output(batch, {}, backbone, neck, head, anchors, self._match(batch.targets, anchors))
 
     def forward_predict(self, batch: Batch) -> list[Detections]:
         """Detect objects, in pixels of the original images."""
@@ -168,13 +194,13 @@ class RetinaNet(Detector):
         anchors = self.anchor_generator(ImageList(batch.images, batch.sizes), levels)  # B times (N, 4)
         return backbone, neck, head, anchors
 
-    def _match(self, batch: Batch, anchors: list[Tensor]) -> list[Tensor]:
+    def _match(self, targets: Sequence[Target], anchors: list[Tensor]) -> list[Tensor]:
         """Index of the object that each anchor belongs to, -1 for background, -2 for undecided."""
         return [
             self.proposal_matcher(box_iou(target.boxes, one))
             if len(target.boxes)
             else torch.full((len(one),), Matcher.BELOW_LOW_THRESHOLD, device=one.device)
-            for target, one in zip(batch.targets, anchors, strict=True)
+            for target, one in zip(targets, anchors, strict=True)
         ]
 
     def _anchors_per_level(self, neck: dict[int, Tensor]) -> list[int]:
