@@ -156,6 +156,12 @@ def test_the_ablation_of_regions_switches_regions_off(tmp_path, teacher):
     assert "neck_object" not in logs["background-only-seed0"]
 
 
+def test_what_a_later_cell_would_refuse_is_refused_at_once(tmp_path, teacher):
+    with pytest.raises(InputError, match="name their folder with --unlabelled"):
+        run_bench(tmp_path / "m", teacher, seeds=1, ablate="unlabelled")
+    assert not (tmp_path / "m").exists()
+
+
 def test_fixed_and_balanced_weights_are_held_against_each_other(tmp_path, teacher):
     run_bench(tmp_path / "m", teacher, seeds=1, ablate="balance", cells="1,3-5", max_steps=1)
     (tmp_path / "m" / "balance-0-5-seed0" / "results.json").unlink()  # as if it had been stopped before its end

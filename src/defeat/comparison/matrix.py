@@ -59,6 +59,13 @@ ABLATIONS: dict[str, dict[str, Variant]] = {
         "default weights": Variant("defeat"),
         **{f"balance {ratio:g}": Variant("defeat", settings={"balance": ratio}) for ratio in (0.25, 0.5, 1.0)},
     },
+    # What images without annotations add, of which --unlabelled names the folder.
+    "unlabelled": {
+        NONE: Variant(NONE),
+        "annotated images": Variant("defeat", settings={"unlabelled_ratio": 0.0}),
+        "all images": Variant("defeat"),
+        "all images, pseudo-labels": Variant("defeat", settings={"pseudo_labels": 0.7}),
+    },
 }
 
 

@@ -50,8 +50,8 @@ def bench(
     Args:
         methods: methods separated by commas; none is the student alone, which is always part of the matrix.
         seeds: how many seeds: 0, 1, 2 ..
-        ablate: instead of methods: regions, to compare what DeFeat's regions teach, or balance, to compare fixed
-            weights with those of --balance.
+        ablate: instead of methods: regions, to compare what DeFeat's regions teach; balance, to compare fixed weights
+            with those of --balance; or unlabelled, to see what the images of --unlabelled add.
         cells: numbers of the cells to train, e.g. 3-7 or 1,4; all by default.
         plan: print cells, time left and disk space, and train nothing.
         method_options: settings of each method by its name.
@@ -68,6 +68,10 @@ def bench(
     template = DistillSettings(**options)
     matrix = Matrix.of(template, variants_of(methods, ablate, method_options or {}), seeds)
     wanted = chosen(cells, len(matrix.cells()))
+    for cell in matrix.cells():
+        matrix.cell_settings(cell)  # refused now, not after hours of other cells
+    if ablate == "unlabelled" and template.unlabelled is None:
+        raise InputError("--ablate unlabelled needs images without annotations: name their folder with --unlabelled.")
     if plan:
         _print_plan(matrix, wanted, console)
         return None
