@@ -10,6 +10,27 @@ import random
 from pathlib import Path
 
 
+def parted(source: Path, part: float, seed: int) -> tuple[list[str], list[str]]:
+    """Names of the training images of a VOC folder: a random part of them, and the others; each in the list's order."""
+    train = (source / "ImageSets" / "Main" / "train.txt").read_text().split()
+    shuffled = train.copy()
+    random.Random(seed).shuffle(shuffled)  # noqa: S311 (no secret)
+    chosen = set(shuffled[: round(part * len(train))])
+    return [stem for stem in train if stem in chosen], [stem for stem in train if stem not in chosen]
+
+
+def link_splits(source: Path, folder: Path, splits: dict[str, list[str]]) -> None:
+    """Write a VOC folder with these splits and the source's `test`, whose images and annotations are links."""
+    lists = folder / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    for name in ("Annotations", "JPEGImages"):
+        (folder / name).symlink_to((source / name).resolve(), target_is_directory=True)
+    test = (source / "ImageSets" / "Main" / "test.txt").read_text().split()
+    for split, stems in (splits | {"test": test}).items():
+        (lists / f"{split}.txt").write_text("".join(f"{stem}\n" for stem in stems))
+        print(f"{split}: {len(stems)} images")
+
+
 def main() -> None:
     """Write the new folder."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -18,23 +39,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=150)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    lists = given.folder / "ImageSets" / "Main"
-    lists.mkdir(parents=True)
-    for part in ("Annotations", "JPEGImages"):
-        (given.folder / part).symlink_to((given.source / part).resolve(), target_is_directory=True)
-    source = given.source / "ImageSets" / "Main"
-    train = (source / "train.txt").read_text().split()
-    shuffled = train.copy()
-    random.Random(given.seed).shuffle(shuffled)  # noqa: S311 (no secret)
-    held_out = set(shuffled[: given.images])
-    splits = {
-        "train": [stem for stem in train if stem not in held_out],
-        "val": [stem for stem in train if stem in held_out],
-        "test": (source / "test.txt").read_text().split(),
-    }
-    for split, stems in splits.items():
-        (lists / f"{split}.txt").write_text("".join(f"{stem}\n" for stem in stems))
-        print(f"{split}: {len(stems)} images")
+    total = len((given.source / "ImageSets" / "Main" / "train.txt").read_text().split())
+    held_out, train = parted(given.source, given.images / total, given.seed)
+    link_splits(given.source, given.folder, {"train": train, "val": held_out})
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ training images are in NEW_FOLDER/unlabelled.
 """
 
 import argparse
-import random
 from pathlib import Path
+
+from hold_out import link_splits, parted
 
 
 def main() -> None:
@@ -19,21 +20,10 @@ def main() -> None:
     parser.add_argument("--part", type=float, default=0.25)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    lists, unlabelled = given.folder / "ImageSets" / "Main", given.folder / "unlabelled"
-    lists.mkdir(parents=True)
+    kept, others = parted(given.source, given.part, given.seed)
+    link_splits(given.source, given.folder, {"train": kept})
+    unlabelled = given.folder / "unlabelled"
     unlabelled.mkdir()
-    for part in ("Annotations", "JPEGImages"):
-        (given.folder / part).symlink_to((given.source / part).resolve(), target_is_directory=True)
-    source = given.source / "ImageSets" / "Main"
-    train = (source / "train.txt").read_text().split()
-    shuffled = train.copy()
-    random.Random(given.seed).shuffle(shuffled)  # noqa: S311 (no secret)
-    kept = set(shuffled[: round(given.part * len(train))])
-    splits = {"train": [stem for stem in train if stem in kept], "test": (source / "test.txt").read_text().split()}
-    for split, stems in splits.items():
-        (lists / f"{split}.txt").write_text("".join(f"{stem}\n" for stem in stems))
-        print(f"{split}: {len(stems)} images")
-    others = [stem for stem in train if stem not in kept]
     for stem in others:
         (image,) = (given.source / "JPEGImages").glob(f"{stem}.*")
         (unlabelled / image.name).symlink_to(image.resolve())
