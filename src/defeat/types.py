@@ -110,6 +110,11 @@ class Batch:
     classes: int
     scale: float = 1.0
 
+    @property
+    def learned(self) -> list[Target]:
+        """Of each image the boxes that a detector learns; of one that is not annotated what a teacher is certain of."""
+        return [target if target.annotated else target.trainable() for target in self.targets]
+
 
 @dataclass(frozen=True)
 class DensePredictions:

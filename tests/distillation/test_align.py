@@ -8,7 +8,7 @@ from defeat.errors import InputError
 
 
 def pair(stride, channels, teacher_channels, teacher_stride=None):
-    return LevelPair(stride, teacher_stride or stride, channels, teacher_channels)
+    return LevelPair("neck", stride, teacher_stride or stride, channels, teacher_channels)
 
 
 def test_levels_meet_at_their_common_strides():

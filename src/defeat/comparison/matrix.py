@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from defeat.data import split_names
-from defeat.detector.files import write_atomically
+from defeat.detector.files import write_into
 from defeat.distillation import METHODS as METHODS_BY_NAME
 from defeat.distillation import find_method, method_defaults
 from defeat.engine.checkpoint import RunDirectory
@@ -141,11 +141,7 @@ class Matrix:
             "variants": {name: asdict(variant) for name, variant in self.variants.items()},
             "seeds": self.seeds,
         }
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.folder / PLAN, yaml.safe_dump(_plain(content), sort_keys=False).encode())
-        except OSError as error:
-            raise InputError(f"{self.folder} can't be written ({error.strerror}).") from error
+        write_into(self.folder, PLAN, yaml.safe_dump(_plain(content), sort_keys=False).encode())
 
     def join(self, other: "Matrix") -> None:
         """Take over the variants and seeds of another matrix.

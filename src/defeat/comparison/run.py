@@ -7,7 +7,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
 from defeat.comparison.matrix import METHODS, NONE, Cell, Matrix, chosen, variants_of
@@ -16,9 +15,10 @@ from defeat.detector import load
 from defeat.detector.files import write_atomically
 from defeat.distillation import ClassMap, renamed_classes
 from defeat.engine.assembly import evaluation_split
+from defeat.engine.checkpoint import is_writer
 from defeat.engine.detections import save_detections
 from defeat.engine.estimate import RunCost, estimate_run
-from defeat.engine.inference import choose_device, detect_split
+from defeat.engine.inference import detect_split, training_device
 from defeat.engine.provenance import commit, machine, versions
 from defeat.engine.run import run
 from defeat.engine.settings import DistillSettings
@@ -77,14 +77,9 @@ def bench(
         return None
     matrix.write()
     evaluate_teacher(matrix, console)
-    if not _train(matrix, wanted, console) or not _is_writer():
+    if not _train(matrix, wanted, console) or not is_writer():
         return None
     return report(matrix.folder, console)
-
-
-def _is_writer() -> bool:
-    """Whether this process is the one of all that writes files."""
-    return not getattr(rank_zero_only, "rank", 0)
 
 
 def evaluate_teacher(matrix: Matrix, console: Console) -> None:
@@ -94,7 +89,7 @@ def evaluate_teacher(matrix: Matrix, console: Console) -> None:
         return
     shared = matrix.settings
     settings = DistillSettings(**shared, out=str(matrix.folder))
-    device = choose_device("cpu" if settings.accelerator == "cpu" else "auto")
+    device = training_device(settings)
     teacher = load(shared["teacher"], shared["teacher_weights"]).to(device)
     split = evaluation_split(settings)
     learned = open_dataset(settings.data, settings.split, settings.classes).classes
@@ -112,7 +107,7 @@ def _train(matrix: Matrix, wanted: Sequence[int], console: Console) -> bool:
     for done, cell in enumerate(left):
         settings = matrix.cell_settings(cell)
         console.rule(f"cell {cell.number} of {len(matrix.cells())}: {cell.variant}, seed {cell.seed}", align="left")
-        if not settings.resume and Path(settings.out).exists() and _is_writer():
+        if not settings.resume and Path(settings.out).exists() and is_writer():
             shutil.rmtree(settings.out)  # it was killed before its first checkpoint
         result = run(settings, console)
         if not result.finished:

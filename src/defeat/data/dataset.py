@@ -131,6 +131,11 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
             annotated=self.annotated,
         )
 
+    def spread(self, count: int) -> list[tuple[Tensor, Target]]:
+        """So many images with their targets, evenly spread over the split; all where it has no more."""
+        count = min(count, len(self))
+        return [self[index * len(self) // count] for index in range(count)]
+
     def image_path(self, index: int) -> str:
         """Where an image is."""
         return self.samples[index].path

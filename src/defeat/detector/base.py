@@ -203,6 +203,5 @@ def describe_anchors(strides: Iterable[int], generator: AnchorGenerator) -> str:
 
 
 def torchvision_targets(targets: Sequence[Target], first_label: int) -> list[dict[str, Tensor]]:
-    """Write what a detector learns from the way torchvision's parts read it, with labels from `first_label` on."""
-    learned = [target if target.annotated else target.trainable() for target in targets]
-    return [{"boxes": target.boxes, "labels": target.labels + first_label} for target in learned]
+    """Write targets the way torchvision's parts read them, with labels that count from `first_label`."""
+    return [{"boxes": target.boxes, "labels": target.labels + first_label} for target in targets]

@@ -44,6 +44,19 @@ def write_atomically(path: Path, content: bytes) -> None:
         beside.unlink(missing_ok=True)
 
 
+def write_into(folder: Path, name: str, content: bytes) -> None:
+    """Write a file into a folder, which is made where it is missing; as `write_atomically`.
+
+    Raises:
+        InputError: the folder can't be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / name, content)
+    except OSError as error:
+        raise InputError(f"{folder} can't be written ({error.strerror}).") from error
+
+
 def load_model(folder: Path, build: Callable[[dict[str, Any]], Detector]) -> Detector:
     """Read a detector that `save_model` wrote.
 

@@ -18,12 +18,14 @@ class LevelPair:
     """A level of the student and the teacher's level that it meets.
 
     Attributes:
+        part: what they belong to: `neck` or `backbone`.
         stride: of the student's level.
         teacher_stride: of the teacher's; where it differs, the teacher's map is resized.
         channels: channels of the student's map.
         teacher_channels: channels of the teacher's map.
     """
 
+    part: str
     stride: int
     teacher_stride: int
     channels: int
@@ -66,7 +68,8 @@ def paired_levels(
             f"no level meets another{asked}. Choose detectors with a common stride, or missing_levels nearest."
         )
     return {
-        stride: LevelPair(stride, other, student[stride], teacher[other]) for stride, other in sorted(nearest.items())
+        stride: LevelPair(part, stride, other, student[stride], teacher[other])
+        for stride, other in sorted(nearest.items())
     }
 
 

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from defeat.data import DetectionDataset, open_dataset, split_names
 from defeat.detector import Detector, DetectorSpec, build, load
@@ -13,7 +12,6 @@ from defeat.engine.guards import require_able_teacher
 from defeat.engine.settings import DistillSettings, TrainSettings
 from defeat.engine.unlabelled import detect_unlabelled
 from defeat.errors import InputError
-from defeat.types import Target
 
 TEACHER_SAMPLE = 48  # images on which the teacher must show that it detects something
 
@@ -65,17 +63,11 @@ def assemble(settings: TrainSettings, console: Console, unlabelled: int | None =
     method = pair(student, teacher, settings, console)
     accuracy = None
     if not settings.allow_weak_teacher:
-        accuracy = require_able_teacher(teacher, method.classes, teacher_sample(training))
+        accuracy = require_able_teacher(teacher, method.classes, training.spread(TEACHER_SAMPLE))
     others = None
     if settings.unlabelled_per_batch:
         others = detect_unlabelled(settings, teacher, method.classes, console, unlabelled)
     return Parts(training, evaluation, student, teacher, method, others, accuracy)
-
-
-def teacher_sample(training: DetectionDataset) -> list[tuple[Tensor, Target]]:
-    """Training images, spread over the split, on which a teacher must show that it detects something."""
-    count = min(TEACHER_SAMPLE, len(training))
-    return [training[index * len(training) // count] for index in range(count)]
 
 
 def check_devices(settings: TrainSettings) -> None:

@@ -1,21 +1,21 @@
 """Weights of a method that calibrate themselves: `--balance`."""
 
 import json
-import os
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
-from defeat.detector.files import write_atomically
+from defeat.detector.files import write_into
 from defeat.distillation import method_defaults
 from defeat.engine.assembly import Parts, pair
+from defeat.engine.checkpoint import is_writer
 from defeat.engine.datamodule import run_loader
 from defeat.engine.gradients import Pulls, measure_pulls
+from defeat.engine.inference import training_device
 from defeat.engine.settings import DistillSettings
 from defeat.engine.step import step_losses
 from defeat.errors import InputError
@@ -80,8 +80,8 @@ def balanced(
         found = measure(settings, parts, weights)
         console.print(found.describe(), style="yellow", highlight=False)
         after = found.after
-        if write and not getattr(rank_zero_only, "rank", 0):
-            _record(Path(settings.out), found)
+        if write and is_writer():
+            write_into(Path(settings.out), FILE, (json.dumps(asdict(found), indent=2) + "\n").encode())
     fixed = replace(settings, balance=None, method_options=settings.method_options | after)
     assert parts.teacher is not None
     return fixed, replace(parts, method=pair(parts.student, parts.teacher, fixed, Console(quiet=True)))
@@ -122,7 +122,7 @@ def measure(settings: DistillSettings, parts: Parts, weights: dict[str, float]) 
 
 
 def _measured(settings: DistillSettings, parts: Parts) -> list[Pulls]:
-    device = _device(settings)
+    device = training_device(settings)
     student, method = deepcopy(parts.student).to(device).train(), deepcopy(parts.method)
     assert parts.teacher is not None
     assert method is not None
@@ -136,20 +136,6 @@ def _measured(settings: DistillSettings, parts: Parts) -> list[Pulls]:
         output, terms = step_losses(student, student.prepare(*batch), past_warm_up, method, teacher)
         pulls.append(measure_pulls(terms, output))
     return pulls
-
-
-def _device(settings: DistillSettings) -> torch.device:
-    if settings.accelerator == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-
-
-def _record(folder: Path, found: Balance) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / FILE, (json.dumps(asdict(found), indent=2) + "\n").encode())
-    except OSError as error:
-        raise InputError(f"{folder} can't be written ({error.strerror}).") from error
 
 
 def _recorded(settings: DistillSettings, weights: dict[str, float]) -> dict[str, float]:

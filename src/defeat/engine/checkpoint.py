@@ -7,9 +7,14 @@ from typing import Any
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
-from defeat.detector.files import write_atomically
+from defeat.detector.files import write_atomically, write_into
 from defeat.engine.settings import TrainSettings, defaults
 from defeat.errors import InputError
+
+
+def is_writer() -> bool:
+    """Whether this process is the one of all that writes files."""
+    return not getattr(rank_zero_only, "rank", 0)
 
 
 class RunDirectory:
@@ -45,17 +50,14 @@ class RunDirectory:
         Raises:
             InputError: the folder holds another run, or nothing to resume, or can't be written.
         """
-        if getattr(rank_zero_only, "rank", 0):  # the first process of all has opened it
+        if not is_writer():  # the first process of all has opened it
             return self.checkpoint if settings.resume else None
         text = yaml.safe_dump({"command": command, **settings.to_dict()}, sort_keys=False)
         if settings.resume:
             return self._reopen(yaml.safe_load(text))  # as the file has it: lists for tuples
         self.require_free(settings)
-        try:
-            self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.config, text.encode())
-        except OSError as error:
-            raise InputError(f"{self.folder} can't be written ({error.strerror}).") from error
+        write_into(self.folder, self.config.name, text.encode())
+        self.checkpoint.parent.mkdir(exist_ok=True)
         return None
 
     def require_free(self, settings: TrainSettings) -> None:
@@ -64,8 +66,7 @@ class RunDirectory:
         Raises:
             InputError: the folder holds a run.
         """
-        first = not getattr(rank_zero_only, "rank", 0)
-        if first and not settings.resume and (self.config.exists() or self.results.exists()):
+        if is_writer() and not settings.resume and (self.config.exists() or self.results.exists()):
             raise InputError(f"{self.folder} already holds a run; give another --out, or --resume to go on with it.")
 
     def _reopen(self, content: dict[str, Any]) -> Path:

@@ -14,7 +14,7 @@ from defeat.data.loader import DetectionLoader
 from defeat.engine.assembly import Parts, assemble
 from defeat.engine.datamodule import run_loader
 from defeat.engine.gradients import Pulls, measure_pulls
-from defeat.engine.inference import choose_device, wait_for
+from defeat.engine.inference import training_device, wait_for
 from defeat.engine.settings import TrainSettings
 from defeat.engine.step import step_losses, total_loss
 from defeat.types import Progress
@@ -88,7 +88,7 @@ def estimate_run(settings: TrainSettings, console: Console) -> RunCost:
 
 def estimate_parts(settings: TrainSettings, parts: Parts) -> RunCost:
     """The same for parts that are there already; their running statistics change, their weights don't."""
-    device = choose_device("cpu" if settings.accelerator == "cpu" else "auto")
+    device = training_device(settings)
     for module in (parts.student, parts.teacher, parts.method):
         if module is not None:
             module.to(device)

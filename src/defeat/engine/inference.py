@@ -1,5 +1,6 @@
 """A trained detector on a whole split."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from defeat.distillation.class_map import listed
 from defeat.engine.checkpoint import RunDirectory
 from defeat.engine.detections import save_detections
 from defeat.engine.evaluate import EvaluationResult, Evaluator
-from defeat.engine.settings import read_class_map
+from defeat.engine.settings import TrainSettings, read_class_map
 from defeat.errors import InputError
 from defeat.types import DetectorInfo
 
@@ -126,6 +127,13 @@ def choose_device(device: str) -> torch.device:
         return torch.device(device)
     except RuntimeError as error:
         raise InputError(f"--device {device}: give auto, cpu or cuda.") from error
+
+
+def training_device(settings: TrainSettings) -> torch.device:
+    """Where a run trains, for what is computed before it begins: of several GPUs that of this process."""
+    if settings.accelerator == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def wait_for(device: torch.device) -> None:

@@ -127,8 +127,7 @@ def _verify(module: DetectionModule, evaluation: DetectionDataset) -> None:
     folder = Path(module.settings.out)
     require_student_alone(folder, module.student)
     saved = load(folder).to(module.trainer.strategy.root_device)
-    count = min(VERIFIED, len(evaluation))
-    images = [evaluation[index * len(evaluation) // count] for index in range(count)]
+    images = evaluation.spread(VERIFIED)
     assert module.last_found is not None
     with module.trainer.precision_plugin.forward_context():
         found = [detections.cpu() for detections in saved.predict([image for image, _ in images])]

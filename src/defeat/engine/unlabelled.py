@@ -6,7 +6,6 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import track
 from safetensors import SafetensorError, safe_open
@@ -16,12 +15,12 @@ from torch import Tensor
 from defeat.data import DetectionDataset
 from defeat.data.unlabelled import UnlabelledImages, taught_dataset
 from defeat.detector import Detector
-from defeat.detector.files import write_atomically
+from defeat.detector.files import write_into
 from defeat.distillation import ClassMap
+from defeat.engine.checkpoint import is_writer
 from defeat.engine.guards import fingerprint
-from defeat.engine.inference import choose_device
+from defeat.engine.inference import training_device
 from defeat.engine.settings import DistillSettings
-from defeat.errors import InputError
 from defeat.types import Detections
 
 FILE = "unlabelled.safetensors"
@@ -53,7 +52,7 @@ def detect_unlabelled(
     found = None if first is not None else _read(path, key)
     if found is None:
         found = _detect(settings, teacher, classes, images, console, first)
-        if first is None and not getattr(rank_zero_only, "rank", 0):
+        if first is None and is_writer():
             _write(path, key, found)
     floor = min(REGION_SCORE, settings.pseudo_labels or 1.0)
     kept = [Detections(*(part[one.scores >= floor] for part in (one.boxes, one.scores, one.labels))) for one in found]
@@ -74,7 +73,7 @@ def _detect(
     first: int | None,
 ) -> list[Detections]:
     before = teacher.device
-    teacher.to(choose_device("cpu" if settings.accelerator == "cpu" else "auto"))
+    teacher.to(training_device(settings))
     count = len(images) if first is None else min(first, len(images))
     numbers = track(range(count), "Detecting in images without annotations", console=console, transient=True)
     found = [classes.detections(teacher.predict([images[number]])[0].cpu()) for number in islice(numbers, count)]
@@ -92,11 +91,7 @@ def _key(images: UnlabelledImages, teacher: Detector, classes: ClassMap) -> str:
 def _write(path: Path, key: str, found: Sequence[Detections]) -> None:
     parts = {name: torch.cat([getattr(one, name) for one in found]) for name in ("boxes", "scores", "labels")}
     parts["counts"] = torch.tensor([len(one.scores) for one in found])
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, save(parts, {"key": key}))
-    except OSError as error:
-        raise InputError(f"{path} can't be written ({error.strerror}).") from error
+    write_into(path.parent, path.name, save(parts, {"key": key}))
 
 
 def _read(path: Path, key: str) -> list[Detections] | None:

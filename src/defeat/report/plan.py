@@ -13,8 +13,9 @@ from rich.text import Text
 from defeat.data import DetectionDataset
 from defeat.data.unlabelled import UnlabelledImages
 from defeat.detector import Detector
-from defeat.detector.files import write_atomically
+from defeat.detector.files import write_into
 from defeat.distillation import Method
+from defeat.distillation.align import LevelPair
 from defeat.distillation.class_map import ClassMap, listed
 from defeat.distillation.imitation import MapImitation
 from defeat.engine.assembly import Parts, assemble
@@ -23,7 +24,6 @@ from defeat.engine.checkpoint import RunDirectory
 from defeat.engine.estimate import UNLABELLED, RunCost, estimate_parts
 from defeat.engine.guards import STRONG
 from defeat.engine.settings import DistillSettings
-from defeat.errors import InputError
 from defeat.report.profile import count_flops
 from defeat.report.tables import UNKNOWN, decimal, duration
 
@@ -60,17 +60,6 @@ class PlannedDetector:
 
 
 @dataclass(frozen=True)
-class PlannedLevel:
-    """Two levels that meet: of the neck or the backbone, with their strides and channels."""
-
-    part: str
-    stride: int
-    teacher_stride: int
-    channels: int
-    teacher_channels: int
-
-
-@dataclass(frozen=True)
 class Plan:
     """Everything that `defeat plan` prints and writes.
 
@@ -99,7 +88,7 @@ class Plan:
     teacher: PlannedDetector
     student: PlannedDetector
     teacher_ap50: float | None
-    levels: list[PlannedLevel]
+    levels: list[LevelPair]
     classes: dict[str, list[str]]
     method: str
     weights: dict[str, float]
@@ -142,23 +131,19 @@ def make_plan(settings: DistillSettings, console: Console | None = None) -> Plan
     directory = RunDirectory(settings.out)
     directory.require_free(settings)
     parts = assemble(settings, console, UNLABELLED)
-    if settings.balance is not None:
-        settings, parts = balanced(settings, parts, console, write=False)
+    settings, parts = balanced(settings, parts, console, write=False)
     cost = estimate_parts(settings, parts)
     made = _planned(settings, parts, cost)
-    try:
-        directory.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(directory.folder / FILE, (json.dumps(made.to_dict(), indent=2) + "\n").encode())
-    except OSError as error:
-        raise InputError(f"{directory.folder} can't be written ({error.strerror}).") from error
+    write_into(directory.folder, FILE, (json.dumps(made.to_dict(), indent=2) + "\n").encode())
     return made
 
 
 def _planned(settings: DistillSettings, parts: Parts, cost: RunCost) -> Plan:
     assert parts.teacher is not None
     assert parts.method is not None
+    data = [_data(parts.training), _data(parts.evaluation), *_unlabelled(settings, parts)]
     return Plan(
-        data=[_data(parts.training), _data(parts.evaluation), *_unlabelled(settings, parts)],
+        data=data,
         teacher=_detector(parts.teacher, parts.evaluation),
         student=_detector(parts.student, parts.evaluation),
         teacher_ap50=parts.teacher_ap50,
@@ -169,7 +154,7 @@ def _planned(settings: DistillSettings, parts: Parts, cost: RunCost) -> Plan:
         losses=cost.measured.losses,
         pulls=cost.measured.pulls,
         together=cost.measured.together,
-        notes=[*parts.method.classes.describe(), *parts.method.notes, *_warnings(settings, parts, cost)],
+        notes=[*parts.method.classes.describe(), *parts.method.notes, *_warnings(data, cost)],
         step_seconds=cost.step_seconds,
         epoch_seconds=cost.epoch_steps * cost.step_seconds,
         run_seconds=cost.seconds,
@@ -179,7 +164,8 @@ def _planned(settings: DistillSettings, parts: Parts, cost: RunCost) -> Plan:
     )
 
 
-def _warnings(settings: DistillSettings, parts: Parts, cost: RunCost) -> list[str]:
+def _warnings(data: Sequence[PlannedData], cost: RunCost) -> list[str]:
+    training, evaluation = data[:2]
     found = []
     silent = [name for name, pull in cost.measured.pulls.items() if pull == 0]
     if silent:
@@ -189,9 +175,9 @@ def _warnings(settings: DistillSettings, parts: Parts, cost: RunCost) -> list[st
             f"At first the terms pull {cost.measured.together:.1f} times as hard on the student's neck as the "
             "detector's own losses; if AP falls behind the student alone, try --balance 1."
         )
-    if parts.training.split == parts.evaluation.split:
+    if training.split == evaluation.split:
         found.append("The run is evaluated on the images that it trains on: its AP says little.")
-    missing = [name for name, count in _data(parts.training).per_class.items() if count == 0]
+    missing = [name for name, count in training.per_class.items() if count == 0]
     if missing:
         found.append(f"The training split has no box of {listed(missing)}.")
     return found
@@ -237,13 +223,8 @@ def _detector(detector: Detector, dataset: DetectionDataset) -> PlannedDetector:
     )
 
 
-def _levels(method: Method) -> list[PlannedLevel]:
-    return [
-        PlannedLevel(part.part, one.stride, one.teacher_stride, one.channels, one.teacher_channels)
-        for part in method.modules()
-        if isinstance(part, MapImitation)
-        for one in part.levels.values()
-    ]
+def _levels(method: Method) -> list[LevelPair]:
+    return [one for part in method.modules() if isinstance(part, MapImitation) for one in part.levels.values()]
 
 
 def _classes(classes: ClassMap, names: Sequence[str]) -> dict[str, list[str]]:
@@ -306,7 +287,7 @@ def _detector_row(role: str, one: PlannedDetector) -> tuple[str, ...]:
     return (f"{role}: {one.family}, {one.backbone_name}", *figures, levels)
 
 
-def _how(level: PlannedLevel) -> str:
+def _how(level: LevelPair) -> str:
     resized = "" if level.stride == level.teacher_stride else ", teacher's map resized"
     return f"3x3 convolution{resized}"
 

@@ -119,7 +119,7 @@ class FasterRCNN(Detector):
         assert self.training, "forward_train needs the training mode"
         self.rpn.negative_weight, self.rpn.annotated = negative_weight, [one.annotated for one in batch.targets]
         backbone, neck = self.backbone(self.normalise(batch))
-        targets = torchvision_targets(batch.targets, first_label=1)
+        targets = torchvision_targets(batch.learned, first_label=1)
         features = _by_name(neck)
         boxes, rpn_losses = self.rpn(ImageList(batch.images, batch.sizes), features, targets)
         boxes, _, labels, regression_targets = self.roi_heads.select_training_samples(boxes, targets)
@@ -143,7 +143,7 @@ class FasterRCNN(Detector):
         backbone, neck = self.backbone(self.normalise(batch))
         features = _by_name(neck)
         boxes, _ = self.rpn(ImageList(batch.images, batch.sizes), features)
-        targets = [{"boxes": target.boxes, "labels": target.labels + 1} for target in batch.targets]
+        targets = torchvision_targets(batch.targets, first_label=1)
         boxes, _, labels, _ = self.roi_heads.select_training_samples(boxes, targets)
         logits, deltas = self._classify(features, boxes, batch)
         return self._output(batch, {}, backbone, neck, boxes, torch.cat(labels), logits, deltas)

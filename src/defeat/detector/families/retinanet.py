@@ -147,7 +147,7 @@ class RetinaNet(Detector):
         learned = len(batch.targets)
         if not all(target.annotated for target in batch.targets):
             matched, learned = self._match_certain(batch, anchors)
-        targets = torchvision_targets(batch.targets, self.first_label)
+        targets = torchvision_targets(batch.learned, self.first_label)
         if self.loss_average == "image" and negative_weight == 1:
             found = self.head.compute_loss(targets, head, anchors, matched)
             losses = {"classification": found["classification"], "box": found["bbox_regression"]}
@@ -161,7 +161,7 @@ class RetinaNet(Detector):
 
     def _match_certain(self, batch: Batch, anchors: list[Tensor]) -> tuple[list[Tensor], int]:
         """As `_match`, undecided beside the objects of images that are not annotated; and how many images teach."""
-        targets = [target.trainable() for target in batch.targets]
+        targets = batch.learned
         matched = [
             index if target.annotated else torch.where(index < 0, Matcher.BETWEEN_THRESHOLDS, index)
             for target, index in zip(targets, self._match(targets, anchors), strict=True)
