@@ -20,13 +20,15 @@ def interleaved(steps: dict[str, Callable[[], Any]], repeats: int) -> dict[str, 
         for name, step in steps.items():
             began = perf_counter()
             step()
+            if torch.accelerator.is_available():
+                torch.accelerator.synchronize()
             if repeat:
                 seconds[name].append(perf_counter() - began)
     return {name: 1000 * median(values) for name, values in seconds.items()}
 
 
 def peak_memory(make_step: MakeStep, *arguments: Any) -> float:
-    """Peak resident memory in MiB of three steps in a fresh process with one thread.
+    """Peak memory in MiB of three steps in a fresh process with one thread: resident, or on a GPU that of its tensors.
 
     An allocator does not give back what another case has used, hence the process.
     """
@@ -44,6 +46,9 @@ def _send_peak(pipe: Connection, make_step: MakeStep, arguments: tuple[Any, ...]
     step = make_step(*arguments)
     for _ in range(3):
         step()
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:
+        pipe.send(torch.cuda.max_memory_allocated() / 2**20)
+        return
     # Not getrusage, whose peak a child inherits from its parent.
     status = Path("/proc/self/status").read_text().splitlines()
     pipe.send(next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM")))

@@ -1,9 +1,11 @@
 """Time and memory of a training step with and without distillation.
 
     python benchmarks/step.py [--family faster_rcnn] [--size 160] [--batch 8] [--repeats 10]
+    python benchmarks/step.py --size 640 --device cuda --precision bf16 [--channels-last]
 
 The steps of all cases are interleaved in one process and compared by their medians. Peak memory is that of a process of
-its own for each case, because an allocator does not give back what another case has used.
+its own for each case, because an allocator does not give back what another case has used; on a GPU it is that of the
+tensors there.
 """
 
 import argparse
@@ -18,6 +20,7 @@ from defeat.data import open_dataset
 from defeat.detector import DetectorSpec, build
 from defeat.distillation import DeFeat
 from defeat.engine.provenance import commit, machine, versions
+from defeat.engine.step import total_loss
 from defeat.types import Progress
 
 CASES = ("student alone", "teacher forward", "distilled, neck", "distilled, neck and head")
@@ -33,37 +36,48 @@ OPTIONS = {
 }
 
 
-def step_of(case: str, family: str, size: int, batch: int) -> Callable[[], None]:
+def step_of(
+    case: str,
+    family: str,
+    size: int,
+    batch: int,
+    device: str = "cpu",
+    precision: str = "32",
+    channels_last: bool = False,
+) -> Callable[[], None]:
     """Build detectors and one batch of drawn scenes, and give back a function that makes one step of a case."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     dataset = open_dataset("demo", "train")
+    layout = torch.channels_last if channels_last else torch.contiguous_format
     images, targets = zip(*(dataset[index] for index in range(batch)), strict=True)
 
     def detector(backbone: str, channels: int) -> torch.nn.Module:
         spec = DetectorSpec(
             family, backbone, dataset.classes, size, size * 2, neck_channels=channels, options=OPTIONS[family]
         )
-        return build(spec, weights="none")
+        return build(spec, weights="none").to(device, memory_format=layout)  # type: ignore[call-overload,no-any-return]
 
     student, teacher = detector("tf_efficientnet_lite0", 64).train(), detector("tf_efficientnet_lite2", 128).eval()
     head = 0.5 if case.endswith("head") else 0.0
-    method = DeFeat(student.info, teacher.info, positive_weight=head, negative_weight=head)
+    method = DeFeat(student.info, teacher.info, positive_weight=head, negative_weight=head).to(device)
     parameters = [*student.parameters(), *method.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=1e-3, momentum=0.9)
 
     def step() -> None:
         prepared = student.prepare(images, targets)
-        if case == "teacher forward":
-            teacher.forward_teacher(teacher.adopt(prepared))
-            return
-        output = student.forward_train(prepared)
-        losses = dict(output.losses)
-        if case.startswith("distilled"):
-            learned = teacher.forward_teacher(teacher.adopt(prepared))
-            losses |= method(output, learned, prepared.targets, Progress(500, 1000))
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
+            if case == "teacher forward":
+                with torch.no_grad():
+                    teacher.forward_teacher(teacher.adopt(prepared))
+                return
+            output = student.forward_train(prepared)
+            losses = dict(output.losses)
+            if case.startswith("distilled"):
+                learned = teacher.forward_teacher(teacher.adopt(prepared))
+                losses |= method(output, learned, prepared.targets, Progress(500, 1000))
         optimizer.zero_grad()
-        torch.stack(list(losses.values())).sum().backward()
+        total_loss(losses).backward()
         optimizer.step()
 
     return step
@@ -76,24 +90,32 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=160)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="32", choices=["32", "bf16"])
+    parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    steps = {case: step_of(case, given.family, given.size, given.batch) for case in CASES}
+    setting = {
+        name: getattr(given, name) for name in ("family", "size", "batch", "device", "precision", "channels_last")
+    }
+    steps = {case: step_of(case, **setting) for case in CASES}
     milliseconds = interleaved(steps, given.repeats)
     alone = milliseconds[CASES[0]]
     rows = {
         case: {
             "step_ms": round(value, 1),
             "ratio": round(value / alone, 3),
-            "peak_mib": round(peak_memory(step_of, case, given.family, given.size, given.batch)),
+            "images_per_second": round(1000 * given.batch / value, 1),
+            "peak_mib": round(peak_memory(step_of, case, *setting.values())),
         }
         for case, value in milliseconds.items()
     }
     for case, row in rows.items():
-        print(f"{case:26}{row['step_ms']:>10} ms{row['ratio']:>8} x{row['peak_mib']:>8} MiB")
+        time, memory = f"{row['step_ms']:>10} ms{row['ratio']:>8} x", f"{row['peak_mib']:>8} MiB"
+        print(f"{case:26}{time}{row['images_per_second']:>9} images/s{memory}")
     if given.out:
-        setting = {"family": given.family, "size": given.size, "batch": given.batch, "repeats": given.repeats}
-        result = {"setting": setting, "cases": rows, "versions": versions(), "commit": commit(), "machine": machine()}
+        origin = {"versions": versions(), "commit": commit(), "machine": machine()}
+        result = {"setting": setting | {"repeats": given.repeats}, "cases": rows} | origin
         given.out.write_text(json.dumps(result, indent=2) + "\n")
 
 

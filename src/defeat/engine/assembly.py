@@ -9,6 +9,7 @@ from defeat.data import DetectionDataset, open_dataset, split_names
 from defeat.detector import Detector, DetectorSpec, build, load
 from defeat.distillation import Method, build_method, renamed_classes
 from defeat.engine.guards import require_able_teacher
+from defeat.engine.inference import moved, training_device
 from defeat.engine.settings import DistillSettings, TrainSettings
 from defeat.engine.unlabelled import detect_unlabelled
 from defeat.errors import InputError
@@ -63,7 +64,8 @@ def assemble(settings: TrainSettings, console: Console, unlabelled: int | None =
     method = pair(student, teacher, settings, console)
     accuracy = None
     if not settings.allow_weak_teacher:
-        accuracy = require_able_teacher(teacher, method.classes, training.spread(TEACHER_SAMPLE))
+        with moved(teacher, training_device(settings)):
+            accuracy = require_able_teacher(teacher, method.classes, training.spread(TEACHER_SAMPLE))
     others = None
     if settings.unlabelled_per_batch:
         others = detect_unlabelled(settings, teacher, method.classes, console, unlabelled)

@@ -1,7 +1,8 @@
 """A trained detector on a whole split."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -134,6 +135,17 @@ def training_device(settings: TrainSettings) -> torch.device:
     if settings.accelerator == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+@contextmanager
+def moved(detector: Detector, device: torch.device) -> Iterator[None]:
+    """Put a detector on a device for a while."""
+    before = detector.device
+    detector.to(device)
+    try:
+        yield
+    finally:
+        detector.to(before)
 
 
 def wait_for(device: torch.device) -> None:

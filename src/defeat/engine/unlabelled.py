@@ -19,7 +19,7 @@ from defeat.detector.files import write_into
 from defeat.distillation import ClassMap
 from defeat.engine.checkpoint import is_writer
 from defeat.engine.guards import fingerprint
-from defeat.engine.inference import training_device
+from defeat.engine.inference import moved, training_device
 from defeat.engine.settings import DistillSettings
 from defeat.types import Detections
 
@@ -72,13 +72,10 @@ def _detect(
     console: Console,
     first: int | None,
 ) -> list[Detections]:
-    before = teacher.device
-    teacher.to(training_device(settings))
     count = len(images) if first is None else min(first, len(images))
     numbers = track(range(count), "Detecting in images without annotations", console=console, transient=True)
-    found = [classes.detections(teacher.predict([images[number]])[0].cpu()) for number in islice(numbers, count)]
-    teacher.to(before)
-    return found
+    with moved(teacher, training_device(settings)):
+        return [classes.detections(teacher.predict([images[number]])[0].cpu()) for number in islice(numbers, count)]
 
 
 def _key(images: UnlabelledImages, teacher: Detector, classes: ClassMap) -> str:
