@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from defeat.engine.gradients import measure_pulls
+from defeat.engine.gradients import gradient, measure_pulls
 from defeat.types import DetectorOutput
 from tests.engine.tiny_runs import lines, save_teacher, tiny_run
 
@@ -55,6 +55,15 @@ def test_what_pulls_on_the_backbone_alone_is_added():
         {"neck_object": 3 * found.neck[8].sum(), "backbone_object": 5 * found.backbone[8].sum()}, found
     )
     assert both.together == pytest.approx(3 + 2.5)
+
+
+def test_small_gradients_survive_half_precision():
+    # A gradient of 1e-8 is below the least number of half precision, 6e-8.
+    neck = torch.ones(1, 2, 3, 3, dtype=torch.float16, requires_grad=True)
+    assert not torch.autograd.grad(1e-8 * neck.sum(), neck, retain_graph=True)[0].any()
+    (found,) = gradient(1e-8 * neck.sum(), [neck])
+    assert found.dtype == torch.float32
+    assert torch.allclose(found, torch.full_like(found, 1e-8), rtol=0.05, atol=0)
 
 
 def test_a_term_that_reaches_nothing_has_ratio_zero():

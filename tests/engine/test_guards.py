@@ -16,7 +16,7 @@ from defeat.detector.families.retinanet import RetinaNet
 from defeat.distillation import METHODS, Method
 from defeat.engine import guards
 from defeat.engine import run as engine
-from defeat.engine.guards import FirstSteps, PullWatch, fingerprint, require_finite
+from defeat.engine.guards import FirstSteps, LossWatch, PullWatch, fingerprint, require_finite
 from defeat.engine.module import DetectionModule
 from defeat.errors import InputError
 from defeat.types import DetectorOutput
@@ -138,6 +138,24 @@ def test_a_strong_pull_is_reported_once_after_a_while():
     # A single weaker measurement begins the count anew.
     assert [step for step, sentence in enumerate(heard) if sentence] == [2 * guards.PATIENCE - 1]
     assert "more than 3 times as hard" in heard[2 * guards.PATIENCE - 1]
+
+
+def test_a_loss_that_rises_is_reported_once():
+    watch, window = LossWatch(), guards.WINDOW
+    steady, risen = [1.0, 2.0] * (window // 2), [6.0] * window
+    heard = [watch.look(loss, step) for step, loss in enumerate([*steady, *steady, *risen, *risen])]
+    # Six of ten must have risen for the median to pass 3 x 1.5.
+    assert [step for step, sentence in enumerate(heard) if sentence] == [2 * window + 5]
+    assert "has risen to 6.0 at step 25, from 1.5" in heard[2 * window + 5]
+
+
+def test_a_run_that_diverges_and_learns_nothing_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(guards, "RISEN", 0.01)
+    console = Console(record=True, file=StringIO(), width=400)
+    engine.run(settings(tmp_path / "run", epochs=10), console)
+    text = console.export_text()
+    assert text.count("training diverges") == 1
+    assert text.count("The detector finds next to nothing (AP50 ") == 1
 
 
 def test_a_run_whose_terms_drown_the_detector_says_so_once(tmp_path):

@@ -281,6 +281,17 @@ def test_half_precision_trains_on_a_gpu(family, tmp_path):
     assert results(folder)["machine"]["accelerator"] != "none"
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@every_family
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+def test_on_a_gpu_the_saved_model_has_the_figures_of_the_last_evaluation(family, precision, tmp_path):
+    given = {"max_steps": 60, "epochs": 10, "lr": 0.02, "size": 96, "max_size": 160, "batch_size": 4}
+    folder = tiny_run(tmp_path / "run", family, accelerator="gpu", precision=precision, **given).folder
+    found = evaluate(folder, workers=0, device="cuda").metrics
+    assert found["AP50"] == pytest.approx(results(folder)["metrics"]["AP50"], abs=0.2)
+
+
 @pytest.mark.slow
 @every_family
 def test_head_terms_do_not_make_the_classification_loss_explode(family, tmp_path, monkeypatch):

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from defeat.types import DetectorOutput
 
+HALF_SCALE = 2.0**12  # half precision ends at 6e-8 and 65504: gradients at a map of the neck lie around 1e-9 to 1e-2
+
 
 @dataclass(frozen=True)
 class Pulls:
@@ -37,12 +39,12 @@ def measure_pulls(terms: Mapping[str, Tensor], output: DetectorOutput) -> Pulls:
     places = [maps for part in everywhere if (maps := [one for one in part if one.requires_grad])]
     left, ratios, together = dict(terms), dict.fromkeys(terms, 0.0), 0.0
     for maps in places:
-        gradients = {name: gradient for name, term in left.items() if _norm(gradient := _gradient(term, maps)) > 0}
+        gradients = {name: pull for name, term in left.items() if _norm(pull := _gradient(term, maps)) > 0}
         if not gradients:
             continue
         own_norm = _norm(_gradient(own, maps))
-        for name, gradient in gradients.items():
-            ratios[name] = _ratio(_norm(gradient), own_norm)
+        for name, pull in gradients.items():
+            ratios[name] = _ratio(_norm(pull), own_norm)
             del left[name]
         together += _ratio(
             _norm([torch.stack(level).sum(dim=0) for level in zip(*gradients.values(), strict=True)]), own_norm
@@ -50,12 +52,23 @@ def measure_pulls(terms: Mapping[str, Tensor], output: DetectorOutput) -> Pulls:
     return Pulls(ratios, together)
 
 
+def gradient(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
+    """The gradient of a loss with respect to each input, in float32; None where the loss does not depend on it.
+
+    The graph stays. Where an input is in half precision, in which a small gradient would vanish, the loss is scaled up
+    on the way.
+    """
+    if not loss.requires_grad:
+        return [None] * len(inputs)
+    scale = HALF_SCALE if any(one.dtype == torch.float16 for one in inputs) else 1.0
+    found = torch.autograd.grad(loss * scale, inputs, retain_graph=True, allow_unused=True)
+    return [None if one is None else one.float() / scale for one in found]
+
+
 def _gradient(loss: Tensor, maps: Sequence[Tensor]) -> list[Tensor]:
     """Of each map, zero where the loss does not depend on it."""
-    if not loss.requires_grad:
-        return [torch.zeros_like(one, dtype=torch.float32) for one in maps]
-    found = torch.autograd.grad(loss, maps, retain_graph=True, allow_unused=True)
-    return [torch.zeros_like(one) if grad is None else grad.float() for one, grad in zip(maps, found, strict=True)]
+    found = gradient(loss, maps)
+    return [torch.zeros_like(one, dtype=torch.float32) if g is None else g for one, g in zip(maps, found, strict=True)]
 
 
 def _norm(gradient: Sequence[Tensor]) -> float:

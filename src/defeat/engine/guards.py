@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 
 import torch
 import torch.distributed
@@ -15,12 +16,15 @@ from defeat.distillation import Method
 from defeat.distillation.class_map import ClassMap
 from defeat.distillation.processes import processes
 from defeat.engine.evaluate import Evaluator
+from defeat.engine.gradients import gradient
 from defeat.errors import InputError
 from defeat.types import Detections, DetectorOutput, Target
 
 FIRST_STEPS = 20  # in which every term must have taught something
 STRONG = 3.0  # times the detector's own gradient
 PATIENCE = 5  # measurements in a row
+WINDOW = 10  # steps over which a loss is looked at
+RISEN = 3.0  # times the loss of the first steps
 SAME_SCORE = 0.01  # what rounding may change
 
 
@@ -145,9 +149,7 @@ class FirstSteps:
             self.judge()
 
     def _look_at(self, name: str, term: Tensor, maps: list[Tensor], weights: Mapping[str, Tensor]) -> None:
-        found: list[Tensor | None] = [None] * (len(maps) + len(weights))
-        if term.requires_grad:
-            found = list(torch.autograd.grad(term, [*maps, *weights.values()], retain_graph=True, allow_unused=True))
+        found = gradient(term, [*maps, *weights.values()])
         self.unreached -= {key for key, grad in zip(weights, found[len(maps) :], strict=True) if grad is not None}
         if float(term.detach()) == 0:
             lacks = "zero"
@@ -213,6 +215,38 @@ class PullWatch:
             f"Distillation has pulled on the student's neck more than {STRONG:g} times as hard as the detector's own "
             f"losses for a while ({together:.1f} times at step {step}). That may help, or drown them: if AP falls "
             "behind the student alone, try --balance 1."
+        )
+
+
+@dataclass
+class LossWatch:
+    """Says once when the detector's own loss stays far above that of the first steps; a single bad batch is none."""
+
+    first: list[float] = field(default_factory=list)
+    last: list[float] = field(default_factory=list)
+    said: bool = False
+
+    def look(self, loss: float, step: int) -> str | None:
+        """Take in the loss of a step.
+
+        Args:
+            loss: sum of the detector's own losses.
+            step: the step it belongs to.
+
+        Returns:
+            The sentence, the first time that it is due.
+        """
+        if len(self.first) < WINDOW:
+            self.first.append(loss)
+            return None
+        self.last = [*self.last[1 - WINDOW :], loss]
+        before, now = median(self.first), median(self.last)
+        if self.said or len(self.last) < WINDOW or now <= RISEN * before:
+            return None
+        self.said = True
+        return (
+            f"The detector's loss has risen to {now:.1f} at step {step}, from {before:.1f} in the first steps: "
+            "training diverges. Lower --lr or give more --warmup-steps."
         )
 
 

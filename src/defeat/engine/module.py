@@ -16,7 +16,7 @@ from defeat.detector import Detector
 from defeat.distillation import Method
 from defeat.engine.evaluate import EvaluationResult, Evaluator
 from defeat.engine.gradients import measure_pulls
-from defeat.engine.guards import FirstSteps, PullWatch, require_finite
+from defeat.engine.guards import FirstSteps, LossWatch, PullWatch, require_finite
 from defeat.engine.provenance import commit
 from defeat.engine.replay import keep_step
 from defeat.engine.settings import TrainSettings
@@ -58,7 +58,7 @@ class DetectionModule(LightningModule):
         self.settings = settings
         self._outside = (teacher.eval().requires_grad_(False),) if teacher is not None else ()
         self.first_steps = FirstSteps(method) if method is not None else None
-        self.pull_watch, self.notify = PullWatch(), notify
+        self.loss_watch, self.pull_watch, self.notify = LossWatch(), PullWatch(), notify
         self.evaluator = Evaluator(student.info.classes)
         self.last_evaluation: EvaluationResult | None = None
         self.last_found: Evaluator | None = None  # what that evaluation is of
@@ -96,6 +96,8 @@ class DetectionModule(LightningModule):
         self._require_finite(losses, batch)
         if self.first_steps is not None:
             self.first_steps.look(terms, output, prepared.targets)
+        if sentence := self.loss_watch.look(float(total_loss(output.losses).detach()), self.global_step):
+            self.notify(sentence)
         total = total_loss(losses)
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch[0]))
         scalars: dict[str, Any] = {f"train/{name}": loss.detach() for name, loss in losses.items()}
@@ -157,9 +159,10 @@ class DetectionModule(LightningModule):
         self.earlier_seconds = checkpoint.get("wall_seconds", 0.0)
 
     def validation_step(self, batch: Images, batch_idx: int) -> None:
-        """Detect objects and keep what was found."""
+        """Detect objects and keep what was found, in the full precision of the model that will be saved."""
         images, targets = batch
-        found = self.student.predict(images)
+        with torch.autocast(self.device.type, enabled=False):
+            found = self.student.predict(images)
         self.evaluator.update([one.cpu() for one in found], targets)
 
     def on_validation_epoch_end(self) -> None:

@@ -30,6 +30,7 @@ from defeat.engine.provenance import machine, versions
 from defeat.engine.recipes import expected
 from defeat.engine.settings import DistillSettings, TrainSettings
 
+LEARNED = 1.0  # AP50 that a detector has to reach to have learned anything
 VERIFIED = 4  # images on which the saved model must find what the last evaluation found
 
 
@@ -107,6 +108,13 @@ def run(settings: TrainSettings, console: Console | None = None) -> RunResult:
         results = _results(module, training, evaluation, module.earlier_seconds + perf_counter() - began)
         directory.write_results(results)
         _verify(module, evaluation)
+        if (results["metrics"]["AP50"] or 0.0) < LEARNED:
+            console.print(
+                f"The detector finds next to nothing (AP50 {results['metrics']['AP50'] or 0.0:.1f}): train for more "
+                "--epochs, or with another --lr if the loss rose.",
+                style="yellow",
+                highlight=False,
+            )
         if figure is not None:
             console.print(figure.judge(results["metrics"]), highlight=False)
     return RunResult(directory.folder, module.last_evaluation, finished, module.trainer.is_global_zero)
@@ -129,8 +137,7 @@ def _verify(module: DetectionModule, evaluation: DetectionDataset) -> None:
     saved = load(folder).to(module.trainer.strategy.root_device)
     images = evaluation.spread(VERIFIED)
     assert module.last_found is not None
-    with module.trainer.precision_plugin.forward_context():
-        found = [detections.cpu() for detections in saved.predict([image for image, _ in images])]
+    found = [detections.cpu() for detections in saved.predict([image for image, _ in images])]
     require_same_detections(found, [module.last_found.found(target.image_id) for _, target in images])
 
 
