@@ -58,13 +58,13 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--data", required=True)
     parser.add_argument("--splits", nargs="+", default=["val", "test"])
-    parser.add_argument("--alone", type=Path, help="the student alone, one of the runs")
+    parser.add_argument("--alone", type=Path, help="run of the student alone, that the others are held against")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     gathered: dict[str, Any] = {}
     drawn: dict[tuple[str, str], np.ndarray] = {}
-    for folder in sorted(given.runs, key=lambda folder: folder != given.alone):
+    for folder in dict.fromkeys([given.alone or given.runs[0], *given.runs]):
         detector = load(folder)
         found = {split: detect_split(detector, given.data, split, 8, given.workers) for split in given.splits}
         gathered[folder.name] = run = gather(folder, found)

@@ -10,6 +10,7 @@ tensors there.
 
 import argparse
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,10 +21,17 @@ from defeat.data import open_dataset
 from defeat.detector import DetectorSpec, build
 from defeat.distillation import DeFeat
 from defeat.engine.provenance import commit, machine, versions
-from defeat.engine.step import total_loss
+from defeat.engine.step import step_losses, total_loss
+from defeat.engine.teacher_cache import TeacherCache
 from defeat.types import Progress
 
-CASES = ("student alone", "teacher forward", "distilled, neck", "distilled, neck and head")
+CASES = (
+    "student alone",
+    "teacher forward",
+    "distilled, neck",
+    "distilled, neck, kept maps",
+    "distilled, neck and head",
+)
 OPTIONS = {
     "faster_rcnn": {
         "anchor_sizes": (16, 32, 64, 128, 256),
@@ -60,6 +68,10 @@ def step_of(
 
     student, teacher = detector("tf_efficientnet_lite0", 64).train(), detector("tf_efficientnet_lite2", 128).eval()
     head = 0.5 if case.endswith("head") else 0.0
+    cache = None
+    if case.endswith("kept maps"):
+        names = {(True, target.image_id): f"image-{target.image_id}" for target in targets}
+        cache = TeacherCache(Path(tempfile.mkdtemp()), ["neck"], names)
     method = DeFeat(student.info, teacher.info, positive_weight=head, negative_weight=head).to(device)
     parameters = [*student.parameters(), *method.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=1e-3, momentum=0.9)
@@ -69,15 +81,12 @@ def step_of(
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
             if case == "teacher forward":
                 with torch.no_grad():
-                    teacher.forward_teacher(teacher.adopt(prepared))
+                    teacher.forward_teacher(teacher.adopt(prepared), method.needs)
                 return
-            output = student.forward_train(prepared)
-            losses = dict(output.losses)
-            if case.startswith("distilled"):
-                learned = teacher.forward_teacher(teacher.adopt(prepared))
-                losses |= method(output, learned, prepared.targets, Progress(500, 1000))
+            helped = (method, teacher, cache) if case.startswith("distilled") else ()
+            output, terms = step_losses(student, prepared, Progress(500, 1000), *helped)
         optimizer.zero_grad()
-        total_loss(losses).backward()
+        total_loss(output.losses | terms).backward()
         optimizer.step()
 
     return step

@@ -26,6 +26,7 @@ class Target:
         size: height and width in pixels of the image that the boxes belong to.
         annotated: whether somebody marked all objects. If not, the boxes are what a teacher detected: regions follow
             all of them, a detector learns from those that are not difficult, and the rest of the image is undecided.
+        view: which of an augmentation's views of the image this is; 0 is the image as it is in its file.
     """
 
     boxes: Tensor
@@ -35,6 +36,7 @@ class Target:
     image_id: int
     size: tuple[int, int]
     annotated: bool = True
+    view: int = 0
 
     @classmethod
     def empty(cls, image_id: int, size: tuple[int, int]) -> "Target":
@@ -114,6 +116,24 @@ class Batch:
     def learned(self) -> list[Target]:
         """Of each image the boxes that a detector learns; of one that is not annotated what a teacher is certain of."""
         return [target if target.annotated else target.trainable() for target in self.targets]
+
+
+@dataclass(frozen=True)
+class Maps:
+    """The feature maps of a batch.
+
+    Attributes:
+        backbone: maps of the backbone by stride, (B, C, H, W).
+        neck: maps of the neck by stride, (B, C, H, W).
+    """
+
+    backbone: dict[int, Tensor]
+    neck: dict[int, Tensor]
+
+    @property
+    def by_stride(self) -> dict[int, Tensor]:
+        """One map of each stride."""
+        return {**self.backbone, **self.neck}
 
 
 @dataclass(frozen=True)

@@ -231,10 +231,10 @@ def test_weights_that_are_not_finite_reach_no_checkpoint(tmp_path, monkeypatch):
 def test_a_teacher_that_something_changes_is_found(tmp_path, monkeypatch):
     original = RetinaNet.forward_teacher
 
-    def meddle(self, batch):
+    def meddle(self, batch, *others):
         with torch.no_grad():
             next(self.parameters()).mul_(1.001)
-        return original(self, batch)
+        return original(self, batch, *others)
 
     monkeypatch.setattr(RetinaNet, "forward_teacher", meddle)
     with pytest.raises(RuntimeError, match="teacher's weights changed"):

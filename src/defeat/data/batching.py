@@ -32,6 +32,7 @@ class PackedBatch:
         counts: boxes of each image.
         image_ids: number of each image.
         annotated: whether each image is.
+        views: which view of itself each image is.
     """
 
     pixels: Tensor
@@ -42,6 +43,7 @@ class PackedBatch:
     counts: list[int]
     image_ids: list[int]
     annotated: list[bool]
+    views: list[int]
 
     def pin_memory(self) -> "PackedBatch":
         """The same batch with its pixels in page-locked memory; called by the DataLoader."""
@@ -53,7 +55,7 @@ class PackedBatch:
         images = [pixels.view(3, *size) for pixels, size in zip(flat, self.sizes, strict=True)]
         boxes, labels = torch.split(self.boxes, self.counts), torch.split(self.labels, self.counts)
         difficult, crowd = (torch.split(flag, self.counts) for flag in self.flags)
-        rows = zip(boxes, labels, difficult, crowd, self.image_ids, self.sizes, self.annotated, strict=True)
+        rows = zip(boxes, labels, difficult, crowd, self.image_ids, self.sizes, self.annotated, self.views, strict=True)
         return images, [Target(*row) for row in rows]
 
 
@@ -76,6 +78,7 @@ def pack(items: list[tuple[Tensor, Target] | InputError]) -> PackedBatch | Input
         counts=[len(target.labels) for target in targets],
         image_ids=[target.image_id for target in targets],
         annotated=[target.annotated for target in targets],
+        views=[target.view for target in targets],
     )
 
 

@@ -116,6 +116,16 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         sample = self.samples[index]
         return read_image(sample.path, sample.size, sample.prefer_upright)
 
+    def identity(self, index: int) -> str:
+        """A name that changes when the file of an image does, judged by its size and its time of change."""
+        sample = self.samples[index]
+        try:
+            found = Path(sample.path).stat()
+        except OSError as error:
+            raise InputError(f"{sample.path} can't be read ({error.strerror}).") from error
+        text = repr((sample.name, sample.size, sample.prefer_upright, found.st_size, found.st_mtime_ns))
+        return hashlib.sha256(text.encode()).hexdigest()[:24]
+
     def target(self, index: int) -> Target:
         """The annotations of an image, without decoding it."""
         sample, table = self.samples[index], self.table

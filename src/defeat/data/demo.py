@@ -58,6 +58,10 @@ class DemoDataset(DetectionDataset):
             self._cache[index] = torch.from_numpy(scene).permute(2, 0, 1).contiguous()
         return self._cache[index].clone()
 
+    def identity(self, index: int) -> str:
+        """A name that changes with everything that a scene depends on."""
+        return f"demo{self.seed}-{self.side}-{self.split}-{index}"
+
     def _shapes(self, index: int) -> list[Shape]:
         return lay_out(self._generator(index, stage=0), self.side)
 

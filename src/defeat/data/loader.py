@@ -80,7 +80,7 @@ def training_loader(
         others_per_batch=unlabelled_per_batch,
     )
     images: Dataset[tuple[Tensor, Target]] = dataset if unlabelled is None else ConcatDataset([dataset, unlabelled])
-    view = TrainingView(images, HorizontalFlip(flip), seed)
+    view = TrainingView(images, training_augmentation(flip), seed)
     return DetectionLoader(
         ErrorsAsItems(view),  # type: ignore[arg-type]
         batch_sampler=sampler,
@@ -90,6 +90,11 @@ def training_loader(
         persistent_workers=workers > 0,
         generator=seeded_generator("workers", seed),
     )
+
+
+def training_augmentation(flip: float) -> Augmentation:
+    """How a training image is changed at random, given the probability of mirroring it."""
+    return HorizontalFlip(flip)
 
 
 def evaluation_loader(

@@ -15,17 +15,22 @@ from defeat.types import Target
 class Augmentation(Protocol):
     """A random change of an image (3, H, W) and its target; all randomness comes from `generator`."""
 
+    @property
+    def views(self) -> int | None:
+        """How many different images it can make of one, which it numbers in `Target.view`; None for any number."""
+        ...
+
     def __call__(self, image: Tensor, target: Target, generator: torch.Generator) -> tuple[Tensor, Target]:
         """The changed image and target."""
         ...
 
 
 def flip(image: Tensor, target: Target) -> tuple[Tensor, Target]:
-    """Mirror an image (3, H, W) and its boxes from left to right."""
+    """Mirror an image (3, H, W) and its boxes from left to right; view 0 becomes view 1, and back."""
     boxes = functional.horizontal_flip_bounding_boxes(
         target.boxes, format=tv_tensors.BoundingBoxFormat.XYXY, canvas_size=target.size
     )
-    return functional.horizontal_flip_image(image), replace(target, boxes=boxes)
+    return functional.horizontal_flip_image(image), replace(target, boxes=boxes, view=1 - target.view)
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,11 @@ class HorizontalFlip:
     def __post_init__(self) -> None:
         if not 0.0 <= self.probability <= 1.0:
             raise InputError(f"The probability of a flip must be in 0..1, not {self.probability}.")
+
+    @property
+    def views(self) -> int:
+        """Two: the image, and its mirror image; one where no image, or every one, is mirrored."""
+        return 2 if 0 < self.probability < 1 else 1
 
     def __call__(self, image: Tensor, target: Target, generator: torch.Generator) -> tuple[Tensor, Target]:
         """The image and target, mirrored or as they are."""

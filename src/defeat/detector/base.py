@@ -1,7 +1,7 @@
 """The contract that every detector keeps, and the preparation of images that all share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.transforms.v2 import functional as transforms
 
-from defeat.types import Batch, Detections, DetectorInfo, DetectorOutput, Target
+from defeat.types import Batch, Detections, DetectorInfo, DetectorOutput, Maps, Target
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,20 @@ class Detector(nn.Module, ABC):
         """
 
     @abstractmethod
-    def forward_teacher(self, batch: Batch) -> DetectorOutput:
-        """Compute what a student may learn from, for a batch of this detector's own `adopt`."""
+    def forward_maps(self, batch: Batch) -> Maps:
+        """Compute the maps of backbone and neck for a batch, by stride."""
+
+    @abstractmethod
+    def forward_teacher(
+        self, batch: Batch, reads: Collection[str] | None = None, maps: Maps | None = None
+    ) -> DetectorOutput:
+        """Compute what a student may learn from, for a batch of this detector's own `adopt`.
+
+        Args:
+            batch: images with targets.
+            reads: fields of the output that will be read, beside `valid`; None for all. Others may be missing.
+            maps: what `forward_maps` gave for the same batch, when that is known already.
+        """
 
     @abstractmethod
     def forward_predict(self, batch: Batch) -> list[Detections]:
@@ -176,6 +188,11 @@ class Detector(nn.Module, ABC):
         if not self.antialias:
             resized = F.interpolate(resized[None], size=size, mode="bilinear", align_corners=False)[0]
         return resized
+
+
+def taught_maps(batch: Batch, maps: Maps) -> DetectorOutput:
+    """What a teacher gives when nothing but maps will be read."""
+    return DetectorOutput({}, maps.backbone, maps.neck, valid_cells(batch, maps.by_stride), scale=batch.scale)
 
 
 def valid_cells(batch: Batch, maps: dict[int, Tensor]) -> dict[int, Tensor]:

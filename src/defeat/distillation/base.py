@@ -45,6 +45,11 @@ class Method(nn.Module, ABC):
         """Meets the classes of both by their names."""
         return ClassMap(self.student.classes, self.teacher.classes)
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """Those of `reads` that its settings make it read: a teacher need not compute the others."""
+        return frozenset(self.reads)
+
     def negative_weight(self, progress: Progress) -> float:
         """The weight that negatives shall have in the detector's own loss of classes; 1 leaves it as it is."""
         return 1.0

@@ -74,7 +74,7 @@ class RunDirectory:
             raise InputError(f"{self.folder} has no checkpoint to resume from ({self.checkpoint} is missing).")
         begun = self.read_config()
         # Where and how often things are written or shown does not change the training.
-        free = {"out", "workers", "log_every"}
+        free = {"out", "workers", "log_every", "cache_teacher", "cache_limit"}
         begun = defaults() | begun  # a setting that was not there yet was at its default
         changed = [
             f"{name} was {begun.get(name)!r} and is {content[name]!r}"

@@ -10,13 +10,14 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from defeat.data.loader import DetectionLoader
+from defeat.data.loader import DetectionLoader, training_augmentation
 from defeat.engine.assembly import Parts, assemble
 from defeat.engine.datamodule import run_loader
 from defeat.engine.gradients import Pulls, measure_pulls
 from defeat.engine.inference import training_device, wait_for
-from defeat.engine.settings import TrainSettings
+from defeat.engine.settings import DistillSettings, TrainSettings
 from defeat.engine.step import step_losses, total_loss
+from defeat.engine.teacher_cache import cache_size, kept_parts
 from defeat.types import Progress
 
 STEPS = 3  # the first of them is a warm-up
@@ -105,7 +106,7 @@ def estimate_parts(settings: TrainSettings, parts: Parts) -> RunCost:
         steps=steps,
         epoch_steps=per_epoch,
         evaluated=ceil(max(1, evaluations) * len(parts.evaluation) / processes),
-        disk_bytes=_disk_bytes(parts, steps // settings.log_every),
+        disk_bytes=_disk_bytes(parts, steps // settings.log_every) + _cache_bytes(parts, settings),
         measured=measured,
     )
 
@@ -156,6 +157,18 @@ def _image_seconds(parts: Parts) -> float:
         parts.student.predict([image])
         times.append(perf_counter() - begin)
     return median(times) if times else 0.0
+
+
+def _cache_bytes(parts: Parts, settings: TrainSettings) -> int:
+    """The teacher's maps of every view of every image, where they are kept."""
+    if not isinstance(settings, DistillSettings) or settings.cache_teacher is None:
+        return 0
+    assert parts.teacher is not None
+    assert parts.method is not None
+    datasets = [one for one in (parts.training, parts.unlabelled) if one is not None]
+    views = training_augmentation(settings.flip).views or 0
+    size = cache_size(parts.teacher, kept_parts(parts.method), datasets, views).bytes
+    return min(size, settings.cache_bytes if settings.cache_bytes is not None else size)
 
 
 def _disk_bytes(parts: Parts, lines: int) -> int:

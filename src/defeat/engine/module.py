@@ -21,6 +21,7 @@ from defeat.engine.provenance import commit
 from defeat.engine.replay import keep_step
 from defeat.engine.settings import TrainSettings
 from defeat.engine.step import step_losses, total_loss
+from defeat.engine.teacher_cache import TeacherCache
 from defeat.errors import InputError
 from defeat.types import DetectorOutput, Progress, Target
 
@@ -40,6 +41,7 @@ class DetectionModule(LightningModule):
         method: turns both detectors' outputs into losses; None to train the student alone.
         teacher: a trained detector; it stays outside the module tree, so that no checkpoint, copy or mode switch
             ever touches it.
+        cache: what the teacher has computed before, if that is kept.
         notify: called with a sentence that the user should read while the run goes on.
     """
 
@@ -49,6 +51,7 @@ class DetectionModule(LightningModule):
         settings: TrainSettings,
         method: Method | None = None,
         teacher: Detector | None = None,
+        cache: TeacherCache | None = None,
         notify: Callable[[str], None] = lambda _: None,
     ) -> None:
         super().__init__()
@@ -56,6 +59,7 @@ class DetectionModule(LightningModule):
         self.student = student
         self.method = method
         self.settings = settings
+        self.cache = cache
         self._outside = (teacher.eval().requires_grad_(False),) if teacher is not None else ()
         self.first_steps = FirstSteps(method) if method is not None else None
         self.loss_watch, self.pull_watch, self.notify = LossWatch(), PullWatch(), notify
@@ -91,7 +95,7 @@ class DetectionModule(LightningModule):
     def training_step(self, batch: Images, batch_idx: int) -> Tensor:
         """Compute and log every loss term; give back their sum."""
         prepared = self.student.prepare(*batch)
-        output, terms = step_losses(self.student, prepared, self.progress, self.method, self.teacher)
+        output, terms = step_losses(self.student, prepared, self.progress, self.method, self.teacher, self.cache)
         losses = output.losses | terms
         self._require_finite(losses, batch)
         if self.first_steps is not None:

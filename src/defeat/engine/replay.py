@@ -101,6 +101,7 @@ def _read(kept: Path, rank: int) -> tuple[dict[str, Any], tuple[list[Tensor], li
         with safe_open(path, "pt") as file:
             about = json.loads(file.metadata()["about"])
         fields: dict[str, Any] = load_file(path) | about.pop("lists")
+        fields.setdefault("views", [0] * len(fields["sizes"]))  # kept by an earlier version
         fields["sizes"] = [tuple(size) for size in fields["sizes"]]
         return about, PackedBatch(**fields).unpack(), load_file(kept / "weights.safetensors")
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:

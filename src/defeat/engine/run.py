@@ -29,6 +29,7 @@ from defeat.engine.module import DetectionModule
 from defeat.engine.provenance import machine, versions
 from defeat.engine.recipes import expected
 from defeat.engine.settings import DistillSettings, TrainSettings
+from defeat.engine.teacher_cache import open_cache
 
 LEARNED = 1.0  # AP50 that a detector has to reach to have learned anything
 VERIFIED = 4  # images on which the saved model must find what the last evaluation found
@@ -95,7 +96,11 @@ def run(settings: TrainSettings, console: Console | None = None) -> RunResult:
     training, evaluation, student = parts.training, parts.evaluation, parts.student
     teacher, method = parts.teacher, parts.method
     checkpoint = directory.open("distill" if method else "train", settings)
-    module = DetectionModule(student, settings, method, teacher, notify=_notifier(console))
+    cache = None
+    if isinstance(settings, DistillSettings) and teacher is not None and method is not None:
+        datasets = [one for one in (training, parts.unlabelled) if one is not None]
+        cache = open_cache(settings, student, teacher, method, datasets, console)
+    module = DetectionModule(student, settings, method, teacher, cache, notify=_notifier(console))
     before = fingerprint(teacher) if teacher is not None else None
     data = DetectionDataModule(training, evaluation, settings, parts.unlabelled)
     finished = _fit(module, data, directory, checkpoint, console)

@@ -1,5 +1,6 @@
 """The settings of a run: each is described here once, for Python, the command line and recipes alike."""
 
+import re
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -141,6 +142,9 @@ class DistillSettings(TrainSettings):
         unlabelled_ratio: images without annotations in a batch, for each annotated one.
         pseudo_labels: score, 0..1, from which on the detector learns a detection of the teacher as if it was annotated;
             without it, images without annotations serve the method alone.
+        cache_teacher: folder in which to keep the teacher's maps of each image, so that they are computed once; runs
+            with the same teacher and size can share it.
+        cache_limit: space that the kept maps may take, such as 20GB; by default as much as the disk has.
         allow_weak_teacher: go on although the teacher detects next to nothing on the data.
         method_options: settings of the method that differ from its defaults.
     """
@@ -153,6 +157,8 @@ class DistillSettings(TrainSettings):
     unlabelled: str | None = None
     unlabelled_ratio: float = 1.0
     pseudo_labels: float | None = None
+    cache_teacher: str | None = None
+    cache_limit: str | None = None
     allow_weak_teacher: bool = False
     method_options: dict[str, Any] = field(default_factory=dict)
 
@@ -172,11 +178,19 @@ class DistillSettings(TrainSettings):
             raise InputError("--pseudo-labels needs images without annotations: name their folder with --unlabelled.")
         if isinstance(self.class_map, str):
             self.class_map = read_class_map(self.class_map)
+        if self.cache_limit is not None and self.cache_teacher is None:
+            raise InputError("--cache-limit needs a folder to limit: give --cache-teacher.")
+        _ = self.cache_bytes
 
     @property
     def unlabelled_per_batch(self) -> int:
         """Images without annotations that go into each batch."""
         return round(self.unlabelled_ratio * self.batch_size) if self.unlabelled is not None else 0
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """`cache_limit` in bytes; None for no limit."""
+        return None if self.cache_limit is None else bytes_of(self.cache_limit, "cache_limit")
 
     @property
     def class_names(self) -> dict[str, str | None]:
@@ -205,6 +219,18 @@ def read_class_map(text: str) -> dict[str, str | None]:
             f"--class-map {text}: give lines `teacher's class: student's class`, such as `motorcycle: motorbike`."
         )
     return {str(theirs): ours for theirs, ours in content.items()}
+
+
+def bytes_of(text: str, name: str) -> int:
+    """Turn a size such as 20GB, 1.5 TB or 4096 into bytes; the units are powers of 1000.
+
+    Raises:
+        InputError: it is no such size.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)b?\s*", text.lower())
+    if not found:
+        raise InputError(f"{option(name)} {text}: give a size such as 500MB or 20GB.")
+    return int(float(found[1]) * 1000 ** " kmgt".index(found[2] or " "))
 
 
 def option(name: str) -> str:

@@ -5,11 +5,17 @@ from torch import Tensor
 
 from defeat.detector import Detector
 from defeat.distillation import Method
+from defeat.engine.teacher_cache import TeacherCache
 from defeat.types import Batch, DetectorOutput, Progress
 
 
 def step_losses(
-    student: Detector, batch: Batch, progress: Progress, method: Method | None = None, teacher: Detector | None = None
+    student: Detector,
+    batch: Batch,
+    progress: Progress,
+    method: Method | None = None,
+    teacher: Detector | None = None,
+    cache: TeacherCache | None = None,
 ) -> tuple[DetectorOutput, dict[str, Tensor]]:
     """Run the student, and the teacher on the same pixels.
 
@@ -19,6 +25,7 @@ def step_losses(
         progress: where the run stands.
         method: turns both outputs into losses; None for the student alone.
         teacher: in eval mode, without gradients; None likewise.
+        cache: what the teacher has computed before, if that is kept.
 
     Returns:
         What the student gave, its own losses among it, and the losses of distillation by name.
@@ -26,7 +33,10 @@ def step_losses(
     if method is None or teacher is None:
         return student.forward_train(batch), {}
     output = student.forward_train(batch, method.negative_weight(progress))
-    learned = teacher.forward_teacher(teacher.adopt(batch))
+    if cache is None:
+        learned = teacher.forward_teacher(teacher.adopt(batch), method.needs)
+    else:
+        learned = cache.output(teacher, batch, method.needs)
     return output, method(output, learned, batch.targets, progress)
 
 

@@ -4,6 +4,7 @@ torchvision counts classes from 1 and keeps 0 for the background. That numbering
 are 0..K-1 and the background is the last column.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +19,14 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from defeat.detector.backbone import Backbone, build_backbone
-from defeat.detector.base import Detector, DetectorSpec, describe_anchors, torchvision_targets, valid_cells
+from defeat.detector.base import (
+    Detector,
+    DetectorSpec,
+    describe_anchors,
+    taught_maps,
+    torchvision_targets,
+    valid_cells,
+)
 from defeat.detector.published import (
     AlignedPooling,
     ExactAnchors,
@@ -27,7 +35,7 @@ from defeat.detector.published import (
     initialise_second_stage,
     second_stage_loss,
 )
-from defeat.types import Batch, Detections, DetectorInfo, DetectorOutput, Proposals
+from defeat.types import Batch, Detections, DetectorInfo, DetectorOutput, Maps, Proposals
 
 POOLED = 7  # cells of a pooled box in either direction
 
@@ -118,9 +126,9 @@ class FasterRCNN(Detector):
         """Compute the four losses `objectness`, `rpn_box`, `classification` and `box`, and what methods read."""
         assert self.training, "forward_train needs the training mode"
         self.rpn.negative_weight, self.rpn.annotated = negative_weight, [one.annotated for one in batch.targets]
-        backbone, neck = self.backbone(self.normalise(batch))
+        maps = self.forward_maps(batch)
         targets = torchvision_targets(batch.learned, first_label=1)
-        features = _by_name(neck)
+        features = _by_name(maps.neck)
         boxes, rpn_losses = self.rpn(ImageList(batch.images, batch.sizes), features, targets)
         boxes, _, labels, regression_targets = self.roi_heads.select_training_samples(boxes, targets)
         if not all(self.rpn.annotated):
@@ -135,23 +143,30 @@ class FasterRCNN(Detector):
             "classification": classification,
             "box": box,
         }
-        return self._output(batch, losses, backbone, neck, boxes, torch.cat(labels), logits, deltas)
+        return self._output(batch, losses, maps, boxes, torch.cat(labels), logits, deltas)
+
+    def forward_maps(self, batch: Batch) -> Maps:
+        """The maps of body and pyramid."""
+        return Maps(*self.backbone(self.normalise(batch)))
 
     @torch.no_grad()
-    def forward_teacher(self, batch: Batch) -> DetectorOutput:
+    def forward_teacher(
+        self, batch: Batch, reads: Collection[str] | None = None, maps: Maps | None = None
+    ) -> DetectorOutput:
         """Give the maps, and proposals sampled against the ground truth as in training."""
-        backbone, neck = self.backbone(self.normalise(batch))
-        features = _by_name(neck)
+        maps = maps or self.forward_maps(batch)
+        if reads is not None and "proposals" not in reads:
+            return taught_maps(batch, maps)
+        features = _by_name(maps.neck)
         boxes, _ = self.rpn(ImageList(batch.images, batch.sizes), features)
         targets = torchvision_targets(batch.targets, first_label=1)
         boxes, _, labels, _ = self.roi_heads.select_training_samples(boxes, targets)
         logits, deltas = self._classify(features, boxes, batch)
-        return self._output(batch, {}, backbone, neck, boxes, torch.cat(labels), logits, deltas)
+        return self._output(batch, {}, maps, boxes, torch.cat(labels), logits, deltas)
 
     def forward_predict(self, batch: Batch) -> list[Detections]:
         """Detect objects, in pixels of the original images."""
-        _, neck = self.backbone(self.normalise(batch))
-        features = _by_name(neck)
+        features = _by_name(self.forward_maps(batch).neck)
         proposals, _ = self.rpn(ImageList(batch.images, batch.sizes), features)
         found, _ = self.roi_heads(features, proposals, batch.sizes)
         return [
@@ -168,8 +183,7 @@ class FasterRCNN(Detector):
         self,
         batch: Batch,
         losses: dict[str, Tensor],
-        backbone: dict[int, Tensor],
-        neck: dict[int, Tensor],
+        maps: Maps,
         boxes: list[Tensor],
         labels: Tensor,
         logits: Tensor,
@@ -180,15 +194,15 @@ class FasterRCNN(Detector):
 
         def score(other: list[Tensor]) -> Tensor:
             # Methods compute in float32 with autocast off, but the maps may come from under it.
-            features = {name: level.float() for name, level in _by_name(neck).items()}
+            features = {name: level.float() for name, level in _by_name(maps.neck).items()}
             with torch.set_grad_enabled(learns):
                 return _background_last(self._classify(features, other, batch)[0])
 
         return DetectorOutput(
             losses=losses,
-            backbone=backbone,
-            neck=neck,
-            valid=valid_cells(batch, {**backbone, **neck}),
+            backbone=maps.backbone,
+            neck=maps.neck,
+            valid=valid_cells(batch, maps.by_stride),
             proposals=Proposals(
                 boxes=boxes,
                 labels=torch.where(labels > 0, labels - 1, batch.classes),

@@ -1,7 +1,7 @@
 """RetinaNet (Lin et al., ICCV 2017), from torchvision's parts."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -19,9 +19,16 @@ from torchvision.ops import box_iou
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from defeat.detector.backbone import Backbone, build_backbone
-from defeat.detector.base import Detector, DetectorSpec, describe_anchors, torchvision_targets, valid_cells
+from defeat.detector.base import (
+    Detector,
+    DetectorSpec,
+    describe_anchors,
+    taught_maps,
+    torchvision_targets,
+    valid_cells,
+)
 from defeat.detector.published import ExactAnchors, initialise_pyramid, one_stage_loss
-from defeat.types import Batch, DensePredictions, Detections, DetectorInfo, DetectorOutput, Target
+from defeat.types import Batch, DensePredictions, Detections, DetectorInfo, DetectorOutput, Maps, Target
 
 STRIDES = (8, 16, 32, 64, 128)
 
@@ -131,10 +138,11 @@ class RetinaNet(Detector):
     def forward_train(self, batch: Batch, negative_weight: float = 1.0) -> DetectorOutput:
         """Compute the losses `classification` and `box`, and what methods read."""
         assert self.training, "forward_train needs the training mode"
-        backbone, neck, head, anchors = self._run(batch)
+        maps = self.forward_maps(batch)
+        head, anchors = self._predictions(batch, maps)
         matched = self._match(batch.targets, anchors)
         losses = self._losses(batch, head, anchors, matched, negative_weight)
-        return self._output(batch, losses, backbone, neck, head, anchors, matched)
+        return self._output(batch, losses, maps, head, anchors, matched)
 
     def _losses(
         self,
@@ -168,17 +176,27 @@ class RetinaNet(Detector):
         ]
         return matched, sum(target.annotated or len(target.labels) > 0 for target in targets)
 
+    def forward_maps(self, batch: Batch) -> Maps:
+        """The maps of body and pyramid."""
+        return Maps(*self.backbone(self.normalise(batch)))
+
     @torch.no_grad()
-    def forward_teacher(self, batch: Batch) -> DetectorOutput:
+    def forward_teacher(
+        self, batch: Batch, reads: Collection[str] | None = None, maps: Maps | None = None
+    ) -> DetectorOutput:
         """Give the maps and the predictions at every anchor."""
-        backbone, neck, head, anchors = self._run(batch)
-        return self._output(batch, {}, backbone, neck, head, anchors, self._match(batch.targets, anchors))
+        maps = maps or self.forward_maps(batch)
+        if reads is not None and "dense" not in reads:
+            return taught_maps(batch, maps)
+        head, anchors = self._predictions(batch, maps)
+        return self._output(batch, {}, maps, head, anchors, self._match(batch.targets, anchors))
 
     def forward_predict(self, batch: Batch) -> list[Detections]:
         """Detect objects, in pixels of the original images."""
-        _, neck, head, anchors = self._run(batch)
+        maps = self.forward_maps(batch)
+        head, anchors = self._predictions(batch, maps)
         head = {**head, "cls_logits": head["cls_logits"][..., self.first_label :]}
-        per_level = self._anchors_per_level(neck)
+        per_level = self._anchors_per_level(maps.neck)
         split_head = {name: list(output.split(per_level, dim=1)) for name, output in head.items()}
         found = self._select(split_head, [list(one.split(per_level)) for one in anchors], batch.sizes)
         return [
@@ -186,13 +204,12 @@ class RetinaNet(Detector):
             for one, size, original in zip(found, batch.sizes, batch.original_sizes, strict=True)
         ]
 
-    def _run(self, batch: Batch) -> tuple[dict[int, Tensor], dict[int, Tensor], dict[str, Tensor], list[Tensor]]:
-        backbone, neck = self.backbone(self.normalise(batch))
-        levels = list(neck.values())
+    def _predictions(self, batch: Batch, maps: Maps) -> tuple[dict[str, Tensor], list[Tensor]]:
+        levels = list(maps.neck.values())
         # Boxes are decoded in float32 also under autocast, where half precision would move them by pixels.
         head = {name: found.float() for name, found in self.head(levels).items()}  # (B, N, K) and (B, N, 4)
         anchors = self.anchor_generator(ImageList(batch.images, batch.sizes), levels)  # B times (N, 4)
-        return backbone, neck, head, anchors
+        return head, anchors
 
     def _match(self, targets: Sequence[Target], anchors: list[Tensor]) -> list[Tensor]:
         """Index of the object that each anchor belongs to, -1 for background, -2 for undecided."""
@@ -211,20 +228,19 @@ class RetinaNet(Detector):
         self,
         batch: Batch,
         losses: dict[str, Tensor],
-        backbone: dict[int, Tensor],
-        neck: dict[int, Tensor],
+        maps: Maps,
         head: dict[str, Tensor],
         anchors: list[Tensor],
         matched: list[Tensor],
     ) -> DetectorOutput:
-        strides = torch.tensor(list(neck), device=batch.images.device)
-        per_level = torch.tensor(self._anchors_per_level(neck), device=batch.images.device)
+        strides = torch.tensor(list(maps.neck), device=batch.images.device)
+        per_level = torch.tensor(self._anchors_per_level(maps.neck), device=batch.images.device)
         deltas = head["bbox_regression"]
         return DetectorOutput(
             losses=losses,
-            backbone=backbone,
-            neck=neck,
-            valid=valid_cells(batch, {**backbone, **neck}),
+            backbone=maps.backbone,
+            neck=maps.neck,
+            valid=valid_cells(batch, maps.by_stride),
             dense=DensePredictions(
                 logits=head["cls_logits"][..., self.first_label :],
                 boxes=self.box_coder.decode(deltas.detach().flatten(0, 1), anchors).view_as(deltas),

@@ -145,6 +145,12 @@ class DeFeat(Method):
         if self.head.reason:
             self.notes.append(f"The classification terms are left out: {self.head.reason}.")
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """The maps of the parts whose weights are above zero, and what the head's terms compare."""
+        maps = (part.part for part in (self.neck, self.backbone) if part.levels)
+        return frozenset([*maps, *([self.head.field] if self.head.field else [])])
+
     def negative_weight(self, progress: Progress) -> float:
         """The weight of negatives in the student's own losses, `w / decay^epoch`."""
         return self.detector_negatives / self.detector_negatives_decay**progress.epoch

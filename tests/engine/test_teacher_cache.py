@@ -1,0 +1,305 @@
+"""A teacher computes each view of an image once; whether its maps come from the disk or not changes nothing."""
+
+import os
+import shutil
+import time
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from defeat.data import open_dataset
+from defeat.data.dataset import SplitBuilder
+from defeat.data.transforms import HorizontalFlip
+from defeat.detector import FAMILIES, Detector
+from defeat.distillation import build_method
+from defeat.engine import run as engine
+from defeat.engine import teacher_cache
+from defeat.engine.settings import bytes_of
+from defeat.engine.teacher_cache import TeacherCache, cache_size
+from defeat.errors import InputError
+from defeat.types import Progress
+from tests.detector.tiny import images, target, tiny_detector
+from tests.engine.tiny_runs import lines, save_teacher, settings, tensors, tiny_run, weights
+
+every_family = pytest.mark.parametrize("family", FAMILIES)
+HEADS = {"positive_weight": 1.0, "negative_weight": 1.0}
+LATE = Progress(5, 10)
+BOXES = [[4.0, 4.0, 30.0, 30.0]]
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.safetensors"))
+
+
+def pair(family: str) -> tuple[Detector, Detector]:
+    return tiny_detector(family).train(), tiny_detector(family, seed=7, neck_channels=24).eval()
+
+
+def targets(*sizes: tuple[int, int], view: int = 0):
+    return [replace(target(BOXES, [0], size), image_id=number, view=view) for number, size in enumerate(sizes)]
+
+
+def names(count: int) -> dict[tuple[bool, int], str]:
+    return {(True, number): f"image-{number}" for number in range(count)}
+
+
+@every_family
+def test_maps_are_those_of_each_image_alone_in_half_precision(family, tmp_path):
+    student, teacher = pair(family)
+    sizes = ((48, 64), (64, 96), (40, 64))
+    batch = student.prepare(images(*sizes), targets(*sizes))
+    cache = TeacherCache(tmp_path, ["backbone", "neck"], names(3))
+    found = cache.output(teacher, batch, {"neck", "backbone"})
+    assert len(files(tmp_path)) == 3
+    for row, (image, one) in enumerate(zip(images(*sizes), targets(*sizes), strict=True)):
+        alone = teacher.forward_teacher(teacher.adopt(student.prepare([image], [one])))
+        for part in ("neck", "backbone"):
+            wanted = getattr(alone, part)
+            assert getattr(found, part).keys() == wanted.keys()
+            for stride, level in wanted.items():
+                height, width = level.shape[-2:]
+                kept = getattr(found, part)[stride][row]
+                assert torch.allclose(kept[:, :height, :width], level[0], rtol=2e-3, atol=2e-3)
+                assert not kept[:, height:].any()
+                assert not kept[:, :, width:].any()
+                assert torch.equal(kept, kept.half().float())
+
+
+@every_family
+def test_the_shape_of_the_maps_is_that_of_the_batch(family, tmp_path):
+    student, teacher = pair(family)
+    sizes = ((48, 64), (64, 90))
+    batch = student.prepare(images(*sizes), targets(*sizes))
+    wanted = teacher.forward_teacher(teacher.adopt(batch))
+    found = TeacherCache(tmp_path, ["neck"], names(2)).output(teacher, batch, {"neck"})
+    assert {stride: level.shape for stride, level in found.neck.items()} == {
+        stride: level.shape for stride, level in wanted.neck.items()
+    }
+    assert all(torch.equal(found.valid[stride], wanted.valid[stride]) for stride in found.neck)
+
+
+@every_family
+def test_what_is_on_disk_is_not_computed_again(family, tmp_path, monkeypatch):
+    student, teacher = pair(family)
+    sizes = ((48, 64), (64, 96))
+    batch = student.prepare(images(*sizes), targets(*sizes))
+    first = TeacherCache(tmp_path, ["neck"], names(2)).output(teacher, batch, {"neck"})
+    monkeypatch.setattr(type(teacher), "forward_maps", None)  # a call would raise TypeError
+    second = TeacherCache(tmp_path, ["neck"], names(2)).output(teacher, batch, {"neck"})
+    assert all(torch.equal(level, second.neck[stride]) for stride, level in first.neck.items())
+    mirrored = student.prepare(images(*sizes), targets(*sizes, view=1))
+    cache = TeacherCache(tmp_path, ["neck"], names(2))
+    with pytest.raises(TypeError):  # another view of the same images is not there
+        cache.output(teacher, mirrored, {"neck"})
+
+
+@every_family
+def test_a_head_is_computed_from_kept_maps(family, tmp_path):
+    student, teacher = pair(family)
+    batch = student.prepare(images((64, 64), (64, 64)), targets((64, 64), (64, 64)))
+    method = build_method("defeat", student.info, teacher.info, HEADS)
+    found = TeacherCache(tmp_path, ["neck"], names(2)).output(teacher, batch, method.needs)
+    wanted = teacher.forward_teacher(teacher.adopt(batch))
+    assert {"head_positive", "head_negative"} <= method(student.forward_train(batch), found, batch.targets, LATE).keys()
+    if family == "retinanet":
+        assert torch.allclose(found.dense.logits, wanted.dense.logits, atol=2e-2)
+    else:  # whose own proposals may change where two are nearly equal
+        assert torch.allclose(found.score_proposals(wanted.proposals.boxes), wanted.proposals.logits, atol=2e-2)
+
+
+@every_family
+def test_a_teacher_of_another_size_is_kept_at_its_own(family, tmp_path):
+    student, teacher = tiny_detector(family).train(), tiny_detector(family, seed=7, size=96, max_size=144).eval()
+    batch = student.prepare(images((48, 64), (64, 80)), targets((48, 64), (64, 80)))
+    wanted = teacher.forward_teacher(teacher.adopt(batch))
+    found = TeacherCache(tmp_path, ["neck"], names(2)).output(teacher, batch, {"neck"})
+    assert found.scale == wanted.scale == pytest.approx(1.5)
+    assert all(found.neck[stride].shape == level.shape for stride, level in wanted.neck.items())
+
+
+def test_a_damaged_file_is_computed_anew(tmp_path):
+    student, teacher = pair("retinanet")
+    batch = student.prepare(images((64, 64)), targets((64, 64)))
+    cache = TeacherCache(tmp_path, ["neck"], names(1))
+    first = cache.output(teacher, batch, {"neck"})
+    (path,) = files(tmp_path)
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:100], whole[:-7], b"no safetensors"):
+        path.write_bytes(damaged)
+        found = cache.output(teacher, batch, {"neck"})
+        assert torch.equal(found.neck[8], first.neck[8])
+        assert path.read_bytes() == whole
+
+
+def test_values_beyond_half_precision_are_kept_whole(tmp_path):
+    student, teacher = pair("retinanet")
+    with torch.no_grad():
+        for layer in teacher.backbone.fpn.layer_blocks.parameters():
+            layer.mul_(1e7)
+    batch = student.prepare(images((64, 64)), targets((64, 64)))
+    found = TeacherCache(tmp_path, ["neck"], names(1)).output(teacher, batch, {"neck"})
+    assert found.neck[8].isfinite().all()
+    assert found.neck[8].abs().max() > 65504
+
+
+def test_the_limit_holds_and_the_rest_is_computed(tmp_path):
+    student, teacher = pair("retinanet")
+    batch = student.prepare(images((64, 64), (64, 64)), targets((64, 64), (64, 64)))
+    TeacherCache(tmp_path / "one", ["neck"], names(2)).output(teacher, batch, {"neck"})
+    each = files(tmp_path / "one")[0].stat().st_size
+    cache = TeacherCache(tmp_path / "two", ["neck"], names(2), limit=each + each // 2)
+    cache.output(teacher, batch, {"neck"})
+    assert len(files(tmp_path / "two")) == 1
+    # What is there already counts.
+    again = TeacherCache(tmp_path / "two", ["neck"], names(2), limit=each + each // 2)
+    assert again.left < each
+
+
+def test_a_full_disk_ends_the_writing_and_not_the_run(tmp_path, monkeypatch):
+    def no_space(path, content):
+        raise OSError(28, "No space left on device")
+
+    student, teacher = pair("retinanet")
+    batch = student.prepare(images((64, 64), (64, 64)), targets((64, 64), (64, 64)))
+    said: list[str] = []
+    cache = TeacherCache(tmp_path, ["neck"], names(2), notify=said.append)
+    monkeypatch.setattr(teacher_cache, "write_atomically", no_space)
+    cache.output(teacher, batch, {"neck"})
+    cache.output(teacher, batch, {"neck"})
+    assert len(said) == 1
+    assert "No space left on device" in said[0]
+    assert not files(tmp_path)
+
+
+@every_family
+def test_the_estimate_is_what_the_files_hold(family, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("defeat.data.demo", fromlist=["SPLITS"]).SPLITS, "train", 4)
+    teacher = tiny_detector(family, seed=7).eval()
+    dataset = open_dataset("demo", "train")
+    found = cache_size(teacher, ["neck"], [dataset], views=1)
+    assert found.views == 4
+    student = tiny_detector(family).train()
+    batch = student.prepare(*zip(*(dataset[index] for index in range(4)), strict=True))
+    TeacherCache(tmp_path, ["neck"], names(4)).output(teacher, batch, {"neck"})
+    data = sum(sum(one.numel() * one.element_size() for one in load_file(path).values()) for path in files(tmp_path))
+    assert data == found.bytes
+
+
+@every_family
+@pytest.mark.usefixtures("small_demo")
+def test_a_run_with_a_cache_repeats_itself_and_resumes(family, tmp_path):
+    teacher = save_teacher(tmp_path / "teacher", family)
+    given = {"epochs": 3, "cache_teacher": str(tmp_path / "cache"), "method_options": HEADS}
+    whole = tiny_run(tmp_path / "whole", family, teacher, **given)
+    count = len(files(tmp_path / "cache"))
+    assert count > 0
+    again = tiny_run(tmp_path / "again", family, teacher, **given)
+    assert weights(again.folder) == weights(whole.folder)
+    assert len(files(tmp_path / "cache")) == count
+    # And stays near the run without.
+    without = tiny_run(tmp_path / "without", family, teacher, **{**given, "cache_teacher": None})
+    first, other = lines(whole.folder)[0], lines(without.folder)[0]
+    assert first["train/neck_background"] == pytest.approx(other["train/neck_background"], rel=0.05)
+    assert tensors(without.folder).keys() == tensors(whole.folder).keys()
+
+
+@pytest.mark.usefixtures("small_demo")
+def test_another_teacher_or_size_has_files_of_its_own(tmp_path):
+    given = {"max_steps": 1, "flip": 0.0, "cache_teacher": str(tmp_path / "cache")}
+    for number, change in enumerate(({}, {"size": 96, "max_size": 128}, {"precision": "bf16-mixed"})):
+        teacher = save_teacher(tmp_path / f"teacher{number}", "retinanet")
+        tiny_run(tmp_path / f"run{number}", "retinanet", teacher, **given, **change)
+        assert len(list((tmp_path / "cache").iterdir())) == number + 1
+    other = save_teacher(tmp_path / "other", "retinanet", neck_channels=32)
+    tiny_run(tmp_path / "run", "retinanet", other, **given)
+    assert len(list((tmp_path / "cache").iterdir())) == 4
+    # The same teacher from another folder is the same teacher.
+    shutil.copytree(other, tmp_path / "copy")
+    tiny_run(tmp_path / "same", "retinanet", tmp_path / "copy", **given)
+    assert len(list((tmp_path / "cache").iterdir())) == 4
+
+
+@pytest.mark.usefixtures("small_demo")
+def test_the_run_says_what_the_cache_takes_and_leaves_nothing_half_written(tmp_path):
+    teacher = save_teacher(tmp_path / "teacher")
+    given = {"max_steps": 1, "cache_teacher": str(tmp_path / "cache")}
+    tiny_run(tmp_path / "one", teacher=teacher, **given)
+    (folder,) = (tmp_path / "cache").iterdir()
+    place = files(folder)[0].parent
+    old, new = place / ".a-0.safetensors.1", place / ".b-0.safetensors.2"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (time.time() - 7200, time.time() - 7200))
+    console = Console(record=True, file=StringIO(), width=300)
+    engine.run(settings(tmp_path / "two", teacher=teacher, **given, cache_limit="1kB"), console)
+    text = console.export_text()
+    assert "cache of the teacher: " in text
+    assert "--cache-limit holds fewer" in text
+    assert not old.exists()
+    assert new.exists()  # it may belong to a process that is at work
+
+
+def test_an_augmentation_without_end_is_refused(tmp_path, monkeypatch):
+    class Endless(HorizontalFlip):
+        views = None
+
+    monkeypatch.setattr(teacher_cache, "training_augmentation", Endless)
+    given = {"max_steps": 1, "cache_teacher": str(tmp_path / "cache")}
+    with pytest.raises(InputError, match="--cache-teacher can't follow this augmentation"):
+        tiny_run(tmp_path / "run", teacher=save_teacher(tmp_path / "teacher"), **given)
+
+
+def test_a_cache_that_can_not_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    given = {"max_steps": 1, "cache_teacher": str(tmp_path / "file")}
+    with pytest.raises(InputError, match=r"--cache-teacher .*file can't be written"):
+        tiny_run(tmp_path / "run", teacher=save_teacher(tmp_path / "teacher"), **given)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("20GB", 20_000_000_000), ("1.5 tb", 1_500_000_000_000), ("4096", 4096), ("500MB", 500_000_000)]
+)
+def test_sizes_are_read(text, count):
+    assert bytes_of(text, "cache_limit") == count
+
+
+@pytest.mark.parametrize("text", ["", "much", "-1GB", "20GiB", "GB"])
+def test_what_is_no_size_is_refused(text, tmp_path):
+    with pytest.raises(InputError, match="--cache-limit"):
+        settings(tmp_path, teacher=tmp_path, cache_teacher="cache", cache_limit=text)
+
+
+def test_a_limit_needs_a_cache(tmp_path):
+    with pytest.raises(InputError, match="give --cache-teacher"):
+        settings(tmp_path, teacher=tmp_path, cache_limit="20GB")
+
+
+def test_images_that_change_get_another_name(tmp_path):
+    def identities() -> list[str]:
+        builder = SplitBuilder(["cat"])
+        for name in ("a.png", "b.png"):
+            builder.add(tmp_path / name, name, (64, 64), [])
+        dataset = builder.finish("data", "train", tmp_path)
+        return [dataset.identity(index) for index in range(2)]
+
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"pixels")
+    before = identities()
+    assert len(set(before)) == 2
+    assert identities() == before
+    (tmp_path / "b.png").write_bytes(b"other pixels")
+    assert identities()[0] == before[0]
+    assert identities()[1] != before[1]
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(InputError, match=r"a\.png can't be read"):
+        identities()
+
+
+def test_drawn_scenes_have_names_of_their_own():
+    dataset, other = open_dataset("demo", "train"), open_dataset("demo", "val")
+    assert len({dataset.identity(0), dataset.identity(1), other.identity(0)}) == 3
