@@ -79,6 +79,18 @@ def test_standardise_takes_its_statistics_from_valid_cells():
     assert standardise(level, valid).transpose(0, 1)[:, valid].mean(1).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_gradient_of_standardise_is_that_of_its_arithmetic(memory_format):
+    generator = torch.Generator().manual_seed(0)
+    level = torch.randn(2, 3, 4, 5, generator=generator, dtype=torch.float64).contiguous(memory_format=memory_format)
+    valid = torch.rand(2, 4, 5, generator=generator) < 0.7
+    assert torch.autograd.gradcheck(lambda one: standardise(one, valid), level.requires_grad_())
+    weight = valid[:, None].double()
+    mean = (level * weight).sum((0, 2, 3), keepdim=True) / weight.sum()
+    variance = ((level - mean).square() * weight).sum((0, 2, 3), keepdim=True) / weight.sum()
+    assert torch.allclose(standardise(level, valid), (level - mean) / (variance + 1e-6).sqrt())
+
+
 def test_a_constant_channel_becomes_zero_with_a_finite_gradient():
     level = torch.full((1, 1, 2, 2), 3.0, requires_grad=True)
     found = standardise(level, torch.ones(1, 2, 2, dtype=torch.bool))

@@ -16,14 +16,52 @@ class _SquaredDifference(torch.autograd.Function):
     def forward(context: Any, student: Tensor, teacher: Tensor) -> Tensor:
         difference = student - teacher
         context.save_for_backward(difference)
-        norm: Tensor = torch.linalg.vector_norm(difference, dim=1)
-        return norm.square_()
+        # Image by image, so that the squares of one of them at a time take memory.
+        return torch.stack([one.square().sum(dim=0) for one in difference])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (difference,) = context.saved_tensors
         return difference * (2 * gradients[0])[:, None], None
+
+
+class _Standardised(torch.autograd.Function):
+    """Masked standardisation, with a backward pass of a few passes over the map.
+
+    With weights w of the cells, n their sum, y the result and r the inverse deviation, the gradient g of y becomes
+    `r (g - w / n (sum(g) + y sum(g y)))`; the sums are those of each channel, over the cells of all processes.
+    """
+
+    @staticmethod
+    def forward(context: Any, level: Tensor, weight: Tensor, eps: float) -> Tensor:
+        count = added(weight.sum())
+        mean = added(_channel_sums(level, weight)) / count
+        centred = level - mean[:, None, None]
+        variance = added(_channel_sums(centred.square(), weight)) / count
+        inverse = torch.rsqrt(variance + eps)[:, None, None]
+        result = centred.mul_(inverse)
+        context.save_for_backward(result, weight / count, inverse)
+        return result
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        result, share, inverse = context.saved_tensors
+        (gradient,) = gradients
+        product = gradient * result
+        first, second = added(torch.stack([one.sum(dim=(0, 2, 3)) for one in (gradient, product)]))[..., None, None]
+        common = torch.mul(result, second, out=product).add_(first).mul_(share[:, None])
+        return torch.sub(gradient, common, out=common).mul_(inverse), None, None
+
+
+def _channel_sums(level: Tensor, weight: Tensor) -> Tensor:
+    """Sum (B, C, H, W) over images and cells, with (B, H, W) weights: (C,).
+
+    Image by image, so that a weighted copy of one of them at a time takes memory; and not as a matrix product, whose
+    sums are less exact.
+    """
+    return torch.stack([(one * cells).sum(dim=(1, 2)) for one, cells in zip(level, weight, strict=True)]).sum(dim=0)
 
 
 def squared_difference(student: Tensor, teacher: Tensor) -> Tensor:
@@ -81,12 +119,8 @@ def standardise(level: Tensor, valid: Tensor, eps: float = 1e-6) -> Tensor:
         valid: (B, H, W) bool; at least one cell is valid.
         eps: added to the variance.
     """
-    weight = valid[:, None].to(level.dtype)
-    count = added(weight.sum())
-    mean = added((level * weight).sum(dim=(0, 2, 3), keepdim=True)) / count
-    centred = level - mean
-    variance = added((centred.square() * weight).sum(dim=(0, 2, 3), keepdim=True)) / count
-    return centred * torch.rsqrt(variance + eps)
+    found: Tensor = _Standardised.apply(level, valid.to(level.dtype), eps)
+    return found
 
 
 def softmax_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
