@@ -266,3 +266,10 @@ def test_settings_that_cannot_work_are_refused(options, expected):
 def test_necks_that_never_meet_are_refused():
     with pytest.raises(InputError, match="no level meets another"):
         method(info({4: 1}), info({8: 1}))
+
+
+def test_the_teacher_need_not_compute_what_no_term_reads():
+    both = info({4: 1}), info({4: 1})
+    assert method(*both).needs == {"neck"}
+    backbone = {"object_weight": 0, "background_weight": 0, "backbone_object_weight": 1.0, "backbone_strides": (4,)}
+    assert method(*both, **backbone).needs == {"backbone"}

@@ -9,7 +9,7 @@ import yaml
 from rich.console import Console
 
 from defeat.detector import FAMILIES, load
-from defeat.distillation import METHODS
+from defeat.distillation import METHODS, DeFeat
 from defeat.engine import assembly
 from defeat.engine import run as engine
 from defeat.engine.guards import fingerprint
@@ -258,6 +258,15 @@ def test_devices_that_cannot_work_are_refused_before_anything_is_written(change,
 def test_a_gpu_that_is_not_there_is_refused(change, tmp_path):
     with pytest.raises(InputError, match="no GPU was found"):
         tiny_run(tmp_path / "run", **change)
+
+
+@every_family
+def test_what_the_method_does_not_read_changes_nothing(family, tmp_path, monkeypatch):
+    teacher = save_teacher(tmp_path / "teacher", family)
+    lean = tiny_run(tmp_path / "lean", family, teacher, max_steps=3)
+    monkeypatch.setattr(DeFeat, "needs", frozenset(DeFeat.reads))
+    whole = tiny_run(tmp_path / "whole", family, teacher, max_steps=3)
+    assert weights(lean.folder) == weights(whole.folder)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
