@@ -221,6 +221,22 @@ def test_two_processes_train_one_student_and_one_of_them_writes(family, tmp_path
     assert (tmp_path / "run/report.html").is_file()
 
 
+@pytest.mark.slow
+def test_two_processes_train_every_cell_of_a_comparison(tmp_path):
+    teacher = save_teacher(tmp_path / "teacher")
+    more = f"--teacher {teacher} --allow-weak-teacher true --max-steps 2 --devices 2 --norm frozen --epochs 1".split()
+    cells = ["--methods", "none,defeat", "--seeds", "2", "--out", str(tmp_path / "bench")]
+    command = [sys.executable, "-m", "defeat.cli", "bench", *TINY, *more, *cells]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "bench/bench.json").read_text())
+    assert content["missing"] == []
+    assert {cell["steps"] for cell in content["cells"].values()} == {2}
+    assert content["images"] == demo.SPLITS["test"]
+    for number in range(1, 5):  # said by one of the two
+        assert done.stderr.count(f"cell {number} of 4") == 1
+
+
 def test_the_same_settings_again_come_from_config_yaml(small_demo, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["train", *TINY, "--out", "first"]) == 0

@@ -106,7 +106,8 @@ def _train(matrix: Matrix, wanted: Sequence[int], console: Console) -> bool:
     began = perf_counter()
     for done, cell in enumerate(left):
         settings = matrix.cell_settings(cell)
-        console.rule(f"cell {cell.number} of {len(matrix.cells())}: {cell.variant}, seed {cell.seed}", align="left")
+        if is_writer():
+            console.rule(f"cell {cell.number} of {len(matrix.cells())}: {cell.variant}, seed {cell.seed}", align="left")
         if not settings.resume and Path(settings.out).exists() and is_writer():
             shutil.rmtree(settings.out)  # it was killed before its first checkpoint
         result = run(settings, console)
