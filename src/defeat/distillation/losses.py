@@ -16,14 +16,22 @@ class _SquaredDifference(torch.autograd.Function):
     def forward(context: Any, student: Tensor, teacher: Tensor) -> Tensor:
         difference = student - teacher
         context.save_for_backward(difference)
-        # Image by image, so that the squares of one of them at a time take memory.
-        return torch.stack([one.square().sum(dim=0) for one in difference])
+        if not difference.is_contiguous():  # channels-last
+            norm: Tensor = torch.linalg.vector_norm(difference, dim=1)
+            return norm.square_()
+        total = torch.zeros_like(difference[:, 0])
+        for some in difference.split(CHUNK, dim=1):
+            total += some.square().sum(dim=1)
+        return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (difference,) = context.saved_tensors
         return difference * (2 * gradients[0])[:, None], None
+
+
+CHUNK = 16  # channels at a time, so that what is made of them stays in the processor's cache
 
 
 class _Standardised(torch.autograd.Function):
@@ -58,10 +66,11 @@ class _Standardised(torch.autograd.Function):
 def _channel_sums(level: Tensor, weight: Tensor) -> Tensor:
     """Sum (B, C, H, W) over images and cells, with (B, H, W) weights: (C,).
 
-    Image by image, so that a weighted copy of one of them at a time takes memory; and not as a matrix product, whose
-    sums are less exact.
+    Not as a matrix product, whose sums are less exact.
     """
-    return torch.stack([(one * cells).sum(dim=(1, 2)) for one, cells in zip(level, weight, strict=True)]).sum(dim=0)
+    if not level.is_contiguous():  # channels-last
+        return torch.stack([(one * cells).sum(dim=(1, 2)) for one, cells in zip(level, weight, strict=True)]).sum(dim=0)
+    return torch.cat([(some * weight[:, None]).sum(dim=(0, 2, 3)) for some in level.split(CHUNK, dim=1)])
 
 
 def squared_difference(student: Tensor, teacher: Tensor) -> Tensor:
