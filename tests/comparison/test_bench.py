@@ -181,6 +181,18 @@ def test_fixed_and_balanced_weights_are_held_against_each_other(tmp_path, teache
     assert again.variants["balance 0.25"].settings == {"balance": 0.25}
 
 
+def test_an_option_that_is_newer_than_the_folder_is_at_its_default(tmp_path, teacher):
+    run_bench(tmp_path / "m", teacher, seeds=1, cells="1", max_steps=1)
+    path = tmp_path / "m" / "bench.yaml"
+    content = yaml.safe_load(path.read_text())
+    content["variants"]["defeat"]["options"].pop("warmup", None)
+    path.write_text(yaml.safe_dump(content))
+    run_bench(tmp_path / "m", teacher, seeds=1, cells="1", max_steps=1, method_options={"defeat": {"warmup": 0.05}})
+    other = {"defeat": {"warmup": 0.5}}
+    with pytest.raises(InputError, match=r"defeat was \{'warmup': 0.05\} and is \{'warmup': 0.5\}\."):
+        run_bench(tmp_path / "m", teacher, seeds=1, cells="1", max_steps=1, method_options=other)
+
+
 @pytest.mark.parametrize(
     ("text", "numbers"), [(None, [1, 2, 3, 4]), ("2-3", [2, 3]), ("4,1", [1, 4]), ("1,1-2", [1, 2])]
 )

@@ -156,9 +156,11 @@ class Matrix:
             if name not in FREE and mine[name] != theirs.get(name)
         ]
         for name in self.variants.keys() & other.variants.keys():
-            before, now = _plain(asdict(other.variants[name])), _plain(asdict(self.variants[name]))
-            if before != now:
-                changed.append(f"{name} was {before} and is {now}")
+            before, now = _complete(other.variants[name]), _complete(self.variants[name])
+            differing = [key for key in before | now if before.get(key) != now.get(key)]
+            if differing:
+                was, is_now = ({key: one.get(key) for key in differing} for one in (before, now))
+                changed.append(f"{name} was {was} and is {is_now}")
         if changed:
             raise InputError(f"{other.folder} holds a comparison with other settings: {'; '.join(changed)}.")
         self.variants = other.variants | {name: v for name, v in self.variants.items() if name not in other.variants}
@@ -208,6 +210,13 @@ class Matrix:
             return TrainSettings(**{name: value for name, value in self.settings.items() if name in known} | own)
         settings = self.settings | variant.settings | own
         return DistillSettings(**settings, method=variant.method, method_options=variant.options)
+
+
+def _complete(variant: Variant) -> dict[str, Any]:
+    """Everything that decides a variant; an option that was not there yet when it was written is at its default."""
+    usual = {} if variant.method == NONE else method_defaults(variant.method)
+    found: dict[str, Any] = _plain({"method": variant.method, **variant.settings, **usual, **variant.options})
+    return found
 
 
 def _text(value: Any) -> str:
