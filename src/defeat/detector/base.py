@@ -57,11 +57,13 @@ class Detector(nn.Module, ABC):
     Attributes:
         spec: what the detector was built from.
         info: what others need to know about it.
+        backbone: gives the maps of body and pyramid, by stride each, for normalised images.
         antialias: whether images are smoothed when they shrink (torchvision's own detectors don't).
     """
 
     spec: DetectorSpec
     info: DetectorInfo
+    backbone: nn.Module
     antialias: bool = True
 
     @abstractmethod
@@ -73,11 +75,11 @@ class Detector(nn.Module, ABC):
             negative_weight: weight of negative anchors and proposals in the losses of classification, 0 or more.
         """
 
-    @abstractmethod
     def forward_maps(self, batch: Batch) -> Maps:
         """Compute the maps of backbone and neck for a batch, by stride."""
+        return Maps(*self.backbone(self.normalise(batch)))
 
-    @abstractmethod
+    @torch.no_grad()
     def forward_teacher(
         self, batch: Batch, reads: Collection[str] | None = None, maps: Maps | None = None
     ) -> DetectorOutput:
@@ -88,6 +90,14 @@ class Detector(nn.Module, ABC):
             reads: fields of the output that will be read, beside `valid`; None for all. Others may be missing.
             maps: what `forward_maps` gave for the same batch, when that is known already.
         """
+        maps = maps or self.forward_maps(batch)
+        if reads is not None and not self.info.offers & set(reads):
+            return DetectorOutput({}, maps.backbone, maps.neck, valid_cells(batch, maps.by_stride), scale=batch.scale)
+        return self.teach(batch, maps)
+
+    @abstractmethod
+    def teach(self, batch: Batch, maps: Maps) -> DetectorOutput:
+        """Add what `info.offers` names to the maps of a batch: the rest of `forward_teacher`, without gradient."""
 
     @abstractmethod
     def forward_predict(self, batch: Batch) -> list[Detections]:
@@ -188,11 +198,6 @@ class Detector(nn.Module, ABC):
         if not self.antialias:
             resized = F.interpolate(resized[None], size=size, mode="bilinear", align_corners=False)[0]
         return resized
-
-
-def taught_maps(batch: Batch, maps: Maps) -> DetectorOutput:
-    """What a teacher gives when nothing but maps will be read."""
-    return DetectorOutput({}, maps.backbone, maps.neck, valid_cells(batch, maps.by_stride), scale=batch.scale)
 
 
 def valid_cells(batch: Batch, maps: dict[int, Tensor]) -> dict[int, Tensor]:

@@ -4,7 +4,6 @@ torchvision counts classes from 1 and keeps 0 for the background. That numbering
 are 0..K-1 and the background is the last column.
 """
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,7 +22,6 @@ from defeat.detector.base import (
     Detector,
     DetectorSpec,
     describe_anchors,
-    taught_maps,
     torchvision_targets,
     valid_cells,
 )
@@ -145,18 +143,8 @@ class FasterRCNN(Detector):
         }
         return self._output(batch, losses, maps, boxes, torch.cat(labels), logits, deltas)
 
-    def forward_maps(self, batch: Batch) -> Maps:
-        """The maps of body and pyramid."""
-        return Maps(*self.backbone(self.normalise(batch)))
-
-    @torch.no_grad()
-    def forward_teacher(
-        self, batch: Batch, reads: Collection[str] | None = None, maps: Maps | None = None
-    ) -> DetectorOutput:
+    def teach(self, batch: Batch, maps: Maps) -> DetectorOutput:
         """Give the maps, and proposals sampled against the ground truth as in training."""
-        maps = maps or self.forward_maps(batch)
-        if reads is not None and "proposals" not in reads:
-            return taught_maps(batch, maps)
         features = _by_name(maps.neck)
         boxes, _ = self.rpn(ImageList(batch.images, batch.sizes), features)
         targets = torchvision_targets(batch.targets, first_label=1)

@@ -1,7 +1,7 @@
 """RetinaNet (Lin et al., ICCV 2017), from torchvision's parts."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,6 @@ from defeat.detector.base import (
     Detector,
     DetectorSpec,
     describe_anchors,
-    taught_maps,
     torchvision_targets,
     valid_cells,
 )
@@ -176,18 +175,8 @@ class RetinaNet(Detector):
         ]
         return matched, sum(target.annotated or len(target.labels) > 0 for target in targets)
 
-    def forward_maps(self, batch: Batch) -> Maps:
-        """The maps of body and pyramid."""
-        return Maps(*self.backbone(self.normalise(batch)))
-
-    @torch.no_grad()
-    def forward_teacher(
-        self, batch: Batch, reads: Collection[str] | None = None, maps: Maps | None = None
-    ) -> DetectorOutput:
+    def teach(self, batch: Batch, maps: Maps) -> DetectorOutput:
         """Give the maps and the predictions at every anchor."""
-        maps = maps or self.forward_maps(batch)
-        if reads is not None and "dense" not in reads:
-            return taught_maps(batch, maps)
         head, anchors = self._predictions(batch, maps)
         return self._output(batch, {}, maps, head, anchors, self._match(batch.targets, anchors))
 
