@@ -39,7 +39,7 @@ class FGFI(NeckMethod):
         student: DetectorInfo,
         teacher: DetectorInfo,
         *,
-        object_weight: float = 4.0,
+        object_weight: float = 16.0,
         phi: float = 0.5,
         scale: str = "standardise",
         initialisation: str = "default",

@@ -38,7 +38,7 @@ class Imitation(NeckMethod):
         student: DetectorInfo,
         teacher: DetectorInfo,
         *,
-        map_weight: float = 4.0,
+        map_weight: float = 16.0,
         region: str = "whole",
         difference: str = "squared",
         scale: str = "standardise",

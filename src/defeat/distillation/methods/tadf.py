@@ -36,7 +36,7 @@ class TADF(NeckMethod):
         student: DetectorInfo,
         teacher: DetectorInfo,
         *,
-        object_weight: float = 4.0,
+        object_weight: float = 16.0,
         scale: str = "standardise",
         initialisation: str = "default",
         missing_levels: str = "leave_out",
