@@ -92,8 +92,7 @@ def bench(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
         package.merge(given.merge, given.out)
         return 0
     options, per_method = bench_options(parser, arguments)
-    result = package.bench(**options, method_options=per_method)
-    return 0 if result is not None or options["plan"] else INTERRUPTED
+    return INTERRUPTED if package.bench(**options, method_options=per_method).stopped else 0
 
 
 def methods(parser: "ArgumentParser", arguments: Sequence[str]) -> int:

@@ -7,7 +7,7 @@ import yaml
 from rich.console import Console
 
 from defeat.cli import main
-from defeat.comparison import bench, merge
+from defeat.comparison import BenchRun, bench, merge
 from defeat.comparison.matrix import NONE, Cell, Matrix, chosen
 from defeat.engine.logs import Checkpoint
 from defeat.errors import InputError
@@ -31,9 +31,8 @@ def options(folder, teacher, **changes):
 
 def run_bench(folder, teacher, methods="defeat", seeds=2, **changes):
     own = {name: changes.pop(name) for name in ("cells", "plan", "ablate", "method_options") if name in changes}
-    return bench(
-        methods=methods, seeds=seeds, console=Console(quiet=True), **own, **options(folder, teacher, **changes)
-    )
+    given = options(folder, teacher, **changes)
+    return bench(methods=methods, seeds=seeds, console=Console(quiet=True), **own, **given).result
 
 
 def figures(folder):
@@ -90,7 +89,8 @@ def test_a_stopped_comparison_goes_on_as_if_it_never_stopped(tmp_path, teacher, 
 
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoint, "on_train_batch_end", stopping)
-        assert run_bench(tmp_path / "stopped", teacher, epochs=2) is None
+        given = options(tmp_path / "stopped", teacher, epochs=2)
+        assert bench(methods="defeat", seeds=2, console=Console(quiet=True), **given) == BenchRun(stopped=True)
     assert (tmp_path / "stopped" / "none-seed0" / "results.json").exists()
     assert not (tmp_path / "stopped" / "defeat-seed0" / "results.json").exists()
     run_bench(tmp_path / "stopped", teacher, epochs=2)
@@ -204,6 +204,20 @@ def test_cells_are_chosen_by_number(text, numbers):
 def test_cells_that_are_not_there_are_refused(text):
     with pytest.raises(InputError, match="--cells"):
         chosen(text, 4)
+
+
+def test_cells_of_other_seeds_than_the_first_are_reported(tmp_path, teacher):
+    # As where machines share the cells and the first is not the fastest: the best method lacks the first seed.
+    result = run_bench(tmp_path / "m", teacher, cells="1,3,4")
+    assert [other.seeds for other in result.others] == [(1,)]
+    assert "defeat" in (tmp_path / "m" / "report.html").read_text()
+
+
+def test_a_part_without_the_student_alone_ends_well(tmp_path, teacher, capsys):
+    given = options(tmp_path / "m", teacher)
+    outcome = bench(methods="defeat", seeds=1, cells="2", console=Console(), **given)
+    assert (outcome.result, outcome.stopped) == (None, False)
+    assert "no gains to report" in capsys.readouterr().out
 
 
 def test_a_folder_without_a_comparison_cannot_be_joined(tmp_path):

@@ -52,7 +52,7 @@ def folder(tmp_path):
     given = settings(tmp_path / "m", "faster_rcnn", teacher=teacher, epochs=2, lr=0.05, eval_every=1).to_dict()
     for name in ("method", "method_options", "seed", "expected"):
         del given[name]
-    assert bench(methods="imitation,defeat", seeds=2, console=Console(quiet=True), **given) is not None
+    assert bench(methods="imitation,defeat", seeds=2, console=Console(quiet=True), **given).result is not None
     return tmp_path / "m"
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -31,6 +32,20 @@ from defeat.report.variants import MatrixResult, compare_variants
 RESULT, TEACHER, TEACHER_DETECTIONS = "bench.json", "teacher.json", "teacher.safetensors"
 
 
+@dataclass(frozen=True)
+class BenchRun:
+    """What became of a comparison.
+
+    Attributes:
+        result: what the finished cells show; None after a plan, when it was stopped, when the student alone is not
+            finished yet, and in every process but the first.
+        stopped: whether the user stopped it before its last cell.
+    """
+
+    result: MatrixResult | None = None
+    stopped: bool = False
+
+
 def bench(
     *,
     methods: str = METHODS,
@@ -41,7 +56,7 @@ def bench(
     method_options: Mapping[str, Mapping[str, Any]] | None = None,
     console: Console | None = None,
     **options: Any,
-) -> MatrixResult | None:
+) -> BenchRun:
     """Train a student with each method and each seed, and say what each method gained over the student alone.
 
     The folder `out` gets a run directory for each cell, `bench.json` and `report.html`. What is finished stays, what
@@ -58,9 +73,6 @@ def bench(
         console: where to show progress.
         options: settings of all cells: those of `distill` but for method, seed, resume.
 
-    Returns:
-        What the finished cells show; None after a plan, when the user stopped, or when the student alone is missing.
-
     Raises:
         InputError: an option, the data, the teacher or the folder is not valid.
     """
@@ -74,12 +86,12 @@ def bench(
         raise InputError("--ablate unlabelled needs images without annotations: name their folder with --unlabelled.")
     if plan:
         _print_plan(matrix, wanted, console)
-        return None
+        return BenchRun()
     matrix.write()
     evaluate_teacher(matrix, console)
-    if not _train(matrix, wanted, console) or not is_writer():
-        return None
-    return report(matrix.folder, console)
+    if not _train(matrix, wanted, console):
+        return BenchRun(stopped=True)
+    return BenchRun(report(matrix.folder, console) if is_writer() else None)
 
 
 def evaluate_teacher(matrix: Matrix, console: Console) -> None:

@@ -47,8 +47,9 @@ def write_matrix(
         shares_section(shown),
     ]
     if best is not None:
-        distilled = next(run for run in runs[best.name] if run.seed == alone.seed)
-        sections.append(gallery_section(make_gallery(distilled, alone, teacher)))
+        of_seed = {run.seed: run for run in runs[result.alone.name]}
+        distilled = next(run for run in runs[best.name] if run.seed in of_seed)
+        sections.append(gallery_section(make_gallery(distilled, of_seed[distilled.seed], teacher)))
     sections += [
         f"<h2>How to repeat it</h2><pre>{escape(command)}</pre>",
         '<div class="columns">' + "".join(recipe_card(run) for run in shown) + "</div>",
