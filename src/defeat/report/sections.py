@@ -49,9 +49,10 @@ def mistakes_section(runs: Sequence[RunSummary]) -> str:
 
 
 def curves_section(runs: Sequence[RunSummary]) -> str:
-    """AP over the epochs of all runs in one chart, and the loss terms of each."""
+    """AP over the epochs, if it was measured more than once, of all runs in one chart, and the loss terms of each."""
     accuracy = [Line(run.name, run.curve("val/AP"), shade) for shade, run in enumerate(runs)]
-    chart = line_chart(accuracy, "epoch", "AP")
+    evaluated_often = any(len(line.points) > 1 for line in accuracy)
+    chart = line_chart(accuracy, "epoch", "AP") if evaluated_often else ""
     parts = [f'<h2>AP over epochs</h2><div class="card plot">{legend(accuracy)}{chart}</div>'] if chart else []
     losses = []
     for run in runs:
