@@ -17,6 +17,7 @@ from defeat.cli import COMMANDS, command_parser, main, run_settings
 from defeat.data import demo
 from defeat.detector import FAMILIES
 from defeat.distillation import METHODS
+from defeat.engine.run import RunResult
 from tests.detector.tiny import BACKBONE
 from tests.engine.tiny_runs import save_teacher
 
@@ -279,3 +280,15 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
     steps = [line["step"] for line in map(json.loads, metrics.read_text().splitlines()) if "train/loss" in line]
     assert steps == list(range(30))
     assert (out / "results.json").exists()
+
+
+def test_a_demo_that_is_stopped_trains_nothing_more(tmp_path, monkeypatch):
+    begun = []
+
+    def stopped(settings, console):
+        begun.append(settings.out)
+        return RunResult(tmp_path, None, finished=False, writer=True)
+
+    monkeypatch.setattr("defeat.demo.run", stopped)
+    assert main(["demo", "--out", str(tmp_path / "demo")]) == 130
+    assert begun == [str(tmp_path / "demo" / "teacher")]

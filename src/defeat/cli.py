@@ -192,6 +192,8 @@ def _run(parser: "ArgumentParser", arguments: Sequence[str], command: str) -> in
 
     result = run(settings)
     if not result.finished:
+        if result.writer:
+            sys.stderr.write("Go on with the same command and --resume.\n")
         return INTERRUPTED
     if result.writer:
         report_run(result.folder)

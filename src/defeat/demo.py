@@ -58,6 +58,7 @@ def demo(out: str = "demo-runs", seed: int = 0) -> None:
 
     Raises:
         InputError: the folder holds earlier runs, or the packages are missing.
+        KeyboardInterrupt: the user stopped it.
     """
     began = perf_counter()
     if find_weights(TEACHER["backbone"], "auto").kind != "package":
@@ -68,12 +69,17 @@ def demo(out: str = "demo-runs", seed: int = 0) -> None:
     console = Console()
     runs = {name: str(folder / name) for name in ("teacher", "student", "distilled")}
     console.rule("1 of 3: the teacher", align="left")
-    run(TrainSettings(**SHARED, **TEACHER, out=runs["teacher"], seed=seed), console)
+    _train(TrainSettings(**SHARED, **TEACHER, out=runs["teacher"], seed=seed), console)
     console.rule("2 of 3: the student alone", align="left")
-    run(TrainSettings(**SHARED, **STUDENT, out=runs["student"], seed=seed), console)
+    _train(TrainSettings(**SHARED, **STUDENT, out=runs["student"], seed=seed), console)
     console.rule("3 of 3: the same student with the teacher's help", align="left")
     distilled = SHARED | STUDENT | METHOD
-    run(DistillSettings(**distilled, teacher=runs["teacher"], out=runs["distilled"], seed=seed), console)
+    _train(DistillSettings(**distilled, teacher=runs["teacher"], out=runs["distilled"], seed=seed), console)
     console.rule("What distillation was worth", align="left")
     compare(list(runs.values()), str(folder / "report.html"), console=console)
     console.print(f"The three runs are in {folder}. It took {perf_counter() - began:.0f} s.", highlight=False)
+
+
+def _train(settings: TrainSettings, console: Console) -> None:
+    if not run(settings, console).finished:
+        raise KeyboardInterrupt

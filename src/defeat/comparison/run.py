@@ -90,6 +90,8 @@ def bench(
     matrix.write()
     evaluate_teacher(matrix, console)
     if not _train(matrix, wanted, console):
+        if is_writer():
+            console.print("Repeat the command to go on.")
         return BenchRun(stopped=True)
     return BenchRun(report(matrix.folder, console) if is_writer() else None)
 

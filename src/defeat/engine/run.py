@@ -183,7 +183,7 @@ def _fit(
             if module.evaluated_step != trainer.global_step:  # --max-steps may end a run between two evaluations
                 trainer.validate(module, data, verbose=False)
         except Interrupted:
-            console.print(f"Stopped. Go on with the same command and --resume: {directory.folder}", highlight=False)
+            console.print(f"Stopped; its checkpoint is in {directory.folder}.", highlight=False)
             return False
     return True
 
