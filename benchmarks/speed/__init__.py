@@ -1,0 +1,1 @@
+"""How fast training and distillation are, against their limit and against other ways to do the same."""

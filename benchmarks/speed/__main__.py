@@ -1,0 +1,117 @@
+"""Measure steps of training and distillation against their limit and against other ways to do the same.
+
+    python -m benchmarks.speed [--data VOC_FOLDER] [--family faster_rcnn] [--size 224] [--loading] [--out FILE]
+
+All cases take turns in one process with one thread (or on the GPU), on the same images; what is compared are medians.
+The limit is the student's training step and the teacher's forward pass, each timed alone. `train` and `distill` are
+steps of whole runs, with everything that their loop does around a step; the others are bare functions. Without
+--loading every image is decoded once and kept; with it, each step decodes its own, for all cases alike. Where
+torchdistill is installed (pip install torchdistill, in an environment of its own) it is measured as well.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.measure import interleaved, peak_memory
+from benchmarks.speed.bare import (
+    distilled_step,
+    published_arithmetic_step,
+    student_step,
+    teacher_step,
+    torchvision_step,
+    whole_teacher_step,
+)
+from benchmarks.speed.loops import functions, run_steps, stepping
+from benchmarks.speed.rival import installed, rival_step
+from benchmarks.speed.work import SMALL, Work
+from defeat.engine.provenance import commit, machine, versions
+
+TEACHER, STUDENT, PUBLISHED = "teacher's forward", "student's step", "published arithmetic"
+TORCHVISION, RIVAL = "torchvision", "torchdistill"
+MEMORY = {STUDENT: student_step, "distilled step": distilled_step, PUBLISHED: published_arithmetic_step}
+
+
+def measure(work: Work, repeats: int, loading: bool) -> dict[str, float]:
+    """Median milliseconds of a step of each case."""
+    kept = not loading
+    steps = {
+        STUDENT: student_step(work, kept),
+        TEACHER: teacher_step(work),
+        "teacher's whole forward": whole_teacher_step(work),
+        "distilled step": distilled_step(work, kept),
+        PUBLISHED: published_arithmetic_step(work, kept),
+        TORCHVISION: torchvision_step(work, kept),
+    }
+    if installed():
+        steps[RIVAL] = rival_step(work, kept)
+    with tempfile.TemporaryDirectory() as folder, stepping(kept):
+        runs = run_steps(work, Path(folder))
+        try:
+            return interleaved(steps | functions(runs), repeats)
+        finally:
+            for one in runs.values():
+                one.end()
+
+
+def ratios(found: dict[str, float]) -> dict[str, float]:
+    """The medians as ratios."""
+    limit = found[STUDENT] + found[TEACHER]
+    rival = {f"{RIVAL} : distill": found[RIVAL] / found["distill"]} if RIVAL in found else {}
+    return rival | {
+        "distill : limit": found["distill"] / limit,
+        "distilled step : limit": found["distilled step"] / limit,
+        "distilled step : student's step": found["distilled step"] / found[STUDENT],
+        "train : student's step": found["train"] / found[STUDENT],
+        "train : torchvision": found["train"] / found[TORCHVISION],
+        "published arithmetic : distill": found[PUBLISHED] / found["distill"],
+    }
+
+
+def memory(work: Work) -> dict[str, float]:
+    """Peak memory in MiB, each case in a process of its own."""
+    return {name: peak_memory(make, work) for name, make in MEMORY.items()}
+
+
+def main() -> None:
+    """Measure, print a table, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="../shared/data/voc15", help="a data set with a split `train`")
+    parser.add_argument("--family", default="faster_rcnn", choices=sorted(SMALL))
+    parser.add_argument("--student", default="tf_efficientnet_lite0")
+    parser.add_argument("--teacher", default="tf_efficientnet_lite2")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", default="32-true", choices=["32-true", "bf16-mixed"])
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--loading", action="store_true", help="decode images within the steps")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    given = vars(parser.parse_args())
+    repeats, loading, out = given.pop("repeats"), given.pop("loading"), given.pop("out")
+    torch.set_num_threads(1)
+    work = Work(**given)
+    found = measure(work, repeats, loading)
+    result: dict[str, Any] = {
+        "work": work.to_dict() | {"repeats": repeats, "loading": loading},
+        "milliseconds": {name: round(value, 1) for name, value in found.items()},
+        "ratios": {name: round(value, 3) for name, value in ratios(found).items()},
+        "peak_mib": {name: round(value) for name, value in memory(work).items()},
+        "machine": machine(),
+        "versions": versions(),
+        "commit": commit(),
+    }
+    for part in ("milliseconds", "ratios", "peak_mib"):
+        print(part.replace("_", " "))
+        for name, value in result[part].items():
+            print(f"  {name:34}{value:>10}")
+    if out:
+        out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""Steps without a training loop around them: ours, torchvision's, and the arithmetic of the published code."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN, RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.retinanet import RetinaNetHead
+
+from benchmarks.speed.work import Images, Work
+from defeat.detector import Detector
+from defeat.distillation.regions import object_regions
+from defeat.engine.step import step_losses, total_loss
+from defeat.types import Progress
+
+Step = Callable[[], None]
+PROGRESS = Progress(500, 1000)
+
+
+def optimizer_of(*modules: nn.Module) -> torch.optim.Optimizer:
+    """SGD over everything that learns."""
+    parameters = [one for module in modules for one in module.parameters() if one.requires_grad]
+    return torch.optim.SGD(parameters, lr=1e-4, momentum=0.9, weight_decay=1e-4)
+
+
+def learn(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """Backward pass and update."""
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def autocast(work: Work) -> torch.autocast:
+    """The precision of the work."""
+    return torch.autocast(torch.device(work.device).type, torch.bfloat16, enabled=work.precision == "bf16-mixed")
+
+
+def student_step(work: Work, kept: bool = True) -> Step:
+    """A training step of the student alone."""
+    student, batches = work.detector("student"), work.batches(kept)
+    optimizer = optimizer_of(student)
+
+    def step() -> None:
+        batch = student.prepare(*next(batches))
+        with autocast(work):
+            losses = student.forward_train(batch).losses
+        learn(optimizer, total_loss(losses))
+
+    return step
+
+
+def teacher_step(work: Work) -> Step:
+    """What the student needs of the teacher: its forward pass up to the neck, on prepared images."""
+    student, teacher, method = work.pair()
+    batches = prepared(work, student)
+
+    def step() -> None:
+        with autocast(work):
+            teacher.forward_teacher(teacher.adopt(next(batches)), method.needs)
+
+    return step
+
+
+def whole_teacher_step(work: Work) -> Step:
+    """The teacher's whole forward pass as in training, its head and proposals included."""
+    student, teacher, _ = work.pair()
+    batches = prepared(work, student)
+
+    def step() -> None:
+        with autocast(work):
+            teacher.forward_teacher(teacher.adopt(next(batches)))
+
+    return step
+
+
+def distilled_step(work: Work, kept: bool = True) -> Step:
+    """A training step of the student with DeFeat's neck terms."""
+    student, teacher, method = work.pair()
+    batches, optimizer = work.batches(kept), optimizer_of(student, method)
+
+    def step() -> None:
+        batch = student.prepare(*next(batches))
+        with autocast(work):
+            output, terms = step_losses(student, batch, PROGRESS, method, teacher)
+        learn(optimizer, total_loss(output.losses | terms))
+
+    return step
+
+
+def published_arithmetic_step(work: Work, kept: bool = True) -> Step:
+    """The same distillation, computed as the published code does.
+
+    The teacher runs as in training and with autograd on; masks are repeated over the channels; objects and background
+    are multiplied, squared and summed apart.
+    """
+    student, teacher, _ = work.pair()
+    batches = work.batches(kept)
+    adapt = nn.ModuleList(
+        nn.Conv2d(channels, teacher.info.neck[stride], 3, padding=1) for stride, channels in student.info.neck.items()
+    ).to(work.device)
+    optimizer = optimizer_of(student, adapt)
+    as_in_training(teacher)
+
+    def step() -> None:
+        batch = student.prepare(*next(batches))
+        with autocast(work):
+            output = student.forward_train(batch)
+            learned = teacher.forward_train(batch).neck
+            shapes = {stride: tuple(level.shape[-2:]) for stride, level in learned.items()}
+            regions = object_regions([target.boxes for target in batch.targets], shapes)
+            terms = [
+                region_by_region(layer(output.neck[stride]), learned[stride], regions[stride])
+                for layer, stride in zip(adapt, output.neck, strict=True)
+            ]
+        learn(optimizer, total_loss(output.losses | {"neck": torch.stack(terms).mean()}))
+
+    return step
+
+
+def region_by_region(student: Tensor, teacher: Tensor, region: Tensor) -> Tensor:
+    """Both regions of a level with the mask as large as the map."""
+    mask = region[:, None].float().repeat(1, student.shape[1], 1, 1)
+    objects = ((student * mask - teacher * mask) ** 2).sum() / (2 * mask.sum()).clamp(min=1)
+    others = 1 - mask
+    background = ((student * others - teacher * others) ** 2).sum() / (2 * others.sum()).clamp(min=1)
+    return 4 * objects + 16 * background
+
+
+def as_in_training(teacher: Detector) -> None:
+    """Let the teacher's graph be built as that of a model that learns, its statistics staying as they are."""
+    teacher.train().requires_grad_(True)
+    for module in teacher.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+
+
+def prepared(work: Work, student: Detector) -> Iterator[Any]:
+    """Batches, prepared before they are asked for."""
+    found = [student.prepare(*images) for images, _ in zip(work.batches(True), range(4), strict=False)]
+    while True:
+        yield from found
+
+
+def torchvision_step(work: Work, kept: bool = True) -> Step:
+    """The same layers as a detector of torchvision, in the bare loop of its reference scripts."""
+    model = torchvision_model(work).to(work.device).train()
+    batches, optimizer = work.batches(kept), optimizer_of(model)
+
+    def step() -> None:
+        images, targets = torchvision_batch(next(batches), work.device)
+        with autocast(work):
+            losses = model(images, targets)
+        learn(optimizer, total_loss(losses))
+
+    return step
+
+
+def torchvision_batch(batch: Images, device: str) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """Images and targets as torchvision's detectors take them."""
+    images, targets = batch
+    kept = [target.trainable().to(device) for target in targets]
+    return (
+        [image.to(device).float() / 255 for image in images],
+        [{"boxes": target.boxes, "labels": target.labels + 1} for target in kept],
+    )
+
+
+class NamedMaps(nn.Module):
+    """A backbone with pyramid as torchvision's detectors take it."""
+
+    def __init__(self, backbone: nn.Module, channels: int) -> None:
+        super().__init__()
+        self.backbone, self.out_channels = backbone, channels
+
+    def forward(self, images: Tensor) -> "OrderedDict[str, Tensor]":
+        """The maps of the neck by name."""
+        neck = self.backbone(images)[1]
+        return OrderedDict((str(index), level) for index, level in enumerate(neck.values()))
+
+
+def torchvision_model(work: Work, role: str = "student") -> nn.Module:
+    """The student's or the teacher's layers as a detector of torchvision."""
+    detector = work.detector(role)
+    backbone = NamedMaps(detector.backbone, detector.spec.neck_channels)
+    info, options = detector.info, dict(work.options)
+    shared: dict[str, Any] = {
+        "min_size": info.size,
+        "max_size": info.max_size,
+        "image_mean": list(info.mean),
+        "image_std": list(info.std),
+        "num_classes": len(info.classes) + 1,
+    }
+    sizes = options.pop("anchor_sizes", (32, 64, 128, 256, 512))
+    if work.family == "retinanet":
+        octaves = tuple(tuple(int(size * 2 ** (part / 3)) for part in range(3)) for size in sizes)
+        anchors = AnchorGenerator(octaves, ((0.5, 1.0, 2.0),) * len(octaves))
+        norm = partial(nn.GroupNorm, 32) if options.get("head_norm") == "gn" else None
+        head = RetinaNetHead(backbone.out_channels, 9, shared["num_classes"], norm_layer=norm)
+        return RetinaNet(backbone, anchor_generator=anchors, head=head, **shared)
+    anchors = AnchorGenerator(tuple((size,) for size in sizes), ((0.5, 1.0, 2.0),) * len(sizes))
+    width = options.pop("box_representation_size", 1024)
+    model = FasterRCNN(backbone, rpn_anchor_generator=anchors, **shared, **options)
+    model.roi_heads.box_head = type(model.roi_heads.box_head)(backbone.out_channels * 49, width)
+    model.roi_heads.box_predictor = type(model.roi_heads.box_predictor)(width, shared["num_classes"])
+    return model

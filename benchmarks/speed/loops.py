@@ -1,0 +1,107 @@
+"""Steps of whole runs, as `defeat train` and `defeat distill` make them, one at a time."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from rich.console import Console
+
+from benchmarks.speed.work import Kept, Work
+from defeat.engine import assembly
+from defeat.engine.module import DetectionModule
+from defeat.engine.run import run
+from defeat.engine.settings import TrainSettings
+
+WAIT = 300.0  # seconds until a run counts as stuck
+
+
+class Enough(Exception):  # noqa: N818, nothing is wrong
+    """Ends a run of which no step is wanted any more."""
+
+
+class Stepper:
+    """A run in a thread of its own that waits after each step until the next one is asked for.
+
+    What is timed is everything from one step's end to the next one's: the images, the step, and all that the loop does
+    around it.
+    """
+
+    current = threading.local()
+
+    def __init__(self, settings: TrainSettings) -> None:
+        self._go, self._done = threading.Event(), threading.Event()
+        self._enough, self._error = False, None
+        self._thread = threading.Thread(target=self._run, args=(settings,), daemon=True)
+
+    def step(self) -> None:
+        """Let the run make a step; the first call starts it."""
+        self._done.clear()
+        if self._thread.is_alive():
+            self._go.set()
+        else:
+            self._thread.start()
+        if not self._done.wait(WAIT):
+            raise TimeoutError("The run made no step.")
+        if self._error is not None:
+            raise self._error
+
+    def end(self) -> None:
+        """End the run."""
+        self._enough = True
+        self._go.set()
+        self._thread.join(WAIT)
+
+    def pause(self) -> None:
+        """Called by the run after each of its steps."""
+        self._done.set()
+        self._go.wait()
+        self._go.clear()
+        if self._enough:
+            raise Enough
+
+    def _run(self, settings: TrainSettings) -> None:
+        self.current.stepper = self
+        try:
+            run(settings, Console(quiet=True))
+        except Enough:
+            return
+        except BaseException as error:
+            self._error = error
+            self._done.set()
+
+
+@contextmanager
+def stepping(kept: bool) -> Iterator[None]:
+    """Let runs in steppers pause after each step; with kept images they decode each image once."""
+    end_of_step, open_dataset = DetectionModule.on_train_batch_end, assembly.open_dataset
+
+    def pausing(module: DetectionModule, *arguments: Any) -> None:
+        end_of_step(module, *arguments)
+        Stepper.current.stepper.pause()
+
+    def opened(*arguments: Any) -> Any:
+        return Kept(open_dataset(*arguments))
+
+    with patch.object(DetectionModule, "on_train_batch_end", pausing):
+        if not kept:
+            yield
+            return
+        with patch.object(assembly, "open_dataset", opened):
+            yield
+
+
+def run_steps(work: Work, folder: Path) -> dict[str, Stepper]:
+    """A training of the student alone, and one with the teacher."""
+    teacher = work.save_teacher(folder / "teacher")
+    return {
+        "train": Stepper(work.settings(folder / "alone")),
+        "distill": Stepper(work.settings(folder / "distilled", teacher)),
+    }
+
+
+def functions(steppers: dict[str, Stepper]) -> dict[str, Callable[[], None]]:
+    """Their steps as functions."""
+    return {name: stepper.step for name, stepper in steppers.items()}

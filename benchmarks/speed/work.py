@@ -1,0 +1,146 @@
+"""The work of a step: which pair, which images, which settings."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from defeat.data import open_dataset
+from defeat.data.loader import training_loader
+from defeat.detector import Detector, DetectorSpec, build, save_model
+from defeat.distillation import DeFeat
+from defeat.engine.settings import DistillSettings, TrainSettings
+from defeat.types import Target
+
+Images = tuple[list[Tensor], list[Target]]
+NECK_CHANNELS = {"student": 64, "teacher": 128}
+# As many proposals as small images have room for; at 640 pixels the families' own defaults.
+SMALL: dict[str, dict[str, Any]] = {
+    "faster_rcnn": {
+        "anchor_sizes": [16, 32, 64, 128, 256],
+        "rpn_pre_nms_top_n_train": 500,
+        "rpn_post_nms_top_n_train": 300,
+        "rpn_pre_nms_top_n_test": 500,
+        "rpn_post_nms_top_n_test": 300,
+        "box_batch_size_per_image": 64,
+        "box_representation_size": 512,
+    },
+    "retinanet": {"anchor_sizes": [16, 32, 64, 128, 256], "head_norm": "gn"},
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is computed, whoever computes it.
+
+    Attributes:
+        data: a data set, as `--data` takes it.
+        family: of both detectors.
+        student: backbone of the student.
+        teacher: backbone of the teacher.
+        size: short side of the images, in pixels.
+        batch: images of a step.
+        device: cpu or cuda.
+        precision: 32-true or bf16-mixed.
+    """
+
+    data: str
+    family: str = "faster_rcnn"
+    student: str = "tf_efficientnet_lite0"
+    teacher: str = "tf_efficientnet_lite2"
+    size: int = 224
+    batch: int = 8
+    device: str = "cpu"
+    precision: str = "32-true"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Settings of the family."""
+        return SMALL[self.family] if self.size < 400 else {}
+
+    def detector(self, role: str) -> Detector:
+        """The student or the teacher, with random weights that are the same each time; the teacher is frozen."""
+        torch.manual_seed(0)
+        spec = DetectorSpec(
+            self.family,
+            getattr(self, role),
+            open_dataset(self.data, "train").classes,
+            self.size,
+            round(self.size * 5 / 3),
+            neck_channels=NECK_CHANNELS[role],
+            options=self.options,
+        )
+        detector = build(spec, weights="none").to(self.device)
+        return detector.train() if role == "student" else detector.eval().requires_grad_(False)
+
+    def pair(self) -> tuple[Detector, Detector, DeFeat]:
+        """Student, teacher and DeFeat's neck terms with its default weights."""
+        student, teacher = self.detector("student"), self.detector("teacher")
+        return student, teacher, DeFeat(student.info, teacher.info).to(self.device)
+
+    def batches(self, kept: bool) -> Iterator[Images]:
+        """What a run of seed 0 sees, epoch after epoch; kept images are decoded once, others each time anew."""
+        dataset: Any = open_dataset(self.data, "train")
+        loader = training_loader(Kept(dataset) if kept else dataset, batch_size=self.batch, seed=0, workers=0)
+        epoch = 0
+        while True:
+            loader.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+            yield from loader
+            epoch += 1
+
+    def settings(self, out: Path, teacher: Path | None = None, **changes: Any) -> TrainSettings:
+        """The same as settings of a run, long enough to be interrupted."""
+        shared: dict[str, Any] = {
+            "data": self.data,
+            "out": str(out),
+            "detector": self.family,
+            "backbone": self.student,
+            "neck_channels": NECK_CHANNELS["student"],
+            "size": self.size,
+            "batch_size": self.batch,
+            "epochs": 100,
+            "eval_every": 0,
+            "weights": "none",
+            "workers": 0,
+            "lr": 1e-4,
+            "accelerator": "cpu" if self.device == "cpu" else "gpu",
+            "precision": self.precision,
+            "detector_options": self.options,
+        } | changes
+        if teacher is None:
+            return TrainSettings(**shared)
+        return DistillSettings(**shared, teacher=str(teacher), allow_weak_teacher=True)
+
+    def save_teacher(self, folder: Path) -> Path:
+        """Write the teacher as a model that a run can load."""
+        folder.mkdir(parents=True)
+        save_model(self.detector("teacher"), folder)
+        return folder
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the result file."""
+        return asdict(self) | {"data": Path(self.data).name}
+
+
+class Kept(Dataset[tuple[Tensor, Target]]):
+    """A data set that decodes each image once."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        self.found: dict[int, tuple[Tensor, Target]] = {}
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.dataset, name)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
+        """The image and its target."""
+        if index not in self.found:
+            self.found[index] = self.dataset[index]
+        return self.found[index]
