@@ -12,6 +12,7 @@ torchdistill is installed (pip install torchdistill, in an environment of its ow
 import argparse
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ import torch
 from benchmarks.measure import interleaved, peak_memory
 from benchmarks.speed.bare import (
     distilled_step,
+    head_step,
+    kept_maps_step,
     published_arithmetic_step,
     student_step,
     teacher_step,
@@ -32,8 +35,10 @@ from benchmarks.speed.work import SMALL, Work
 from defeat.engine.provenance import commit, machine, versions
 
 TEACHER, STUDENT, PUBLISHED = "teacher's forward", "student's step", "published arithmetic"
+DISTILLED, KEPT, HEAD = "distilled step", "distilled step, kept maps", "distilled step, neck and head"
+LAST, LAST_DISTILLED = "student's step, channels last", "distilled step, channels last"
 TORCHVISION, RIVAL = "torchvision", "torchdistill"
-MEMORY = {STUDENT: student_step, "distilled step": distilled_step, PUBLISHED: published_arithmetic_step}
+MEMORY = {STUDENT: student_step, DISTILLED: distilled_step, HEAD: head_step, PUBLISHED: published_arithmetic_step}
 
 
 def measure(work: Work, repeats: int, loading: bool) -> dict[str, float]:
@@ -43,13 +48,17 @@ def measure(work: Work, repeats: int, loading: bool) -> dict[str, float]:
         STUDENT: student_step(work, kept),
         TEACHER: teacher_step(work),
         "teacher's whole forward": whole_teacher_step(work),
-        "distilled step": distilled_step(work, kept),
+        DISTILLED: distilled_step(work, kept),
+        HEAD: head_step(work, kept),
+        LAST: student_step(replace(work, channels_last=True), kept),
+        LAST_DISTILLED: distilled_step(replace(work, channels_last=True), kept),
         PUBLISHED: published_arithmetic_step(work, kept),
         TORCHVISION: torchvision_step(work, kept),
     }
     if installed():
         steps[RIVAL] = rival_step(work, kept)
     with tempfile.TemporaryDirectory() as folder, stepping(kept):
+        steps[KEPT] = kept_maps_step(work, Path(folder) / "maps", repeats + 1, kept)
         runs = run_steps(work, Path(folder))
         try:
             return interleaved(steps | functions(runs), repeats)
@@ -64,8 +73,9 @@ def ratios(found: dict[str, float]) -> dict[str, float]:
     rival = {f"{RIVAL} : distill": found[RIVAL] / found["distill"]} if RIVAL in found else {}
     return rival | {
         "distill : limit": found["distill"] / limit,
-        "distilled step : limit": found["distilled step"] / limit,
-        "distilled step : student's step": found["distilled step"] / found[STUDENT],
+        f"{DISTILLED} : limit": found[DISTILLED] / limit,
+        **{f"{name} : {STUDENT}": found[name] / found[STUDENT] for name in (DISTILLED, KEPT, HEAD, LAST)},
+        f"{LAST_DISTILLED} : {DISTILLED}": found[LAST_DISTILLED] / found[DISTILLED],
         "train : student's step": found["train"] / found[STUDENT],
         "train : torchvision": found["train"] / found[TORCHVISION],
         "published arithmetic : distill": found[PUBLISHED] / found["distill"],
@@ -108,7 +118,7 @@ def main() -> None:
     for part in ("milliseconds", "ratios", "peak_mib"):
         print(part.replace("_", " "))
         for name, value in result[part].items():
-            print(f"  {name:34}{value:>10}")
+            print(f"  {name:58}{value:>10}")
     if out:
         out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 

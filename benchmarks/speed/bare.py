@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,9 +13,11 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.retinanet import RetinaNetHead
 
 from benchmarks.speed.work import Images, Work
+from defeat.data import open_dataset
 from defeat.detector import Detector
 from defeat.distillation.regions import object_regions
 from defeat.engine.step import step_losses, total_loss
+from defeat.engine.teacher_cache import TeacherCache
 from defeat.types import Progress
 
 Step = Callable[[], None]
@@ -77,18 +80,35 @@ def whole_teacher_step(work: Work) -> Step:
     return step
 
 
-def distilled_step(work: Work, kept: bool = True) -> Step:
-    """A training step of the student with DeFeat's neck terms."""
-    student, teacher, method = work.pair()
+def distilled_step(
+    work: Work, kept: bool = True, cache: TeacherCache | None = None, options: dict[str, Any] | None = None
+) -> Step:
+    """A training step of the student with DeFeat, by default its neck terms alone."""
+    student, teacher, method = work.pair(options)
     batches, optimizer = work.batches(kept), optimizer_of(student, method)
 
     def step() -> None:
         batch = student.prepare(*next(batches))
         with autocast(work):
-            output, terms = step_losses(student, batch, PROGRESS, method, teacher)
+            output, terms = step_losses(student, batch, PROGRESS, method, teacher, cache)
         learn(optimizer, total_loss(output.losses | terms))
 
     return step
+
+
+def head_step(work: Work, kept: bool = True) -> Step:
+    """The same with classification terms beside those of the neck."""
+    return distilled_step(work, kept, options={"positive_weight": 0.5, "negative_weight": 0.5})
+
+
+def kept_maps_step(work: Work, folder: Path, rounds: int, kept: bool = True) -> Step:
+    """The distilled step where the teacher's maps of the first so many batches are on disk already."""
+    student, teacher, method = work.pair()
+    count = len(open_dataset(work.data, "train"))
+    cache = TeacherCache(folder, ["neck"], {(True, image): f"image-{image}" for image in range(count)})
+    for images, _ in zip(work.batches(True), range(rounds), strict=False):
+        cache.output(teacher, student.prepare(*images), method.needs)
+    return distilled_step(work, kept, cache)
 
 
 def published_arithmetic_step(work: Work, kept: bool = True) -> Step:

@@ -46,6 +46,7 @@ class Work:
         batch: images of a step.
         device: cpu or cuda.
         precision: 32-true or bf16-mixed.
+        channels_last: whether weights and maps lie in memory with the channels last.
     """
 
     data: str
@@ -56,6 +57,7 @@ class Work:
     batch: int = 8
     device: str = "cpu"
     precision: str = "32-true"
+    channels_last: bool = False
 
     @property
     def options(self) -> dict[str, Any]:
@@ -74,13 +76,14 @@ class Work:
             neck_channels=NECK_CHANNELS[role],
             options=self.options,
         )
-        detector = build(spec, weights="none").to(self.device)
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        detector = build(spec, weights="none").to(self.device, memory_format=layout)  # type: ignore[call-overload]
         return detector.train() if role == "student" else detector.eval().requires_grad_(False)
 
-    def pair(self) -> tuple[Detector, Detector, DeFeat]:
-        """Student, teacher and DeFeat's neck terms with its default weights."""
+    def pair(self, options: dict[str, Any] | None = None) -> tuple[Detector, Detector, DeFeat]:
+        """Student, teacher and DeFeat, with its default weights where no other options are given."""
         student, teacher = self.detector("student"), self.detector("teacher")
-        return student, teacher, DeFeat(student.info, teacher.info).to(self.device)
+        return student, teacher, DeFeat(student.info, teacher.info, **(options or {})).to(self.device)
 
     def batches(self, kept: bool) -> Iterator[Images]:
         """What a run of seed 0 sees, epoch after epoch; kept images are decoded once, others each time anew."""
