@@ -55,7 +55,9 @@ def test_a_missing_level_meets_the_nearest_one_resized_by_hand():
     # (i + 1/2) / 2 - 1/2 of them, and at the border it is the border's value.
     ramp = torch.arange(8.0).expand(1, 1, 4, 8)
     places = ((torch.arange(16.0) + 0.5) / 2 - 0.5).clamp(0, 7).expand(1, 1, 8, 16)
-    built = method(info({4: 1}), info({8: 1}), scale="none", missing_levels="nearest", object_weight=0, background_weight=4)
+    built = method(
+        info({4: 1}), info({8: 1}), scale="none", missing_levels="nearest", object_weight=0, background_weight=4
+    )
     found = with_identity(built)(output({4: places}), output({8: ramp}), [boxed(size=(32, 64))], START)
     assert items(found) == pytest.approx({"neck_background": 0}, abs=1e-10)
     # At a distance of 3 everywhere, 9 / 2 a cell, times the weight of 4.
