@@ -5,7 +5,7 @@
 All cases take turns in one process with one thread (or on the GPU), on the same images; what is compared are medians.
 The limit is the student's training step and the teacher's forward pass, each timed alone. `train` and `distill` are
 steps of whole runs, with everything that their loop does around a step; the others are bare functions. Without
---loading every image is decoded once and kept; with it, each step decodes its own, for all cases alike. Where
+--loading every image is decoded beforehand; with it, each step decodes its own, for all cases alike. Where
 torchdistill is installed (pip install torchdistill, in an environment of its own) it is measured as well.
 """
 
@@ -27,9 +27,8 @@ from benchmarks.speed.bare import (
     student_step,
     teacher_step,
     torchvision_step,
-    whole_teacher_step,
 )
-from benchmarks.speed.loops import functions, run_steps, stepping
+from benchmarks.speed.loops import run_steps, stepping
 from benchmarks.speed.rival import installed, rival_step
 from benchmarks.speed.work import SMALL, Work
 from defeat.engine.provenance import commit, machine, versions
@@ -44,10 +43,12 @@ MEMORY = {STUDENT: student_step, DISTILLED: distilled_step, HEAD: head_step, PUB
 def measure(work: Work, repeats: int, loading: bool) -> dict[str, float]:
     """Median milliseconds of a step of each case."""
     kept = not loading
+    if kept:
+        work.decode(repeats + 1)
     steps = {
         STUDENT: student_step(work, kept),
         TEACHER: teacher_step(work),
-        "teacher's whole forward": whole_teacher_step(work),
+        "teacher's whole forward": teacher_step(work, whole=True),
         DISTILLED: distilled_step(work, kept),
         HEAD: head_step(work, kept),
         LAST: student_step(replace(work, channels_last=True), kept),
@@ -61,7 +62,7 @@ def measure(work: Work, repeats: int, loading: bool) -> dict[str, float]:
         steps[KEPT] = kept_maps_step(work, Path(folder) / "maps", repeats + 1, kept)
         runs = run_steps(work, Path(folder))
         try:
-            return interleaved(steps | functions(runs), repeats)
+            return interleaved(steps | {name: one.step for name, one in runs.items()}, repeats)
         finally:
             for one in runs.values():
                 one.end()

@@ -12,8 +12,7 @@ from torchvision.models.detection import FasterRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.retinanet import RetinaNetHead
 
-from benchmarks.speed.work import Images, Work
-from defeat.data import open_dataset
+from benchmarks.speed.work import Images, Work, training_images
 from defeat.detector import Detector
 from defeat.distillation.regions import object_regions
 from defeat.engine.step import step_losses, total_loss
@@ -56,26 +55,14 @@ def student_step(work: Work, kept: bool = True) -> Step:
     return step
 
 
-def teacher_step(work: Work) -> Step:
-    """What the student needs of the teacher: its forward pass up to the neck, on prepared images."""
+def teacher_step(work: Work, whole: bool = False) -> Step:
+    """The teacher's forward pass on prepared images: what the student needs of it, or the whole with its head."""
     student, teacher, method = work.pair()
-    batches = prepared(work, student)
+    batches, reads = prepared(work, student), None if whole else method.needs
 
     def step() -> None:
         with autocast(work):
-            teacher.forward_teacher(teacher.adopt(next(batches)), method.needs)
-
-    return step
-
-
-def whole_teacher_step(work: Work) -> Step:
-    """The teacher's whole forward pass as in training, its head and proposals included."""
-    student, teacher, _ = work.pair()
-    batches = prepared(work, student)
-
-    def step() -> None:
-        with autocast(work):
-            teacher.forward_teacher(teacher.adopt(next(batches)))
+            teacher.forward_teacher(teacher.adopt(next(batches)), reads)
 
     return step
 
@@ -104,7 +91,7 @@ def head_step(work: Work, kept: bool = True) -> Step:
 def kept_maps_step(work: Work, folder: Path, rounds: int, kept: bool = True) -> Step:
     """The distilled step where the teacher's maps of the first so many batches are on disk already."""
     student, teacher, method = work.pair()
-    count = len(open_dataset(work.data, "train"))
+    count = len(training_images(work.data))
     cache = TeacherCache(folder, ["neck"], {(True, image): f"image-{image}" for image in range(count)})
     for images, _ in zip(work.batches(True), range(rounds), strict=False):
         cache.output(teacher, student.prepare(*images), method.needs)

@@ -1,7 +1,7 @@
 """Steps of whole runs, as `defeat train` and `defeat distill` make them, one at a time."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 from rich.console import Console
 
-from benchmarks.speed.work import Kept, Work
+from benchmarks.speed.work import Work, training_images
 from defeat.engine import assembly
 from defeat.engine.module import DetectionModule
 from defeat.engine.run import run
@@ -82,8 +82,8 @@ def stepping(kept: bool) -> Iterator[None]:
         end_of_step(module, *arguments)
         Stepper.current.stepper.pause()
 
-    def opened(*arguments: Any) -> Any:
-        return Kept(open_dataset(*arguments))
+    def opened(data: str, split: str, *arguments: Any) -> Any:
+        return training_images(data) if split == "train" else open_dataset(data, split, *arguments)
 
     with patch.object(DetectionModule, "on_train_batch_end", pausing):
         if not kept:
@@ -100,8 +100,3 @@ def run_steps(work: Work, folder: Path) -> dict[str, Stepper]:
         "train": Stepper(work.settings(folder / "alone")),
         "distill": Stepper(work.settings(folder / "distilled", teacher)),
     }
-
-
-def functions(steppers: dict[str, Stepper]) -> dict[str, Callable[[], None]]:
-    """Their steps as functions."""
-    return {name: stepper.step for name, stepper in steppers.items()}

@@ -39,7 +39,7 @@ def rival_step(work: Work, kept: bool = True) -> Step:
 
     student, teacher = torchvision_model(work).train(), torchvision_model(work, "teacher").eval()
     widths = student.backbone.out_channels, teacher.backbone.out_channels
-    levels = len(work.detector("student").info.neck)
+    levels = len(student.backbone.backbone.neck_channels)
     student.backbone = Taps(student.backbone, [nn.Conv2d(*widths, 3, padding=1) for _ in range(levels)])
     teacher.backbone = Taps(teacher.backbone, [nn.Identity() for _ in range(levels)])
     device = torch.device(work.device)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ class Work:
         spec = DetectorSpec(
             self.family,
             getattr(self, role),
-            open_dataset(self.data, "train").classes,
+            training_images(self.data).classes,
             self.size,
             round(self.size * 5 / 3),
             neck_channels=NECK_CHANNELS[role],
@@ -87,15 +88,20 @@ class Work:
 
     def batches(self, kept: bool) -> Iterator[Images]:
         """What a run of seed 0 sees, epoch after epoch; kept images are decoded once, others each time anew."""
-        dataset: Any = open_dataset(self.data, "train")
-        loader = training_loader(Kept(dataset) if kept else dataset, batch_size=self.batch, seed=0, workers=0)
+        images: Any = training_images(self.data)
+        loader = training_loader(images if kept else images.dataset, batch_size=self.batch, seed=0, workers=0)
         epoch = 0
         while True:
             loader.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
             yield from loader
             epoch += 1
 
-    def settings(self, out: Path, teacher: Path | None = None, **changes: Any) -> TrainSettings:
+    def decode(self, rounds: int) -> None:
+        """Decode and keep the images of the first so many batches, so that no step does."""
+        for _ in zip(self.batches(True), range(rounds), strict=False):
+            pass
+
+    def settings(self, out: Path, teacher: Path | None = None) -> TrainSettings:
         """The same as settings of a run, long enough to be interrupted."""
         shared: dict[str, Any] = {
             "data": self.data,
@@ -113,7 +119,7 @@ class Work:
             "accelerator": "cpu" if self.device == "cpu" else "gpu",
             "precision": self.precision,
             "detector_options": self.options,
-        } | changes
+        }
         if teacher is None:
             return TrainSettings(**shared)
         return DistillSettings(**shared, teacher=str(teacher), allow_weak_teacher=True)
@@ -147,3 +153,9 @@ class Kept(Dataset[tuple[Tensor, Target]]):
         if index not in self.found:
             self.found[index] = self.dataset[index]
         return self.found[index]
+
+
+@cache
+def training_images(data: str) -> Kept:
+    """The images to train on, read once for all cases."""
+    return Kept(open_dataset(data, "train"))
