@@ -12,7 +12,6 @@ torchdistill is installed (pip install torchdistill, in an environment of its ow
 import argparse
 import json
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,6 @@ from defeat.engine.provenance import commit, machine, versions
 
 TEACHER, STUDENT, PUBLISHED = "teacher's forward", "student's step", "published arithmetic"
 DISTILLED, KEPT, HEAD = "distilled step", "distilled step, kept maps", "distilled step, neck and head"
-LAST, LAST_DISTILLED = "student's step, channels last", "distilled step, channels last"
 TORCHVISION, RIVAL = "torchvision", "torchdistill"
 MEMORY = {STUDENT: student_step, DISTILLED: distilled_step, HEAD: head_step, PUBLISHED: published_arithmetic_step}
 
@@ -51,8 +49,6 @@ def measure(work: Work, repeats: int, loading: bool) -> dict[str, float]:
         "teacher's whole forward": teacher_step(work, whole=True),
         DISTILLED: distilled_step(work, kept),
         HEAD: head_step(work, kept),
-        LAST: student_step(replace(work, channels_last=True), kept),
-        LAST_DISTILLED: distilled_step(replace(work, channels_last=True), kept),
         PUBLISHED: published_arithmetic_step(work, kept),
         TORCHVISION: torchvision_step(work, kept),
     }
@@ -75,8 +71,7 @@ def ratios(found: dict[str, float]) -> dict[str, float]:
     return rival | {
         "distill : limit": found["distill"] / limit,
         f"{DISTILLED} : limit": found[DISTILLED] / limit,
-        **{f"{name} : {STUDENT}": found[name] / found[STUDENT] for name in (DISTILLED, KEPT, HEAD, LAST)},
-        f"{LAST_DISTILLED} : {DISTILLED}": found[LAST_DISTILLED] / found[DISTILLED],
+        **{f"{name} : {STUDENT}": found[name] / found[STUDENT] for name in (DISTILLED, KEPT, HEAD)},
         "train : student's step": found["train"] / found[STUDENT],
         "train : torchvision": found["train"] / found[TORCHVISION],
         "published arithmetic : distill": found[PUBLISHED] / found["distill"],

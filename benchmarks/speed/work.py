@@ -47,7 +47,6 @@ class Work:
         batch: images of a step.
         device: cpu or cuda.
         precision: 32-true or bf16-mixed.
-        channels_last: whether weights and maps lie in memory with the channels last.
     """
 
     data: str
@@ -58,7 +57,6 @@ class Work:
     batch: int = 8
     device: str = "cpu"
     precision: str = "32-true"
-    channels_last: bool = False
 
     @property
     def options(self) -> dict[str, Any]:
@@ -77,8 +75,7 @@ class Work:
             neck_channels=NECK_CHANNELS[role],
             options=self.options,
         )
-        layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        detector = build(spec, weights="none").to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        detector = build(spec, weights="none").to(self.device)
         return detector.train() if role == "student" else detector.eval().requires_grad_(False)
 
     def pair(self, options: dict[str, Any] | None = None) -> tuple[Detector, Detector, DeFeat]:

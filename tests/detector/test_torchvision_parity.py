@@ -29,7 +29,7 @@ def spread(model, layer, deviation):
 
 def original(name):
     """torchvision's model for four classes and the background, with weights at which scores are well spread."""
-    torch.manual_seed(0)
+    torch.manual_seed(1)  # a draw of which no two boxes are so near that rounding chooses between them
     settings = {"weights": None, "weights_backbone": None, "num_classes": 5}
     model = get_model(name, **settings, min_size=SIZE, max_size=MAX_SIZE)
     with torch.no_grad():

@@ -243,7 +243,9 @@ def _assembled(stored: Sequence[StoredMaps], batch: Batch) -> Maps:
         part, _, text = name.partition(".")
         stride = int(text)
         shape = (len(stored), stored[0][name].shape[0], ceil(height / stride), ceil(width / stride))
-        level = torch.zeros(shape, device=batch.images.device)
+        level = batch.images.new_zeros(shape)
+        if level.device.type == "cpu":  # as the student's maps lie in memory, see Detector.normalise
+            level = level.to(memory_format=torch.channels_last)
         for row, one in zip(level, stored, strict=True):
             _, rows, columns = one[name].shape
             row[:, :rows, :columns] = one[name].to(level.device)
