@@ -1,5 +1,6 @@
-"""What the benchmarks share: interleaved timings, and peak memory of a process of its own."""
+"""What the benchmarks share: interleaved timings, peak memory of a process of its own, and how results are written."""
 
+import json
 import multiprocessing
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -9,6 +10,8 @@ from time import perf_counter
 from typing import Any
 
 import torch
+
+from defeat.engine.provenance import commit, machine, versions
 
 MakeStep = Callable[..., Callable[[], None]]
 
@@ -39,6 +42,17 @@ def peak_memory(make_step: MakeStep, *arguments: Any) -> float:
     value = float(receiver.recv())
     process.join()
     return value
+
+
+def publish(tables: dict[str, dict[str, float]], work: dict[str, Any], out: Path | None) -> None:
+    """Print tables of figures by their names, and write them with what was measured, where, and with which versions."""
+    for title, table in tables.items():
+        print(title.replace("_", " "))
+        for name, value in table.items():
+            print(f"  {name:58}{value:>10}")
+    if out:
+        result = {"work": work, **tables, "machine": machine(), "versions": versions(), "commit": commit()}
+        out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def _send_peak(pipe: Connection, make_step: MakeStep, arguments: tuple[Any, ...]) -> None:

@@ -10,14 +10,12 @@ torchdistill is installed (pip install torchdistill, in an environment of its ow
 """
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from benchmarks.measure import interleaved, peak_memory
+from benchmarks.measure import interleaved, peak_memory, publish
 from benchmarks.speed.bare import (
     distilled_step,
     head_step,
@@ -30,7 +28,6 @@ from benchmarks.speed.bare import (
 from benchmarks.speed.loops import run_steps, stepping
 from benchmarks.speed.rival import installed, rival_step
 from benchmarks.speed.work import SMALL, Work
-from defeat.engine.provenance import commit, machine, versions
 
 TEACHER, STUDENT, PUBLISHED = "teacher's forward", "student's step", "published arithmetic"
 DISTILLED, KEPT, HEAD = "distilled step", "distilled step, kept maps", "distilled step, neck and head"
@@ -102,21 +99,12 @@ def main() -> None:
     torch.set_num_threads(1)
     work = Work(**given)
     found = measure(work, repeats, loading)
-    result: dict[str, Any] = {
-        "work": work.to_dict() | {"repeats": repeats, "loading": loading},
+    tables = {
         "milliseconds": {name: round(value, 1) for name, value in found.items()},
         "ratios": {name: round(value, 3) for name, value in ratios(found).items()},
         "peak_mib": {name: round(value) for name, value in memory(work).items()},
-        "machine": machine(),
-        "versions": versions(),
-        "commit": commit(),
     }
-    for part in ("milliseconds", "ratios", "peak_mib"):
-        print(part.replace("_", " "))
-        for name, value in result[part].items():
-            print(f"  {name:58}{value:>10}")
-    if out:
-        out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    publish(tables, work.to_dict() | {"repeats": repeats, "loading": loading}, out)
 
 
 if __name__ == "__main__":

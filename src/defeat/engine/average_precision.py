@@ -124,48 +124,52 @@ def voc_average_precision(scenes: Sequence[Scene], classes: int) -> VocResult:
         scenes: the images; equal scores are visited in their order.
         classes: K.
     """
-    eleven_points: list[float | None] = []
-    area: list[float | None] = []
-    for label in range(classes):
-        demanded = sum(int((scene.demanded & (scene.true_labels == label)).sum()) for scene in scenes)
-        if demanded == 0:
-            eleven_points.append(None)
-            area.append(None)
-            continue
-        recall, precision = _precision_and_recall(scenes, label, demanded)
-        eleven_points.append(_eleven_points(recall, precision))
-        area.append(_area_under_curve(recall, precision))
-    return VocResult(eleven_points, area)
+    judged = [_judge(scene) for scene in scenes]
+    scores = np.concatenate([np.zeros(0), *(one.scores for one in judged)])
+    labels = np.concatenate([np.zeros(0, dtype=np.int64), *(one.labels for one in judged)])
+    correct = np.concatenate([np.zeros(0, dtype=np.bool_), *(one.correct for one in judged)])
+    objects = [np.zeros(0, dtype=np.int64), *(scene.true_labels[scene.demanded] for scene in scenes)]
+    demanded = np.bincount(np.concatenate(objects), minlength=classes)
+    order = np.argsort(-scores, kind="stable")
+    curves = [_curve(correct[order[labels[order] == label]], int(demanded[label])) for label in range(classes)]
+    return VocResult(
+        [None if curve is None else _eleven_points(*curve) for curve in curves],
+        [None if curve is None else _area_under_curve(*curve) for curve in curves],
+    )
 
 
-def _precision_and_recall(scenes: Sequence[Scene], label: int, demanded: int) -> tuple[Floats, Floats]:
-    scores, correct = [np.zeros(0)], [np.zeros(0, dtype=np.bool_)]
-    for scene in scenes:
-        scene_scores, scene_correct = _judge(scene, label)
-        scores.append(scene_scores)
-        correct.append(scene_correct)
-    order = np.argsort(-np.concatenate(scores), kind="stable")
-    right = np.concatenate(correct)[order]
-    true_positives = np.cumsum(right)
-    return true_positives / demanded, true_positives / np.arange(1, len(right) + 1)
+@dataclass(frozen=True)
+class _Judged:
+    """The detections of an image that count, best first: scores, labels and which of them are correct."""
+
+    scores: Floats
+    labels: Numbers
+    correct: Flags
 
 
-def _judge(scene: Scene, label: int) -> tuple[Floats, Flags]:
-    """Scores of an image's detections of a class that count, best first, and which of them are correct."""
-    mine = np.flatnonzero(scene.labels == label)
-    mine = mine[np.argsort(-scene.scores[mine], kind="stable")]
-    truth = np.flatnonzero(scene.true_labels == label)
-    if len(truth) == 0 or len(mine) == 0:
-        return scene.scores[mine], np.zeros(len(mine), dtype=np.bool_)
-    iou = box_iou(scene.boxes[mine], scene.true_boxes[truth])  # (D, G)
+def _judge(scene: Scene) -> _Judged:
+    order = np.argsort(-scene.scores, kind="stable")
+    scores, labels = scene.scores[order], scene.labels[order]
+    correct = np.zeros(len(order), dtype=np.bool_)
+    if len(scene.true_boxes) == 0 or len(order) == 0:
+        return _Judged(scores, labels, correct)
+    same_class = labels[:, None] == scene.true_labels[None, :]
+    iou = np.where(same_class, box_iou(scene.boxes[order], scene.true_boxes), -1.0)  # (D, G)
     best = iou.argmax(axis=1)
     hit = iou.max(axis=1) >= VOC_IOU
-    excused = hit & ~scene.demanded[truth][best]
-    correct = np.zeros(len(mine), dtype=np.bool_)
+    excused = hit & ~scene.demanded[best]
     candidates = np.flatnonzero(hit & ~excused)
     _, first = np.unique(best[candidates], return_index=True)  # the highest score takes the box
     correct[candidates[first]] = True
-    return scene.scores[mine][~excused], correct[~excused]
+    return _Judged(scores[~excused], labels[~excused], correct[~excused])
+
+
+def _curve(correct: Flags, demanded: int) -> tuple[Floats, Floats] | None:
+    """Recall and precision down to each detection of a class; None where nothing of it is demanded."""
+    if demanded == 0:
+        return None
+    true_positives = np.cumsum(correct)
+    return true_positives / demanded, true_positives / np.arange(1, len(correct) + 1)
 
 
 def _eleven_points(recall: Floats, precision: Floats) -> float:

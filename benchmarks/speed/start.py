@@ -1,0 +1,67 @@
+"""How long help takes, and how long it takes from the command to the end of the first training step.
+
+python -m benchmarks.speed.start [--data ../shared/data/voc15] [--size 224] [--repeats 5] [--out FILE]
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from time import perf_counter, sleep
+
+from benchmarks.measure import publish
+
+COMMAND = [sys.executable, "-m", "defeat.cli"]
+LOOK = 0.02  # seconds between two looks at a file
+
+
+def seconds_of(words: list[str]) -> float:
+    """How long a command takes, its output put away."""
+    began = perf_counter()
+    subprocess.run([*COMMAND, *words], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return perf_counter() - began
+
+
+def first_step(words: list[str], folder: Path) -> float:
+    """How long a training takes until the line of its first step is written."""
+    began = perf_counter()
+    more = ["--out", str(folder), "--max-steps", "1", "--log-every", "1"]
+    process = subprocess.Popen([*COMMAND, *words, *more], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        while not (folder / "metrics.jsonl").exists():
+            if process.poll() is not None and not (folder / "metrics.jsonl").exists():
+                raise RuntimeError(process.communicate()[1])
+            sleep(LOOK)
+        return perf_counter() - began
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def main() -> None:
+    """Measure, print a table, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="../shared/data/voc15", help="a data set with a split `train`")
+    parser.add_argument("--backbone", default="tf_efficientnet_lite0")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    given = parser.parse_args()
+    training = ["train", "--data", given.data, "--backbone", given.backbone, "--size", str(given.size)]
+    found: dict[str, list[float]] = {"defeat --help": [], "defeat train --help": [], "first step of defeat train": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for repeat in range(given.repeats):
+            times = [seconds_of(["--help"]), seconds_of(["train", "--help"])]
+            times.append(first_step([*training, "--batch-size", "8"], Path(folder) / str(repeat)))
+            for values, value in zip(found.values(), times, strict=True):
+                values.append(value)
+    table = {name: round(median(values), 2) for name, values in found.items()}
+    publish(
+        {"seconds": table}, {"data": Path(given.data).name, "size": given.size, "repeats": given.repeats}, given.out
+    )
+
+
+if __name__ == "__main__":
+    main()
