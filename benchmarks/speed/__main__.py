@@ -3,7 +3,8 @@
     python -m benchmarks.speed [--data VOC_FOLDER] [--family faster_rcnn] [--size 224] [--loading] [--out FILE]
 
 All cases take turns in one process with one thread (or on the GPU), on the same images; what is compared are medians.
-The limit is the student's training step and the teacher's forward pass, each timed alone. `train` and `distill` are
+The limit is the student's training step and the teacher's forward pass, each timed alone; that of memory is the
+student's step, the teacher's weights, and 1.1 times the maps of its neck. `train` and `distill` are
 steps of whole runs, with everything that their loop does around a step; the others are bare functions. Without
 --loading every image is decoded beforehand; with it, each step decodes its own, for all cases alike. Where
 torchdistill is installed (pip install torchdistill, in an environment of its own) it is measured as well.
@@ -22,6 +23,7 @@ from benchmarks.speed.bare import (
     kept_maps_step,
     published_arithmetic_step,
     student_step,
+    teacher_bytes,
     teacher_step,
     torchvision_step,
 )
@@ -76,8 +78,10 @@ def ratios(found: dict[str, float]) -> dict[str, float]:
 
 
 def memory(work: Work) -> dict[str, float]:
-    """Peak memory in MiB, each case in a process of its own."""
-    return {name: peak_memory(make, work) for name, make in MEMORY.items()}
+    """Peak memory in MiB, each case in a process of its own; and the limit that the distilled step is held against."""
+    peaks = {name: peak_memory(make, work) for name, make in MEMORY.items()}
+    weights, maps = teacher_bytes(work)
+    return peaks | {"limit of the distilled step": peaks[STUDENT] + (weights + 1.1 * maps) / 2**20}
 
 
 def main() -> None:

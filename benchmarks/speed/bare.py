@@ -67,6 +67,15 @@ def teacher_step(work: Work, whole: bool = False) -> Step:
     return step
 
 
+def teacher_bytes(work: Work) -> tuple[int, int]:
+    """Bytes of the teacher's weights, and of the maps of its neck for the largest of a few batches."""
+    student, teacher, method = work.pair()
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in teacher.state_dict().values())
+    few = [batch for batch, _ in zip(prepared(work, student), range(4), strict=False)]
+    found = [teacher.forward_teacher(teacher.adopt(batch), method.needs).neck for batch in few]
+    return weights, max(sum(level.numel() * level.element_size() for level in neck.values()) for neck in found)
+
+
 def distilled_step(
     work: Work, kept: bool = True, cache: TeacherCache | None = None, options: dict[str, Any] | None = None
 ) -> Step:

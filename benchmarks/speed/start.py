@@ -49,12 +49,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     given = parser.parse_args()
-    training = ["train", "--data", given.data, "--backbone", given.backbone, "--size", str(given.size)]
+    training = ["train", "--config", "small/photographs", "--data", given.data, "--backbone", given.backbone]
+    training += ["--size", str(given.size), "--batch-size", "8"]
     found: dict[str, list[float]] = {"defeat --help": [], "defeat train --help": [], "first step of defeat train": []}
     with tempfile.TemporaryDirectory() as folder:
         for repeat in range(given.repeats):
             times = [seconds_of(["--help"]), seconds_of(["train", "--help"])]
-            times.append(first_step([*training, "--batch-size", "8"], Path(folder) / str(repeat)))
+            times.append(first_step(training, Path(folder) / str(repeat)))
             for values, value in zip(found.values(), times, strict=True):
                 values.append(value)
     table = {name: round(median(values), 2) for name, values in found.items()}

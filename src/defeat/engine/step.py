@@ -17,7 +17,10 @@ def step_losses(
     teacher: Detector | None = None,
     cache: TeacherCache | None = None,
 ) -> tuple[DetectorOutput, dict[str, Tensor]]:
-    """Run the student, and the teacher on the same pixels.
+    """Run the teacher, and the student on the same pixels.
+
+    The teacher comes first: what it needs on the way is given back before the student's maps pile up for its gradient.
+    What it draws at random does not shift what the student draws.
 
     Args:
         student: in training mode.
@@ -32,11 +35,13 @@ def step_losses(
     """
     if method is None or teacher is None:
         return student.forward_train(batch), {}
+    device = batch.images.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        if cache is None:
+            learned = teacher.forward_teacher(teacher.adopt(batch), method.needs)
+        else:
+            learned = cache.output(teacher, batch, method.needs)
     output = student.forward_train(batch, method.negative_weight(progress))
-    if cache is None:
-        learned = teacher.forward_teacher(teacher.adopt(batch), method.needs)
-    else:
-        learned = cache.output(teacher, batch, method.needs)
     return output, method(output, learned, batch.targets, progress)
 
 
