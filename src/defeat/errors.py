@@ -10,6 +10,22 @@ class InputError(ValueError):
     The command line prints the message alone, without a traceback, and exits with 2.
     """
 
+    def __init__(self, sentence: str) -> None:
+        # A name of a file may hold the end of a line.
+        super().__init__(sentence.replace("\r", "\\r").replace("\n", "\\n"))
+
+
+class BadDataError(InputError):
+    """Several mistakes at once, a line each between a head and the way out."""
+
+    def __init__(self, head: str, sentences: Iterable[str], way_out: str) -> None:
+        lines = [f"  {InputError(sentence)}" for sentence in sentences]
+        ValueError.__init__(self, "\n".join([head, *lines, way_out]))
+
+    def __reduce__(self) -> tuple[type[InputError], tuple[str]]:
+        """Travel between processes as one line."""
+        return InputError, (str(self),)
+
 
 def unknown_name(kind: str, name: str, valid: Iterable[str]) -> InputError:
     """Build the error for a name that is not one of `valid`, with the nearest valid name.

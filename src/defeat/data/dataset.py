@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from defeat.data.images import read_image
+from defeat.data.problems import Problems
 from defeat.errors import InputError, unknown_name
 from defeat.types import Target
 
@@ -172,10 +173,12 @@ class SplitBuilder:
 
     Args:
         classes: the classes to keep, in the order of the labels; boxes of others are dropped and counted.
+        problems: what is wrong with the files of the split; the reader adds to it.
     """
 
-    def __init__(self, classes: Sequence[str]) -> None:
+    def __init__(self, classes: Sequence[str], problems: Problems | None = None) -> None:
         self.classes = tuple(classes)
+        self.problems = problems or Problems()
         self._labels = {name: label for label, name in enumerate(classes)}
         self._samples: list[Sample] = []
         self._boxes: list[tuple[float, float, float, float]] = []
@@ -192,7 +195,13 @@ class SplitBuilder:
         image_id: int | None = None,
         prefer_upright: bool = True,
     ) -> None:
-        """Add an image; without an `image_id` its number is its place in the split."""
+        """Add an image; without an `image_id` its number is its place in the split.
+
+        Raises:
+            InputError: broken images are to be left out, and this one can't be decoded.
+        """
+        if self.problems.decode:
+            read_image(path, size, prefer_upright)
         first = len(self._kept)
         for annotation in annotations:
             self._add_box(annotation, size)
@@ -201,8 +210,9 @@ class SplitBuilder:
 
     def finish(self, name: str, split: str, origin: str | Path) -> DetectionDataset:
         """The data set of everything added; `origin` is what to name when there is nothing in it."""
+        self.problems.require_none(origin)
         if not self._samples:
-            raise InputError(f"{origin}: the split {split!r} holds no image.")
+            raise self.problems.nothing_left(origin, f"{origin}: the split {split!r} holds no image.")
         if self._empty and not self._kept and not self._foreign:
             raise InputError(
                 f"{origin}: none of the {self._empty} boxes of the split {split!r} lies in its image; "
@@ -214,7 +224,7 @@ class SplitBuilder:
             classes=self.classes,
             samples=self._samples,
             table=self._table(),
-            problems=self._problems(),
+            problems=[*self.problems.report(len(self._samples)), *self._box_problems()],
         )
 
     def _add_box(self, annotation: Annotation, size: tuple[int, int]) -> None:
@@ -241,7 +251,7 @@ class SplitBuilder:
             crowd=torch.tensor([annotation.crowd for annotation in kept], dtype=torch.bool),
         )
 
-    def _problems(self) -> list[str]:
+    def _box_problems(self) -> list[str]:
         total = len(self._kept) + self._empty + self._foreign
         counts = (
             (self._empty, "dropped (no extent after clipping)"),

@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 
 from defeat.data.dataset import Annotation, DetectionDataset, SplitBuilder, finite, select_classes
-from defeat.data.files import absolute, is_image, read_text, unknown_split
+from defeat.data.files import absolute, is_file, is_image, read_lines, read_text, unknown_split
 from defeat.data.images import read_header
+from defeat.data.problems import Problems
 from defeat.errors import InputError
 
 LOOKED_FOR = "a YOLO folder (data.yaml with 'names' and 'train')"
@@ -40,20 +41,22 @@ def split_names(file: Path) -> list[str]:
     return sorted(_load(file).splits)
 
 
-def read(file: Path, split: str, classes: Sequence[str] | None) -> DetectionDataset:
+def read(file: Path, split: str, classes: Sequence[str] | None, problems: Problems) -> DetectionDataset:
     """Read a split; classes are the names of the YAML file, in the order of their indices."""
     configuration = _load(file)
     if split not in configuration.splits:
         raise unknown_split(file, split, sorted(configuration.splits))
-    builder = SplitBuilder(select_classes(list(configuration.names.values()), classes, file))
-    images = _list_images(configuration, split)
-    labels = [_label_file(image, configuration.root) for image in images]
-    if images and not any(label.is_file() for label in labels):
-        raise InputError(f"No image of the split {split!r} of {file} has a label file; looked for {labels[0]} first.")
-    for image, label in zip(images, labels, strict=True):
-        size = read_header(image).upright
-        boxes = _read_labels(label, configuration.names, size) if label.is_file() else []
-        builder.add(image, image.relative_to(configuration.root).as_posix(), size, boxes)
+    builder = SplitBuilder(select_classes(list(configuration.names.values()), classes, file), problems)
+    images = _list_images(configuration, split, problems)
+    labels = {image: _label_file(image, configuration.root) for image in images}
+    if images and not any(map(is_file, labels.values())):
+        first = labels[images[0]]
+        raise InputError(f"No image of the split {split!r} of {file} has a label file; looked for {first} first.")
+    for image in problems.track(images):
+        with problems.of_an_image():
+            size, label = read_header(image).upright, labels[image]
+            boxes = _read_labels(label, configuration.names, size) if is_file(label) else []
+            builder.add(image, image.relative_to(configuration.root).as_posix(), size, boxes)
     return builder.finish(configuration.root.resolve().name, split, file)
 
 
@@ -96,17 +99,20 @@ def _read_names(content: dict[Any, Any], file: Path) -> dict[int, str]:
     return {index: names[index] for index in sorted(names)}
 
 
-def _list_images(configuration: _Configuration, split: str) -> list[Path]:
+def _list_images(configuration: _Configuration, split: str, problems: Problems) -> list[Path]:
     images: list[Path] = []
     for entry in configuration.splits[split]:
         place = _resolve(entry, configuration, split)
         if place.is_dir():
             images += sorted(file for file in place.rglob("*") if is_image(file) and file.is_file())
         elif place.suffix.lower() == ".txt":
-            images += _read_list(place, configuration.root)
+            images += _read_list(place, configuration.root, problems)
         else:
             raise InputError(f"{configuration.file}: {split!r} names {place}, neither a folder nor a .txt list.")
-    return list(dict.fromkeys(images))
+    once = list(dict.fromkeys(images))
+    if repeated := len(images) - len(once):
+        problems.notes.append(f"{repeated} images listed again (each is read once)")
+    return once
 
 
 def _resolve(entry: str, configuration: _Configuration, split: str) -> Path:
@@ -124,20 +130,24 @@ def _resolve(entry: str, configuration: _Configuration, split: str) -> Path:
     return place
 
 
-def _read_list(file: Path, root: Path) -> list[Path]:
+def _read_list(file: Path, root: Path, problems: Problems) -> list[Path]:
     """Images of a list file; `./` means the folder of the list, everything else the root of the data set."""
     images = []
-    for number, line in enumerate(read_text(file).splitlines(), 1):
+    for number, line in enumerate(read_lines(file), 1):
         name = line.strip()
-        if not name:
-            continue
-        image = absolute((file.parent if name.startswith("./") else root) / name)
-        if not image.is_relative_to(root):
-            raise InputError(f"{file}, line {number}: {name!r} is outside the data set {root}.")
-        if not image.is_file():
-            raise InputError(f"{file}, line {number}: the image {image} does not exist.")
-        images.append(image)
+        if name:
+            with problems.of_an_image():
+                images.append(_listed_image(file, root, name, f"{file}, line {number}"))
     return images
+
+
+def _listed_image(file: Path, root: Path, name: str, where: str) -> Path:
+    image = absolute((file.parent if name.startswith("./") else root) / name)
+    if not image.is_relative_to(root):
+        raise InputError(f"{where}: {name!r} is outside the data set {root}.")
+    if not is_file(image):
+        raise InputError(f"{where}: the image {image} does not exist.")
+    return image
 
 
 def _label_file(image: Path, root: Path) -> Path:
@@ -152,7 +162,7 @@ def _label_file(image: Path, root: Path) -> Path:
 def _read_labels(file: Path, names: dict[int, str], size: tuple[int, int]) -> list[Annotation]:
     return [
         _read_line(line.split(), names, size, f"{file}, line {number}")
-        for number, line in enumerate(read_text(file).splitlines(), 1)
+        for number, line in enumerate(read_lines(file), 1)
         if line.strip()
     ]
 

@@ -52,8 +52,9 @@ def assemble(settings: TrainSettings, console: Console, unlabelled: int | None =
         InputError: something about the settings, the data or the pair is not valid.
     """
     check_devices(settings)
-    training = open_dataset(settings.data, settings.split, settings.classes)
-    evaluation = open_dataset(settings.data, evaluation_split(settings), training.classes)
+    policy = settings.on_bad_data
+    training = open_dataset(settings.data, settings.split, settings.classes, policy, console)
+    evaluation = open_dataset(settings.data, evaluation_split(settings), training.classes, policy, console)
     for dataset in (training, evaluation):
         if (problems := dataset.report()) is not None:
             console.print(f"{dataset.split}: {problems}", style="yellow", highlight=False)

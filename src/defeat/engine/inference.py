@@ -1,7 +1,7 @@
 """A trained detector on a whole split."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from defeat.data import open_dataset
+from defeat.data import OnBadData, class_names, open_dataset
 from defeat.data.loader import evaluation_loader
 from defeat.detector import Detector, load
 from defeat.distillation import ClassMap, renamed_classes
@@ -31,6 +31,7 @@ def evaluate(
     device: str = "auto",
     class_map: str | None = None,
     detections: str | None = None,
+    on_bad_data: OnBadData = "stop",
     console: Console | None = None,
 ) -> EvaluationResult:
     """Evaluate a trained detector: COCO's and PASCAL VOC's average precision.
@@ -45,6 +46,8 @@ def evaluate(
         class_map: YAML file with a line `detector's class: class of the data` for each class that the two call by
             different names; the detector is then evaluated on the classes that both know.
         detections: file to write all detections and annotations to (safetensors), as `detections.safetensors` of a run.
+        on_bad_data: where files of the data are broken or missing: stop, and list them; or skip the images that they
+            are about, and count them, after decoding all images once.
         console: where to show progress; None for none.
 
     Raises:
@@ -59,20 +62,21 @@ def evaluate(
         data = data or trained_on
     if data is None:
         raise InputError("Name the data to evaluate on with --data.")
-    classes = None if class_map is None else shared_classes(detector.info, data, split, read_class_map(class_map))
-    evaluator = detect_split(detector, data, split, batch_size, workers, console, classes)
+    classes = None
+    if class_map is not None:
+        classes = shared_classes(detector.info, class_names(data, split, on_bad_data), read_class_map(class_map))
+    evaluator = detect_split(detector, data, split, batch_size, workers, console, classes, on_bad_data)
     if detections is not None:
         save_detections(Path(detections), evaluator)
     return evaluator.compute()
 
 
-def shared_classes(info: DetectorInfo, data: str, split: str, names: Mapping[str, str | None]) -> ClassMap:
+def shared_classes(info: DetectorInfo, found: Sequence[str], names: Mapping[str, str | None]) -> ClassMap:
     """Meet the classes of data with those of a detector, and leave out what the detector does not know.
 
     Raises:
-        InputError: the data are not valid, a name is unknown, or no class is shared.
+        InputError: a name is unknown, or no class is shared.
     """
-    found = open_dataset(data, split).classes
     known = renamed_classes(info, found, names).classes
     shared = tuple(name for name in found if name in known)
     if not shared:
@@ -90,6 +94,7 @@ def detect_split(
     workers: int,
     console: Console | None = None,
     classes: ClassMap | None = None,
+    on_bad_data: OnBadData = "stop",
 ) -> Evaluator:
     """Detect the objects of a whole split.
 
@@ -101,12 +106,15 @@ def detect_split(
         workers: processes that load images.
         console: where to show progress; None for none.
         classes: meets the classes to look for with the detector's; by default they are its own.
+        on_bad_data: see `open_dataset`.
 
     Raises:
         InputError: the data are not valid, or lack one of the classes.
     """
     classes = classes or ClassMap(detector.info.classes, detector.info.classes)
-    dataset = open_dataset(data, split, classes.student)
+    dataset = open_dataset(data, split, classes.student, on_bad_data, console)
+    if on_bad_data == "skip" and console is not None and (problems := dataset.report()) is not None:
+        console.print(f"{split}: {problems}", style="yellow", highlight=False)
     evaluator = Evaluator(classes.student)
     loader = evaluation_loader(dataset, batch_size=batch_size, workers=workers)
     for images, targets in track(loader, "Evaluating", console=console, disable=console is None, transient=True):

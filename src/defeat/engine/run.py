@@ -229,6 +229,7 @@ def _results(
         "teacher": settings.teacher if isinstance(settings, DistillSettings) else None,
         "data": settings.data,
         "split": evaluation.split,
+        "on_bad_data": settings.on_bad_data,
         "data_fingerprint": f"{training.fingerprint()[:16]}-{evaluation.fingerprint()[:16]}",
         "classes": list(training.classes),
         "metrics": figures.metrics,

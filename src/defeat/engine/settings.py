@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import yaml
 
+from defeat.data import OnBadData
 from defeat.errors import InputError
 
 Norm = Literal["bn", "syncbn", "bn_eval", "frozen", "gn"]
@@ -25,6 +26,8 @@ class TrainSettings:
         split: split to train on.
         eval_split: split to evaluate on; by default val if there is one, else test.
         classes: names of the classes to learn, in order; by default all that the data has.
+        on_bad_data: where files of the data are broken or missing: stop, and list them; or skip the images that they
+            are about, and count them, after decoding all images once.
         epochs: passes over the training split.
         max_steps: stop after so many optimiser steps, however many epochs that is.
         batch_size: images a step on each device.
@@ -63,6 +66,7 @@ class TrainSettings:
     split: str = "train"
     eval_split: str | None = None
     classes: list[str] | None = None
+    on_bad_data: OnBadData = "stop"
     epochs: int = 12
     max_steps: int | None = None
     batch_size: int = 8
