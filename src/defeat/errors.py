@@ -1,5 +1,7 @@
 """What a user did wrong, said in one sentence."""
 
+import re
+import reprlib
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -11,8 +13,15 @@ class InputError(ValueError):
     """
 
     def __init__(self, sentence: str) -> None:
-        # A name of a file may hold the end of a line.
-        super().__init__(sentence.replace("\r", "\\r").replace("\n", "\\n"))
+        # A foreign file's name may hold the end of a line, or a command for the terminal.
+        super().__init__(re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], sentence))
+
+
+def shown(value: object) -> str:
+    """A value that a foreign file holds, for a message: not at its full length, which may be anything."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother = 2, 80, 80
+    return short.repr(value)
 
 
 class BadDataError(InputError):

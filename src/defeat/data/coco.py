@@ -11,7 +11,7 @@ from defeat.data.dataset import Annotation, DetectionDataset, SplitBuilder, fini
 from defeat.data.files import is_file, leaves_folder, read_text, unknown_split
 from defeat.data.images import read_header
 from defeat.data.problems import Problems
-from defeat.errors import InputError
+from defeat.errors import InputError, shown
 
 LOOKED_FOR = (
     "a COCO folder (annotations/instances_SPLIT*.json, annotations/SPLIT.json or SPLIT/_annotations.coco.json, "
@@ -20,6 +20,7 @@ LOOKED_FOR = (
 _SPLIT_FILE = re.compile(r"(?:instances_)?(?P<split>.+?)(?:20\d\d)?")
 # Files of COCO's other tasks.
 _OTHER_TASKS = ("captions_", "image_info_", "panoptic_", "person_keypoints_", "stuff_")
+_LARGEST = 2**63 - 1
 _ROBOFLOW = "_annotations.coco.json"
 # Roboflow calls the validation split `valid`.
 _ALIASES = {"valid": "val"}
@@ -98,21 +99,22 @@ def _annotation_file(path: Path, split: str) -> Path:
 
 
 def _load(file: Path) -> dict[str, Any]:
+    text = read_text(file)
     try:
-        content = json.loads(read_text(file))
-    except (json.JSONDecodeError, RecursionError) as error:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:  # also for a number of thousands of digits
         raise InputError(f"{file} is not well-formed JSON: {error}.") from error
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
         raise InputError(f"{file} is no COCO file: it has no list of 'images'.")
     for key in ("annotations", "categories"):
-        if not isinstance(content.get(key) or [], list):
-            raise InputError(f"{file}: {key!r} is not a list.")
+        if not isinstance(content.get(key), list):
+            raise InputError(f"{file} has no list of {key!r}: it is {shown(content.get(key))}.")
     return content
 
 
 def _category_names(content: dict[str, Any], file: Path) -> dict[int, str]:
     names: dict[int, str] = {}
-    for place, element in enumerate(content.get("categories") or []):
+    for place, element in enumerate(content["categories"]):
         where = f"{file}: category {_named(element, place)}"
         number, name = _integer(element, "id", where), element.get("name")
         if not isinstance(name, str) or not name:
@@ -128,7 +130,7 @@ def _read_images(
 ) -> dict[int, _Image | InputError]:
     """The images by their ids; the error where one is broken."""
     images: dict[int, _Image | InputError] = {}
-    owners: dict[str, int] = {}
+    owners: dict[Path, int] = {}
     root: Path | None = None
     for place, element in enumerate(content["images"]):
         where = f"{file}: image {_named(element, place)}"
@@ -139,10 +141,10 @@ def _read_images(
                 continue
             try:
                 name = _file_name(element, where)
-                if name in owners:  # each of the two lacks the other's boxes
-                    twice = images[owners[name]] = InputError(f"{where} has the file_name {name!r} of another image.")
+                if (same := Path(name)) in owners:  # each of the two lacks the other's boxes
+                    twice = images[owners[same]] = InputError(f"{where} has the file_name {name!r} of another image.")
                     raise twice
-                owners[name] = number
+                owners[same] = number
                 root = root or _image_root(path, file, split, name, where)
                 images[number] = _read_image_entry(element, path, root / name, where)
             except InputError as error:
@@ -189,7 +191,7 @@ def _read_annotations(
     boxes: dict[int, list[Annotation]] = {number: [] for number in images}
     broken: dict[int, InputError] = {}
     nowhere = 0
-    for place, element in enumerate(content.get("annotations") or []):
+    for place, element in enumerate(content["annotations"]):
         where = f"{file}: annotation {_named(element, place)}"
         try:
             number = _image_of(element, boxes, where)
@@ -220,10 +222,13 @@ def _read_annotation(element: dict[str, Any], names: dict[int, str], where: str)
         raise InputError(f"{where}: the category {category} is not among the categories of the file.")
     box = element.get("bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
-        raise InputError(f"{where}: its bbox is {box!r}, not a list of four numbers.")
+        raise InputError(f"{where}: its bbox is {shown(box)}, not a list of four numbers.")
     finite(box, where)
     x, y, width, height = map(float, box)
-    return Annotation((x, y, x + width, y + height), names[category], crowd=bool(element.get("iscrowd", 0)))
+    crowd = element.get("iscrowd") or 0
+    if crowd not in (0, 1):
+        raise InputError(f"{where}: its iscrowd is {shown(crowd)}, neither 0 nor 1.")
+    return Annotation((x, y, x + width, y + height), names[category], crowd=bool(crowd))
 
 
 def _integer(element: Any, key: str, where: str) -> int:
@@ -232,7 +237,9 @@ def _integer(element: Any, key: str, where: str) -> int:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise InputError(f"{where}: its {key} is {value!r}, not a whole number.")
+        raise InputError(f"{where}: its {key} is {shown(value)}, not a whole number.")
+    if abs(value) > _LARGEST:
+        raise InputError(f"{where}: its {key} is {shown(value)}, too large a number.")
     return value
 
 
@@ -243,4 +250,4 @@ def _is_number(value: Any) -> bool:
 def _named(element: Any, place: int) -> str:
     """How to name an element in a message: by its id, else by its place in the list."""
     number = element.get("id") if isinstance(element, dict) else None
-    return f"number {place}" if number is None else f"with id {number!r}"
+    return f"number {place}" if number is None else f"with id {shown(number)}"

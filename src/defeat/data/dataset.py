@@ -183,7 +183,7 @@ class SplitBuilder:
         self._samples: list[Sample] = []
         self._boxes: list[tuple[float, float, float, float]] = []
         self._kept: list[Annotation] = []
-        self._foreign = self._empty = self._clipped = 0
+        self._foreign = self._empty = self._clipped = self._repeated = 0
 
     def add(
         self,
@@ -205,6 +205,8 @@ class SplitBuilder:
         first = len(self._kept)
         for annotation in annotations:
             self._add_box(annotation, size)
+        kept = self._kept[first:]
+        self._repeated += len(kept) - len({(annotation.corners, annotation.name) for annotation in kept})
         number = len(self._samples) if image_id is None else image_id
         self._samples.append(Sample(str(path), name, number, size, prefer_upright, first, len(self._kept)))
 
@@ -257,6 +259,7 @@ class SplitBuilder:
             (self._empty, "dropped (no extent after clipping)"),
             (self._clipped, "clipped to the image"),
             (self._foreign, "left out (of other classes)"),
+            (self._repeated, "given again with the same class and corners (kept)"),
         )
         found = [(count, what) for count, what in counts if count]
         return [
@@ -271,7 +274,11 @@ def _clamp(value: float, limit: int) -> float:
 
 def finite(values: Iterable[float], where: str) -> None:
     """Raise InputError when a number is NaN or infinite; `where` names the file and its line or element."""
-    if not all(math.isfinite(value) for value in values):
+    try:
+        fine = all(math.isfinite(value) for value in values)
+    except OverflowError:  # a whole number of hundreds of digits
+        fine = False
+    if not fine:
         raise InputError(f"{where}: a number is NaN or infinite.")
 
 

@@ -25,8 +25,13 @@ def read_lines(path: str | Path) -> list[str]:
 
 def is_file(path: Path) -> bool:
     """Whether there is such a file; a name that no system takes is none."""
+    return exists(path) and path.is_file()
+
+
+def exists(path: Path) -> bool:
+    """Whether there is such a file or folder; a name that no system takes is none."""
     try:
-        return path.is_file()
+        return path.exists()
     except (OSError, ValueError):  # too long, or with a zero byte
         return False
 

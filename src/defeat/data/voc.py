@@ -23,6 +23,9 @@ _PARTS = ("Annotations", "JPEGImages", "ImageSets/Main")
 # A line of the lists that say which images hold a class: `000005 -1`.
 _FLAG = re.compile(r"\s+(-1|0|1)$")
 
+# What tools write; "unspecified" is the usual text for everything that nobody filled in.
+_FLAGS = {"": False, "0": False, "false": False, "unspecified": False, "1": True, "true": True}
+
 
 @dataclass(frozen=True)
 class VocPart:
@@ -168,7 +171,7 @@ def _add_image(
     if file.size is not None and file.size not in (header.stored, header.upright):
         (height, width), (real_height, real_width) = file.size, header.upright
         raise InputError(
-            f"{folder / 'Annotations' / stem}.xml is for an image of {width} x {height} pixels, "
+            f"{folder / 'Annotations' / stem}.xml is for an image of {width:.12g} x {height:.12g} pixels, "
             f"but {path} has {real_width} x {real_height}."
         )
     upright = file.size is None or file.size != header.stored
@@ -179,7 +182,7 @@ def _add_image(
 def _read_file(path: Path) -> _File:
     try:
         root = ElementTree.parse(path).getroot()
-    except (ElementTree.ParseError, DefusedXmlException, ValueError, OSError) as error:
+    except (ElementTree.ParseError, DefusedXmlException, ValueError, LookupError, OSError) as error:
         raise InputError(f"{path} is not well-formed XML: {error}.") from error
     if root is None or root.tag != "annotation":
         raise InputError(f"{path} is no VOC annotation: its root element is not <annotation>.")
@@ -207,10 +210,12 @@ def _read_object(element: Any, where: str) -> Annotation:
         raise InputError(f"{where} ({name}) has no <bndbox>.")
     where = f"{where} ({name})"
     x1, y1, x2, y2 = (_number(box, key, where) for key in ("xmin", "ymin", "xmax", "ymax"))
-    difficult = (element.findtext("difficult") or "0").strip() not in ("", "0")
+    difficult = (element.findtext("difficult") or "").strip().lower()
+    if difficult not in _FLAGS:
+        raise InputError(f"{where}: <difficult> is {difficult!r}, neither 0 nor 1.")
     # Two equal corners are a click that went wrong, not an object of one pixel.
     corners = (x1 - 1, y1 - 1, x2, y2) if x2 > x1 and y2 > y1 else (0.0, 0.0, 0.0, 0.0)
-    return Annotation(corners, name, difficult=difficult)
+    return Annotation(corners, name, difficult=_FLAGS[difficult])
 
 
 def _number(element: Any, key: str, where: str) -> float:
