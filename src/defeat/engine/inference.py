@@ -1,6 +1,7 @@
 """A trained detector on a whole split."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from defeat.distillation.class_map import listed
 from defeat.engine.checkpoint import RunDirectory
 from defeat.engine.detections import save_detections
 from defeat.engine.evaluate import EvaluationResult, Evaluator
-from defeat.engine.settings import TrainSettings, read_class_map
+from defeat.engine.settings import MOST_WORKERS, TrainSettings, at_least, option, read_class_map
 from defeat.errors import InputError
 from defeat.types import DetectorInfo
 
@@ -53,6 +54,11 @@ def evaluate(
     Raises:
         InputError: run or data are not valid, or share no class.
     """
+    at_least("batch_size", batch_size, 1)
+    at_least("workers", workers, 0, MOST_WORKERS)
+    for name, value in {"data": data, "split": split, "class_map": class_map, "detections": detections}.items():
+        if value == "":
+            raise InputError(f"{option(name)} is empty.")
     detector = load(run).to(choose_device(device))
     if data is None or split is None:
         directory = None if str(run).startswith("torchvision:") else RunDirectory(run)
@@ -132,10 +138,12 @@ def choose_device(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError("--device cuda: no CUDA device was found; use --device cpu.")
-    try:
-        return torch.device(device)
-    except RuntimeError as error:
-        raise InputError(f"--device {device}: give auto, cpu or cuda.") from error
+    found = re.fullmatch(r"cpu|cuda(?::(\d{1,3}))?", device)
+    if not found:
+        raise InputError(f"--device {device}: give auto, cpu or cuda.")
+    if found[1] and int(found[1]) >= torch.cuda.device_count():
+        raise InputError(f"--device {device}: there are {torch.cuda.device_count()} CUDA devices, counted from 0.")
+    return torch.device(device)
 
 
 def training_device(settings: TrainSettings) -> torch.device:

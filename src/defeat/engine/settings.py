@@ -8,8 +8,11 @@ from typing import Any, Literal
 import yaml
 
 from defeat.data import OnBadData
+from defeat.detector.description import LARGEST_SIDE
 from defeat.errors import InputError
 
+MOST_WORKERS = 256  # each is a process with memory of its own
+MOST_NODES = 10_000
 Norm = Literal["bn", "syncbn", "bn_eval", "frozen", "gn"]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 
@@ -102,13 +105,20 @@ class TrainSettings:
         Raises:
             InputError: naming the first such value and its range.
         """
-        for name in ("epochs", "batch_size", "log_every", "nodes", "neck_channels"):
-            _at_least(name, getattr(self, name), 1)
+        for name, value in vars(self).items():
+            if value == "":
+                raise InputError(f"{option(name)} is empty.")
+        for name in ("epochs", "batch_size", "log_every"):
+            at_least(name, getattr(self, name), 1)
+        at_least("nodes", self.nodes, 1, MOST_NODES)
+        at_least("neck_channels", self.neck_channels, 1, 8192)
         for name in ("size", "max_size"):
-            _at_least(name, getattr(self, name), 32)
-        for name in ("weight_decay", "grad_clip", "frozen_stages", "workers", "eval_every", "seed", "warmup_steps"):
-            _at_least(name, getattr(self, name), 0)
-        _at_least("max_steps", self.max_steps, 1)
+            at_least(name, getattr(self, name), 32, LARGEST_SIDE)
+        for name in ("weight_decay", "grad_clip", "frozen_stages", "eval_every", "warmup_steps"):
+            at_least(name, getattr(self, name), 0)
+        at_least("seed", self.seed, 0, 2**63 - 1)
+        at_least("workers", self.workers, 0, MOST_WORKERS)
+        at_least("max_steps", self.max_steps, 1)
         for name in ("momentum", "flip"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{option(name)} must be between 0 and 1, not {getattr(self, name)}.")
@@ -175,7 +185,7 @@ class DistillSettings(TrainSettings):
         super().__post_init__()
         if self.balance is not None and not 0 < self.balance < float("inf"):
             raise InputError(f"--balance must be above 0, not {self.balance}; without it the weights stay as they are.")
-        _at_least("unlabelled_ratio", self.unlabelled_ratio, 0)
+        at_least("unlabelled_ratio", self.unlabelled_ratio, 0, 100)
         if self.pseudo_labels is not None and not 0 < self.pseudo_labels <= 1:
             raise InputError(f"--pseudo-labels must be a score above 0, at most 1, not {self.pseudo_labels}.")
         if self.unlabelled is None and self.pseudo_labels is not None:
@@ -234,7 +244,10 @@ def bytes_of(text: str, name: str) -> int:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)b?\s*", text.lower())
     if not found:
         raise InputError(f"{option(name)} {text}: give a size such as 500MB or 20GB.")
-    return int(float(found[1]) * 1000 ** " kmgt".index(found[2] or " "))
+    size = float(found[1]) * 1000 ** " kmgt".index(found[2] or " ")
+    if size >= 1e18:  # no disk is that large; and a text of many digits is infinity
+        raise InputError(f"{option(name)} must be less than a million TB.")
+    return int(size)
 
 
 def option(name: str) -> str:
@@ -248,6 +261,13 @@ def defaults() -> dict[str, Any]:
     return {one.name: one.default for one in known}
 
 
-def _at_least(name: str, value: float | None, least: float) -> None:
+def at_least(name: str, value: float | None, least: float, most: float | None = None) -> None:
+    """Refuse a setting below or above what can work; None is none.
+
+    Raises:
+        InputError: naming it, the limit and the value.
+    """
     if value is not None and not least <= value < float("inf"):
         raise InputError(f"{option(name)} must be {least} or more, not {value}.")
+    if value is not None and most is not None and value > most:
+        raise InputError(f"{option(name)} must be {most} or less, not {value}.")
