@@ -1,20 +1,51 @@
 """Every option of every command, with values that it can't have: found from the typed signatures, not listed."""
 
-from collections.abc import Iterator
-from typing import Any, get_args
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from defeat.cli import bench_options, run_settings
+from defeat.demo import demo
 from defeat.detector import FAMILIES
 from defeat.distillation import METHODS
+from defeat.engine.inference import evaluate
 from defeat.options import command_parser
+from defeat.report.predict import predict
 from tests.detector.tiny import BACKBONE
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 HUGE = "9" * 30
 # What is given besides the option in question.
-DATA = ["--data", "demo", "--out", "never-written"]
 SMALL = ["--backbone", BACKBONE, "--weights", "none", "--size", "64", "--neck-channels", "16", "--accelerator", "cpu"]
-TEACHER = ["--teacher", "never-read"]
-HEADS = {"classification": "--method.class-weight"}
+TRAIN = ["--data", "demo", "--out", "never-written", *SMALL]
+DISTILL = [*TRAIN, "--teacher", "teacher"]
+OTHERS: dict[str, tuple[Callable[..., Any], list[str]]] = {
+    "evaluate": (evaluate, ["teacher", "--data", "demo", "--split", "test", "--device", "cpu"]),
+    "predict": (predict, ["teacher", "picture.png", "--out", "never-written", "--device", "cpu"]),
+    "demo": (demo, ["--out", "never-written"]),
+}
+NO_SETTINGS = {"help", "config", "command", "expected", "print_config", "detector_options", "method_options", "merge"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command with an option that has a value which deserves a thought."""
+
+    command: str
+    words: tuple[str, ...]
+    flag: str
+    what: str
+    value: str
+
+    @property
+    def name(self) -> str:
+        """The option without its dashes and group."""
+        return self.flag.rpartition(".")[2].strip("-")
+
+    def __str__(self) -> str:
+        return f"{self.command} {self.flag} {self.what}"
 
 
 def values(kind: Any) -> dict[str, str]:
@@ -26,48 +57,48 @@ def values(kind: Any) -> dict[str, str]:
         return {"wrong type": "word", "negative": "-1", "zero": "0", "huge": "1e30", "NaN": "nan", "infinite": "inf"}
     if int in inner:
         return {"wrong type": "word", "fraction": "0.5", "negative": "-1", "zero": "0", "huge": HUGE}
-    if str(kind).startswith("typing.Literal"):
+    if get_origin(kind) is Literal:
         return {"unknown": "word", "negative": "-1", "empty": ""}
-    if any(word in str(kind) for word in ("list", "tuple", "Sequence")):
+    if any(get_origin(one) in (list, tuple) for one in (kind, *inner)):
         return {"wrong type": "{a: 1}", "negative": "[-1]", "huge": f"[{HUGE}]", "nested": "[[1]]"}
     return {"empty": ""}
 
 
-def options(parser: Any) -> Iterator[tuple[str, Any]]:
-    """Name and type of each option of a parser."""
+def options(parser: "ArgumentParser") -> dict[str, Any]:
+    """Type of each setting of a parser by its name."""
+    found = {}
     for action in parser._actions:
-        flags = [flag for flag in action.option_strings if flag.startswith("--") and not flag.endswith("+")]
         kind = getattr(action, "_typehint", None) or action.type
-        hidden = ("help", "config", "command", "expected", "print_config", "merge", "plan")
-        if flags and kind is not None and flags[0].lstrip("-") not in (*hidden, "detector_options", "method_options"):
-            yield flags[0], kind
+        for name in action.option_strings:
+            if name.startswith("--") and not name.endswith("+") and kind and name.strip("-") not in NO_SETTINGS:
+                found[name] = kind
+    return found
 
 
-def cases() -> Iterator[tuple[str, list[str], str, str, str]]:
-    """Command, other words, flag, what the value is, and the value."""
-
-    def of(command: str, words: list[str], parser: Any, skip: set[str] = frozenset()) -> Iterator[Any]:
-        for name, kind in options(parser):
-            if name not in skip:
-                seen.add(name)
-                flag = name.replace("_options", "", 1).replace("_", "-") if "." in name else name.replace("_", "-")
-                for what, value in values(kind).items():
-                    yield command, [word for word in words], flag, what, value
-
+def cases() -> Iterator[Case]:
+    """Every option of every command, once, with each of its values."""
     seen: set[str] = set()
+
+    def of(command: str, words: list[str], parser: "ArgumentParser", known: Collection[str]) -> Iterator[Case]:
+        for name, kind in options(parser).items():
+            if name not in known:
+                seen.add(name)
+                flag = name.replace("_options.", ".").replace("_", "-")
+                for what, value in values(kind).items():
+                    yield Case(command, tuple(words), flag, what, value)
+
     for family in FAMILIES:
-        words = [*DATA, *SMALL, "--detector", family]
+        words = [*TRAIN, "--detector", family]
         run_settings(parser := command_parser("train"), words, "train")
         yield from of("train", words, parser, set(seen))
     for method in METHODS:
-        words = [*DATA, *SMALL, *TEACHER, "--method", method]
+        words = [*DISTILL, "--method", method]
         run_settings(parser := command_parser("distill"), words, "distill")
-        yield from of("distill", words, parser, {name for name in seen if "method_options" not in name})
-    words = [*DATA, *SMALL, *TEACHER]
-    bench_options(parser := command_parser("bench"), words)
-    yield from of(
-        "bench",
-        [*words, "--plan"],
-        parser,
-        {name for name in seen if name != "--out"} | {name for name, _ in options(parser) if "." in name},
-    )
+        yield from of("distill", words, parser, {name for name in seen if not name.startswith("--method_options")})
+    bench_options(parser := command_parser("bench"), DISTILL)
+    own = {name for name in options(parser) if "." not in name} - seen | {"--out"}
+    yield from of("bench", [*DISTILL, "--plan"], parser, options(parser).keys() - own)
+    for command, (function, words) in OTHERS.items():
+        parser = command_parser(command)
+        parser.add_function_arguments(function, as_positional=False, skip={"console", "run", "images"})
+        yield from of(command, words, parser, ())

@@ -70,6 +70,8 @@ def predict(
     """
     if not 0 <= threshold <= 1:
         raise InputError(f"--threshold must be between 0 and 1, not {threshold}.")
+    if compare == "":
+        raise InputError("--compare is empty.")
     root, paths = find_images(images)
     folder = Path(out)
     if folder.resolve() == root.resolve():
