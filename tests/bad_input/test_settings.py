@@ -1,4 +1,4 @@
-"""Every option of every command with values that can't be: refused in one line, or accepted for a reason stated here."""
+"""Every option of every command with values that can't be: refused in one line, or accepted for a stated reason."""
 
 import os
 from pathlib import Path
@@ -144,11 +144,14 @@ def test_what_the_cases_change_is_fine_without_them(words):
     ("data", ["train", *TRAIN, "--data=nowhere"], "no data set at 'nowhere'"),
     ("recipe", ["train", *TRAIN, "--config=voc/defeet"], "Unknown recipe 'voc/defeet'"),
     ("teacher", ["distill", *DISTILL, "--teacher=nowhere"], "nowhere is not a run directory"),
-    ("teacher of torchvision", ["distill", *DISTILL, "--teacher=torchvision:yolo"], "Unknown torchvision detector 'yolo'"),
+    ("teacher of torchvision", ["distill", *DISTILL, "--teacher=torchvision:yolo"],
+     "Unknown torchvision detector 'yolo'"),
     ("weights of a teacher", ["distill", *DISTILL, "--teacher-weights=a.pth"], "for a torchvision model only"),
-    ("file of class names", ["distill", *DISTILL, "--class-map=nowhere.yaml"], "--class-map nowhere.yaml can't be read"),
+    ("file of class names", ["distill", *DISTILL, "--class-map=nowhere.yaml"],
+     "--class-map nowhere.yaml can't be read"),
     ("folder of class names", ["distill", *DISTILL, "--class-map=teacher"], "--class-map teacher can't be read"),
-    ("images without annotations", ["distill", *DISTILL, "--allow-weak-teacher", "--unlabelled=nowhere"], "is no folder"),
+    ("images without annotations", ["distill", *DISTILL, "--allow-weak-teacher", "--unlabelled=nowhere"],
+     "is no folder"),
     ("device", ["evaluate", "teacher", "--data=demo", "--device=tpu"], "--device tpu: give auto, cpu or cuda"),
     ("device without memory", ["evaluate", "teacher", "--data=demo", "--device=meta"], "--device meta: give auto"),
     ("device with a number", ["predict", "teacher", "picture.png", "--out=x", "--device=cuda:999"], "--device cuda"),
@@ -171,8 +174,12 @@ def test_an_unknown_name_is_refused(case, checks_only, small_demo, monkeypatch, 
 
 
 @table(
-    ("unit", "20 parsecs"), ("below zero", "-5GB"), ("word", "much"), ("400 digits", "9" * 400 + "GB"), ("two", "1.2.3GB"),
-)  # fmt: skip
+    ("unit", "20 parsecs"),
+    ("below zero", "-5GB"),
+    ("word", "much"),
+    ("400 digits", "9" * 400 + "GB"),
+    ("two points", "1.2.3GB"),
+)
 def test_a_limit_of_space_is_refused(case):
     (words,) = case
     assert "--cache-limit" in refusal(bytes_of, words, "cache_limit")

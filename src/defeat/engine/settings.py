@@ -226,7 +226,7 @@ def read_class_map(text: str) -> dict[str, str | None]:
         content = yaml.safe_load(text if text.startswith("{") else Path(text).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--class-map {text} can't be read.") from error
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         content = None
     if not isinstance(content, dict) or not all(isinstance(name, str | None) for name in content.values()):
         raise InputError(
