@@ -5,6 +5,9 @@ import reprlib
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 80, 80
+
 
 class InputError(ValueError):
     """Wrong usage or bad input: the message names what was expected and what was found, and says what to do.
@@ -19,9 +22,7 @@ class InputError(ValueError):
 
 def shown(value: object) -> str:
     """A value that a foreign file holds, for a message: not at its full length, which may be anything."""
-    short = reprlib.Repr()
-    short.maxlevel, short.maxstring, short.maxother = 2, 80, 80
-    return short.repr(value)
+    return _SHORT.repr(value)
 
 
 class BadDataError(InputError):
