@@ -23,7 +23,7 @@ TRAIN = ["--data", "demo", "--out", "never-written", *SMALL]
 DISTILL = [*TRAIN, "--teacher", "teacher"]
 OTHERS: dict[str, tuple[Callable[..., Any], list[str]]] = {
     "evaluate": (evaluate, ["teacher", "--data", "demo", "--split", "test", "--device", "cpu"]),
-    "predict": (predict, ["teacher", "picture.png", "--out", "never-written", "--device", "cpu"]),
+    "predict": (predict, ["teacher", "picture.png", "--out", "drawn", "--device", "cpu"]),
     "demo": (demo, ["--out", "never-written"]),
 }
 NO_SETTINGS = {"help", "config", "command", "expected", "print_config", "detector_options", "method_options", "merge"}

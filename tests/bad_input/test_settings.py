@@ -17,6 +17,7 @@ from tests.bad_input.cases import refusal, table
 from tests.bad_input.settings_table import DISTILL, TRAIN, cases
 from tests.detector.tiny import tiny_detector
 from tests.engine.tiny_runs import CLASSES, save_teacher
+from tests.report.made_up_runs import write_story
 
 CASES = list(cases())
 ACCEPTED, REFUSED = 130, 2  # whatever passes all checks meets a Ctrl-C of the user
@@ -215,6 +216,30 @@ def test_a_recipe_is_refused(case, checks_only, tmp_path, monkeypatch, capsys):
         Path("recipe.yaml").write_text(text)
     assert main(["train", *TRAIN, "--config", "recipe.yaml"]) == REFUSED
     assert says in refused_line(capsys)
+
+
+@table(
+    ("train, a file", ["train", *TRAIN, "--out=picture.png"]),
+    ("train, below a file", ["train", *TRAIN, "--out=picture.png/run"]),
+    ("train, another run", ["train", *TRAIN, "--out=finished/alone"]),
+    ("predict, a file", ["predict", "teacher", "picture.png", "--out=picture.png", "--device=cpu"]),
+    ("predict, the images' folder", ["predict", "teacher", ".", "--out=.", "--device=cpu"]),
+    ("demo, a file", ["demo", "--out=picture.png"]),
+    ("demo, a folder with files", ["demo", "--out=teacher"]),
+    ("evaluate, a folder", ["evaluate", "teacher", "--data=demo", "--detections=teacher"]),
+    ("evaluate, nowhere", ["evaluate", "teacher", "--data=demo", "--detections=nowhere/found.safetensors"]),
+    ("compare, a folder", ["compare", "finished/alone", "--out=teacher"]),
+    ("compare, below a file", ["compare", "finished/alone", "--out=picture.png/report.html"]),
+)
+def test_a_place_that_cannot_be_written_is_refused(case, folder, small_demo, monkeypatch, capsys):
+    (words,) = case
+    monkeypatch.chdir(folder)
+    if not Path("finished").exists():
+        write_story(Path("finished"))
+    before = sorted(path for path in folder.rglob("*"))
+    assert main(words) == REFUSED
+    refused_line(capsys)
+    assert sorted(path for path in folder.rglob("*")) == before
 
 
 def test_a_processor_is_not_flooded_with_processes(checks_only, capsys):

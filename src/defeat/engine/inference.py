@@ -59,6 +59,8 @@ def evaluate(
     for name, value in {"data": data, "split": split, "class_map": class_map, "detections": detections}.items():
         if value == "":
             raise InputError(f"{option(name)} is empty.")
+    if detections is not None and (Path(detections).is_dir() or not Path(detections).parent.is_dir()):
+        raise InputError(f"--detections {detections} can't be written: name a file in a folder that is there.")
     detector = load(run).to(choose_device(device))
     if data is None or split is None:
         directory = None if str(run).startswith("torchvision:") else RunDirectory(run)

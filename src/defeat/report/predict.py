@@ -78,9 +78,12 @@ def predict(
         raise InputError(
             f"--out {out} is the folder of the images themselves, which would be overwritten; give another."
         )
-    folder.mkdir(parents=True, exist_ok=True)
     chosen = choose_device(device)
     detectors = [load(one).to(chosen) for one in (run, compare) if one is not None]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out} can't be made a folder ({error.strerror}).") from error
     work = _Work(detectors, threshold, root, folder, Predictions())
     with _progress(console) as bar:
         task = bar.add_task("Detecting", total=len(paths), speed="")
