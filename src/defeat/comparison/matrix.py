@@ -15,7 +15,7 @@ from defeat.detector.files import write_into
 from defeat.distillation import METHODS as METHODS_BY_NAME
 from defeat.distillation import find_method, method_defaults
 from defeat.engine.checkpoint import RunDirectory
-from defeat.engine.settings import DistillSettings, TrainSettings, option
+from defeat.engine.settings import DistillSettings, TrainSettings, at_least, option
 from defeat.engine.settings import defaults as setting_defaults
 from defeat.errors import InputError, unknown_name
 
@@ -100,8 +100,7 @@ class Matrix:
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any], variants: dict[str, Variant], seeds: int) -> None:
-        if seeds < 1:
-            raise InputError(f"--seeds must be 1 or more, not {seeds}.")
+        at_least("seeds", seeds, 1, 1000)
         self.folder, self.settings, self.variants, self.seeds = folder, settings, variants, seeds
 
     @classmethod
@@ -168,7 +167,7 @@ class Matrix:
 
     def command(self) -> str:
         """How to repeat the comparison."""
-        defaults = DistillSettings(data="", teacher="", out="").to_dict()
+        defaults = DistillSettings(data="-", teacher="-", out="-").to_dict()
         words = ["defeat", "bench", "--out", str(self.folder), "--seeds", str(self.seeds)]
         for name, value in self.settings.items():
             if name == "detector_options":
@@ -246,6 +245,8 @@ def variants_of(methods: str, ablate: str | None, options: Mapping[str, Mapping[
         chosen_variants = ABLATIONS[ablate]
     else:
         names = [name.strip() for name in methods.split(",") if name.strip()]
+        if not names:
+            raise InputError(f"--methods is empty; give some of {', '.join(sorted(METHODS_BY_NAME))}, or none.")
         chosen_variants = {name: Variant(name) for name in dict.fromkeys([NONE, *names])}
     found = {}
     for name, variant in chosen_variants.items():
@@ -265,10 +266,12 @@ def chosen(cells: str | None, count: int) -> list[int]:
         return list(range(1, count + 1))
     numbers: list[int] = []
     for part in cells.split(","):
-        found = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        found = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", part)
         if not found:
             raise InputError(f"--cells {cells}: give numbers and ranges such as 3-7 or 1,4.")
-        numbers += range(int(found[1]), int(found[2] or found[1]) + 1)
+        first, last = int(found[1]), int(found[2] or found[1])
+        # One beyond the end is enough to be refused, however far a range goes.
+        numbers += range(first, min(last, max(first, count + 1)) + 1)
     wrong = [number for number in numbers if not 1 <= number <= count]
     if wrong or not numbers:
         raise InputError(f"--cells {cells}: there are cells 1 to {count}; --plan lists them.")

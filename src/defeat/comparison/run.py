@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from defeat.comparison.matrix import METHODS, NONE, Cell, Matrix, chosen, variants_of
-from defeat.data import open_dataset
+from defeat.data import class_names
 from defeat.detector import load
 from defeat.detector.files import write_atomically
 from defeat.distillation import ClassMap, renamed_classes
@@ -106,9 +106,10 @@ def evaluate_teacher(matrix: Matrix, console: Console) -> None:
     device = training_device(settings)
     teacher = load(shared["teacher"], shared["teacher_weights"]).to(device)
     split = evaluation_split(settings)
-    learned = open_dataset(settings.data, settings.split, settings.classes).classes
+    learned = tuple(settings.classes or class_names(settings.data, settings.split, settings.on_bad_data))
     classes = ClassMap(learned, renamed_classes(teacher.info, learned, settings.class_names).classes)
-    found = detect_split(teacher, settings.data, split, settings.batch_size, settings.workers, console, classes)
+    how = (settings.batch_size, settings.workers, console, classes, settings.on_bad_data)
+    found = detect_split(teacher, settings.data, split, *how)
     save_detections(matrix.folder / TEACHER_DETECTIONS, found)
     figures = found.compute().to_dict() | {"teacher": shared["teacher"], "split": split}
     write_atomically(path, (json.dumps(figures, indent=2) + "\n").encode())

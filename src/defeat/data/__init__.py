@@ -2,17 +2,23 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+from rich.console import Console
 
 from defeat.data import coco, demo, voc, yolo
 from defeat.data.dataset import DetectionDataset
 from defeat.data.demo import DemoDataset
 from defeat.data.loader import evaluation_loader, training_loader
+from defeat.data.problems import OnBadData, Problems
 from defeat.errors import InputError
 
 __all__ = [
     "DemoDataset",
     "DetectionDataset",
+    "OnBadData",
+    "class_names",
     "evaluation_loader",
     "open_dataset",
     "split_names",
@@ -25,10 +31,16 @@ class _Source:
     """A recognised data set: its splits, and the way to read one of them."""
 
     split_names: Callable[[], list[str]]
-    read: Callable[[str, Sequence[str] | None], DetectionDataset]
+    read: Callable[[str, Sequence[str] | None, Problems], DetectionDataset]
 
 
-def open_dataset(path: str | Path, split: str, classes: Sequence[str] | None = None) -> DetectionDataset:
+def open_dataset(
+    path: str | Path,
+    split: str,
+    classes: Sequence[str] | None = None,
+    on_bad_data: OnBadData = "stop",
+    console: Console | None = None,
+) -> DetectionDataset:
     """Open a split of a data set; annotations are read and checked at once, images are decoded when asked for.
 
     Args:
@@ -37,11 +49,21 @@ def open_dataset(path: str | Path, split: str, classes: Sequence[str] | None = N
             followed by `:split`, the one to use where `train` is asked for: `VOC2007:trainval,VOC2012:trainval`.
         split: name of the split, e.g. `train`.
         classes: the classes to keep, in the order of their labels; all of the data set when None.
+        on_bad_data: what to do when files are broken or missing: `stop` refuses the data set and names them; `skip`
+            leaves out the images that they are about, and decodes every image once to find those whose pixels are
+            broken, so that the same files always give the same images.
+        console: where `skip` shows its progress; None for none.
 
     Raises:
-        InputError: the format is not recognised, there is no such split or class, or a file is broken or missing.
+        InputError: the format is not recognised, there is no such split or class, or files are broken or missing: the
+            message names the one, or the first ten of them.
     """
-    return _recognise(path).read(split, classes)
+    return _recognise(path).read(split, classes, Problems(on_bad_data, console))
+
+
+def class_names(path: str | Path, split: str, on_bad_data: OnBadData = "stop") -> tuple[str, ...]:
+    """The classes of a split, in the order of their labels, without decoding an image; see `open_dataset`."""
+    return _recognise(path).read(split, None, Problems(on_bad_data, decode=False)).classes
 
 
 def split_names(path: str | Path) -> list[str]:
@@ -56,7 +78,7 @@ def split_names(path: str | Path) -> list[str]:
 def _recognise(path: str | Path) -> _Source:
     text = str(path)
     if text == "demo":
-        return _Source(lambda: sorted(demo.SPLITS), lambda split, classes: DemoDataset(split, classes=classes))
+        return _Source(lambda: sorted(demo.SPLITS), lambda split, classes, _: DemoDataset(split, classes=classes))
     if not text.strip():
         raise InputError("The path of the data set is empty.")
     if Path(text).exists():
@@ -75,9 +97,9 @@ def _recognise_one(path: Path) -> _Source:
         return _voc_source([voc.VocPart(folder) for folder in folders])
     file = yolo.find_file(path)
     if file is not None:
-        return _Source(lambda: yolo.split_names(file), lambda split, classes: yolo.read(file, split, classes))
+        return _Source(lambda: yolo.split_names(file), partial(yolo.read, file))
     if coco.split_names(path):
-        return _Source(lambda: coco.split_names(path), lambda split, classes: coco.read(path, split, classes))
+        return _Source(lambda: coco.split_names(path), partial(coco.read, path))
     raise InputError(
         f"{path} is no data set of a known format; looked for {voc.LOOKED_FOR}, {yolo.LOOKED_FOR} and "
         f"{coco.LOOKED_FOR}."
@@ -85,7 +107,7 @@ def _recognise_one(path: Path) -> _Source:
 
 
 def _voc_source(parts: list[voc.VocPart]) -> _Source:
-    return _Source(lambda: voc.split_names(parts), lambda split, classes: voc.read(parts, split, classes))
+    return _Source(lambda: voc.split_names(parts), partial(voc.read, parts))
 
 
 def _voc_parts(piece: str) -> list[voc.VocPart]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from defeat.data.images import read_image
+from defeat.data.problems import Problems
 from defeat.errors import InputError, unknown_name
 from defeat.types import Target
 
@@ -172,15 +173,17 @@ class SplitBuilder:
 
     Args:
         classes: the classes to keep, in the order of the labels; boxes of others are dropped and counted.
+        problems: what is wrong with the files of the split; the reader adds to it.
     """
 
-    def __init__(self, classes: Sequence[str]) -> None:
+    def __init__(self, classes: Sequence[str], problems: Problems | None = None) -> None:
         self.classes = tuple(classes)
+        self.problems = problems or Problems()
         self._labels = {name: label for label, name in enumerate(classes)}
         self._samples: list[Sample] = []
         self._boxes: list[tuple[float, float, float, float]] = []
         self._kept: list[Annotation] = []
-        self._foreign = self._empty = self._clipped = 0
+        self._foreign = self._empty = self._clipped = self._repeated = 0
 
     def add(
         self,
@@ -192,17 +195,26 @@ class SplitBuilder:
         image_id: int | None = None,
         prefer_upright: bool = True,
     ) -> None:
-        """Add an image; without an `image_id` its number is its place in the split."""
+        """Add an image; without an `image_id` its number is its place in the split.
+
+        Raises:
+            InputError: broken images are to be left out, and this one can't be decoded.
+        """
+        if self.problems.decode:
+            read_image(path, size, prefer_upright)
         first = len(self._kept)
         for annotation in annotations:
             self._add_box(annotation, size)
+        kept = self._kept[first:]
+        self._repeated += len(kept) - len({(annotation.corners, annotation.name) for annotation in kept})
         number = len(self._samples) if image_id is None else image_id
         self._samples.append(Sample(str(path), name, number, size, prefer_upright, first, len(self._kept)))
 
     def finish(self, name: str, split: str, origin: str | Path) -> DetectionDataset:
         """The data set of everything added; `origin` is what to name when there is nothing in it."""
+        self.problems.require_none(origin)
         if not self._samples:
-            raise InputError(f"{origin}: the split {split!r} holds no image.")
+            raise self.problems.nothing_left(origin, f"{origin}: the split {split!r} holds no image.")
         if self._empty and not self._kept and not self._foreign:
             raise InputError(
                 f"{origin}: none of the {self._empty} boxes of the split {split!r} lies in its image; "
@@ -214,7 +226,7 @@ class SplitBuilder:
             classes=self.classes,
             samples=self._samples,
             table=self._table(),
-            problems=self._problems(),
+            problems=[*self.problems.report(len(self._samples)), *self._box_problems()],
         )
 
     def _add_box(self, annotation: Annotation, size: tuple[int, int]) -> None:
@@ -241,12 +253,13 @@ class SplitBuilder:
             crowd=torch.tensor([annotation.crowd for annotation in kept], dtype=torch.bool),
         )
 
-    def _problems(self) -> list[str]:
+    def _box_problems(self) -> list[str]:
         total = len(self._kept) + self._empty + self._foreign
         counts = (
             (self._empty, "dropped (no extent after clipping)"),
             (self._clipped, "clipped to the image"),
             (self._foreign, "left out (of other classes)"),
+            (self._repeated, "given again with the same class and corners (kept)"),
         )
         found = [(count, what) for count, what in counts if count]
         return [
@@ -261,7 +274,11 @@ def _clamp(value: float, limit: int) -> float:
 
 def finite(values: Iterable[float], where: str) -> None:
     """Raise InputError when a number is NaN or infinite; `where` names the file and its line or element."""
-    if not all(math.isfinite(value) for value in values):
+    try:
+        fine = all(math.isfinite(value) for value in values)
+    except OverflowError:  # a whole number of hundreds of digits
+        fine = False
+    if not fine:
         raise InputError(f"{where}: a number is NaN or infinite.")
 
 

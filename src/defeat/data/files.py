@@ -18,6 +18,24 @@ def read_text(path: str | Path) -> str:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a UTF-8 file; other than `str.splitlines`, which also breaks at what may stand in a file's name."""
+    return read_text(path).split("\n")
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; a name that no system takes is none."""
+    return exists(path) and path.is_file()
+
+
+def exists(path: Path) -> bool:
+    """Whether there is such a file or folder; a name that no system takes is none."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long, or with a zero byte
+        return False
+
+
 def leaves_folder(name: str) -> bool:
     """Whether a file name of an annotation is absolute or climbs out of its folder, by the rules of any system."""
     windows = PureWindowsPath(name)
@@ -40,7 +58,7 @@ def find_image(folder: Path, stem: str, preferred_suffix: str) -> Path | None:
         for variant in dict.fromkeys((suffix, suffix.lower(), suffix.upper())):
             # Not with_suffix: a stem may hold dots of its own.
             path = folder / f"{stem}{variant}"
-            if variant and path.is_file():
+            if variant and is_file(path):
                 return path
     return None
 

@@ -1,6 +1,5 @@
 """Image files as RGB tensors, whatever their mode, and their sizes without decoding them."""
 
-import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,8 @@ from torch import Tensor
 
 from defeat.errors import InputError
 
-# What Pillow raises for broken files, depending on the format.
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+# What may stand behind any suffix. Pillow knows more, some of which it hands to other programs (PostScript).
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "JPEG2000")
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -37,9 +36,9 @@ class ImageHeader:
 def read_header(path: str | Path) -> ImageHeader:
     """The size of an image, from its header alone."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_FORMATS) as image:
             return _header(image)
-    except _BROKEN as error:
+    except Exception as error:  # every format raises its own kinds for a broken file
         raise _unreadable(path, error) from error
 
 
@@ -59,7 +58,7 @@ def read_image(path: str | Path, size: tuple[int, int], prefer_upright: bool) ->
         InputError: the file cannot be decoded, or has another size than its annotations.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_FORMATS) as image:
             header, method = _header(image), _UPRIGHT.get(_orientation(image))
             if size not in (header.stored, header.upright):
                 raise InputError(
@@ -74,7 +73,7 @@ def read_image(path: str | Path, size: tuple[int, int], prefer_upright: bool) ->
             array = np.array(pixels)  # (H, W, 3)
     except InputError:
         raise
-    except _BROKEN as error:
+    except Exception as error:
         raise _unreadable(path, error) from error
     return torch.from_numpy(array).permute(2, 0, 1).contiguous()
 
@@ -91,7 +90,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except (SyntaxError, ValueError, TypeError, struct.error):
+    except Exception:
         return 1  # Broken EXIF data is no reason to lose an image.
 
 
@@ -115,4 +114,7 @@ def _shown(size: tuple[int, int]) -> str:
 def _unreadable(path: str | Path, error: Exception) -> InputError:
     if isinstance(error, FileNotFoundError):
         return InputError(f"{path} does not exist.")
-    return InputError(f"{path} cannot be read as an image: {' '.join(str(error).split())}.")
+    if isinstance(error, PermissionError):
+        return InputError(f"{path} may not be read: its permissions forbid it.")
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return InputError(f"{path} cannot be read as an image: {reason}.")

@@ -9,6 +9,7 @@ from torch import Tensor
 from defeat.data.dataset import BoxTable, DetectionDataset, Sample
 from defeat.data.files import IMAGE_SUFFIXES, is_image
 from defeat.data.images import read_header, read_image
+from defeat.data.problems import Problems
 from defeat.errors import InputError
 from defeat.types import Detections
 
@@ -16,23 +17,40 @@ from defeat.types import Detections
 class UnlabelledImages:
     """The images of a folder and of the folders in it, in the order of their names.
 
+    Args:
+        folder: where they are.
+        problems: takes note of images that can't be read, and decides what becomes of them.
+
     Attributes:
         folder: where they are.
         paths: each image.
         sizes: height and width of each as it is shown, in pixels.
+        problems: images that were left out, a phrase where there are any.
 
     Raises:
         InputError: there is no such folder, no image in it, or an image can't be read.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, problems: Problems | None = None) -> None:
+        problems = problems or Problems()
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise InputError(f"{folder} is no folder: --unlabelled takes a folder of images.")
-        self.paths = sorted(path for path in self.folder.rglob("*") if is_image(path) and path.is_file())
+        found = sorted(path for path in self.folder.rglob("*") if is_image(path) and path.is_file())
+        self.paths: list[Path] = []
+        self.sizes: list[tuple[int, int]] = []
+        for path in problems.track(found):
+            with problems.of_an_image():
+                size = read_header(path).upright
+                if problems.decode:
+                    read_image(path, size, prefer_upright=True)
+                self.paths.append(path)
+                self.sizes.append(size)
+        problems.require_none(folder)
         if not self.paths:
-            raise InputError(f"{folder} holds no image; looked for {', '.join(IMAGE_SUFFIXES)} in it and below.")
-        self.sizes = [read_header(path).upright for path in self.paths]
+            looked_for = f"looked for {', '.join(IMAGE_SUFFIXES)} in it and below"
+            raise problems.nothing_left(folder, f"{folder} holds no image; {looked_for}.")
+        self.problems = problems.report(len(self.paths))
 
     def __len__(self) -> int:
         return len(self.paths)

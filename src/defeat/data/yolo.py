@@ -11,13 +11,26 @@ from typing import Any
 import yaml
 
 from defeat.data.dataset import Annotation, DetectionDataset, SplitBuilder, finite, select_classes
-from defeat.data.files import absolute, is_image, read_text, unknown_split
+from defeat.data.files import absolute, exists, is_file, is_image, read_lines, read_text, unknown_split
 from defeat.data.images import read_header
-from defeat.errors import InputError
+from defeat.data.problems import Problems
+from defeat.errors import InputError, shown
 
 LOOKED_FOR = "a YOLO folder (data.yaml with 'names' and 'train')"
 _FILE_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _SPLITS = ("train", "val", "test")
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which PyYAML takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for place, key in enumerate(keys) if key in keys[:place]), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 @dataclass(frozen=True)
@@ -40,32 +53,38 @@ def split_names(file: Path) -> list[str]:
     return sorted(_load(file).splits)
 
 
-def read(file: Path, split: str, classes: Sequence[str] | None) -> DetectionDataset:
+def read(file: Path, split: str, classes: Sequence[str] | None, problems: Problems) -> DetectionDataset:
     """Read a split; classes are the names of the YAML file, in the order of their indices."""
     configuration = _load(file)
     if split not in configuration.splits:
         raise unknown_split(file, split, sorted(configuration.splits))
-    builder = SplitBuilder(select_classes(list(configuration.names.values()), classes, file))
-    images = _list_images(configuration, split)
-    labels = [_label_file(image, configuration.root) for image in images]
-    if images and not any(label.is_file() for label in labels):
-        raise InputError(f"No image of the split {split!r} of {file} has a label file; looked for {labels[0]} first.")
-    for image, label in zip(images, labels, strict=True):
-        size = read_header(image).upright
-        boxes = _read_labels(label, configuration.names, size) if label.is_file() else []
-        builder.add(image, image.relative_to(configuration.root).as_posix(), size, boxes)
+    builder = SplitBuilder(select_classes(list(configuration.names.values()), classes, file), problems)
+    images = _list_images(configuration, split, problems)
+    labels = {image: _label_file(image, configuration.root) for image in images}
+    if images and not any(map(is_file, labels.values())):
+        first = labels[images[0]]
+        raise InputError(f"No image of the split {split!r} of {file} has a label file; looked for {first} first.")
+    for image in problems.track(images):
+        with problems.of_an_image():
+            size, label = read_header(image).upright, labels[image]
+            boxes = _read_labels(label, configuration.names, size) if is_file(label) else []
+            builder.add(image, image.relative_to(configuration.root).as_posix(), size, boxes)
     return builder.finish(configuration.root.resolve().name, split, file)
 
 
 def _load(file: Path) -> _Configuration:
+    text = read_text(file)
     try:
-        content = yaml.safe_load(read_text(file))
-    except yaml.YAMLError as error:
+        content = yaml.load(text, _Loader)  # noqa: S506 (a safe loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # the second for a day that no month has
         raise InputError(f"{file} is not well-formed YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
         raise InputError(f"{file} is no YOLO description: expected keys such as 'train' and 'names'.")
-    root = absolute(file.parent / str(content.get("path") or "."))
-    if not root.is_dir():
+    path = content.get("path") or "."
+    if not isinstance(path, str | int | float):
+        raise InputError(f"{file}: 'path' is {shown(path)}, no path.")
+    root = absolute(file.parent / str(path))
+    if not (exists(root) and root.is_dir()):
         raise InputError(f"{file}: its 'path' leads to {root}, which is no folder.")
     splits = {name: _entries(content[name], name, file) for name in _SPLITS if content.get(name)}
     return _Configuration(file, root, _read_names(content, file), splits)
@@ -74,7 +93,7 @@ def _load(file: Path) -> _Configuration:
 def _entries(value: Any, split: str, file: Path) -> list[str]:
     entries = value if isinstance(value, list) else [value]
     if not all(isinstance(entry, str) for entry in entries):
-        raise InputError(f"{file}: {split!r} is {value!r}, neither a path nor a list of paths.")
+        raise InputError(f"{file}: {split!r} is {shown(value)}, neither a path nor a list of paths.")
     return entries
 
 
@@ -83,7 +102,11 @@ def _read_names(content: dict[Any, Any], file: Path) -> dict[int, str]:
     if isinstance(raw, list):
         raw = dict(enumerate(raw))
     if not isinstance(raw, dict) or not raw:
-        raise InputError(f"{file}: 'names' is {raw!r}, neither a list of classes nor a map from index to class.")
+        raise InputError(f"{file}: 'names' is {shown(raw)}, neither a list of classes nor a map from index to class.")
+    for name in raw.values():
+        # YAML reads words such as `no` and `on` as truth values.
+        if isinstance(name, bool) or not isinstance(name, str | int | float) or name == "":
+            raise InputError(f"{file}: the class {shown(name)} of 'names' is no name; put it in quotes.")
     try:
         names = {int(index): str(name) for index, name in raw.items()}
     except (TypeError, ValueError) as error:
@@ -92,26 +115,29 @@ def _read_names(content: dict[Any, Any], file: Path) -> dict[int, str]:
         raise InputError(f"{file}: 'names' holds a class twice.")
     count = content.get("nc")
     if count is not None and count != len(names):
-        raise InputError(f"{file}: 'nc' is {count!r}, but 'names' has {len(names)} classes.")
+        raise InputError(f"{file}: 'nc' is {shown(count)}, but 'names' has {len(names)} classes.")
     return {index: names[index] for index in sorted(names)}
 
 
-def _list_images(configuration: _Configuration, split: str) -> list[Path]:
+def _list_images(configuration: _Configuration, split: str, problems: Problems) -> list[Path]:
     images: list[Path] = []
     for entry in configuration.splits[split]:
         place = _resolve(entry, configuration, split)
         if place.is_dir():
             images += sorted(file for file in place.rglob("*") if is_image(file) and file.is_file())
         elif place.suffix.lower() == ".txt":
-            images += _read_list(place, configuration.root)
+            images += _read_list(place, configuration.root, problems)
         else:
             raise InputError(f"{configuration.file}: {split!r} names {place}, neither a folder nor a .txt list.")
-    return list(dict.fromkeys(images))
+    once = list(dict.fromkeys(images))
+    if repeated := len(images) - len(once):
+        problems.notes.append(f"{repeated} images listed again (each is read once)")
+    return once
 
 
 def _resolve(entry: str, configuration: _Configuration, split: str) -> Path:
     place = absolute(configuration.root / entry)
-    if not place.exists() and entry.startswith("../"):
+    if not exists(place) and entry.startswith("../"):
         # Exports of Roboflow are written as if the YAML file stood one folder deeper.
         place = absolute(configuration.root / entry[3:])
     if not place.is_relative_to(configuration.root):
@@ -119,25 +145,29 @@ def _resolve(entry: str, configuration: _Configuration, split: str) -> Path:
             f"{configuration.file}: {split!r} names {entry!r}, outside the data set; "
             "set 'path' to the folder that holds everything."
         )
-    if not place.exists():
+    if not exists(place):
         raise InputError(f"{configuration.file}: {split!r} names {place}, which does not exist.")
     return place
 
 
-def _read_list(file: Path, root: Path) -> list[Path]:
+def _read_list(file: Path, root: Path, problems: Problems) -> list[Path]:
     """Images of a list file; `./` means the folder of the list, everything else the root of the data set."""
     images = []
-    for number, line in enumerate(read_text(file).splitlines(), 1):
+    for number, line in enumerate(read_lines(file), 1):
         name = line.strip()
-        if not name:
-            continue
-        image = absolute((file.parent if name.startswith("./") else root) / name)
-        if not image.is_relative_to(root):
-            raise InputError(f"{file}, line {number}: {name!r} is outside the data set {root}.")
-        if not image.is_file():
-            raise InputError(f"{file}, line {number}: the image {image} does not exist.")
-        images.append(image)
+        if name:
+            with problems.of_an_image():
+                images.append(_listed_image(file, root, name, f"{file}, line {number}"))
     return images
+
+
+def _listed_image(file: Path, root: Path, name: str, where: str) -> Path:
+    image = absolute((file.parent if name.startswith("./") else root) / name)
+    if not image.is_relative_to(root):
+        raise InputError(f"{where}: {name!r} is outside the data set {root}.")
+    if not is_file(image):
+        raise InputError(f"{where}: the image {image} does not exist.")
+    return image
 
 
 def _label_file(image: Path, root: Path) -> Path:
@@ -152,7 +182,7 @@ def _label_file(image: Path, root: Path) -> Path:
 def _read_labels(file: Path, names: dict[int, str], size: tuple[int, int]) -> list[Annotation]:
     return [
         _read_line(line.split(), names, size, f"{file}, line {number}")
-        for number, line in enumerate(read_text(file).splitlines(), 1)
+        for number, line in enumerate(read_lines(file), 1)
         if line.strip()
     ]
 

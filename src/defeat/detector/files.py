@@ -7,10 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from defeat.detector.base import Detector
+from defeat.detector.description import require_description
+from defeat.detector.weights import first_not_finite
 from defeat.errors import InputError
 
 FORMAT = 1
@@ -73,13 +74,18 @@ def load_model(folder: Path, build: Callable[[dict[str, Any]], Detector]) -> Det
     path = folder / "model.safetensors"
     if not path.is_file():
         raise InputError(f"{path} is missing: the run has no trained model yet.")
+    require_description(description, folder / "model.json")
     try:
         weights = load_file(path)
         detector = build(description | {name: tuple(description[name]) for name in ("classes", "mean", "std")})
         detector.load_state_dict(weights)
-    except (SafetensorError, OSError, RuntimeError, TypeError, KeyError) as error:
+    except InputError as error:
+        raise InputError(f"{folder / 'model.json'} describes no detector that can be built: {error}") from error
+    except Exception as error:  # whatever kind the parts raise that were built from a foreign description
         reason = str(error).splitlines()[0].rstrip(":.")
         raise InputError(f"{path} is damaged or does not belong to {folder / 'model.json'} ({reason}).") from error
+    if (name := first_not_finite(weights)) is not None:
+        raise InputError(f"{path} holds weights that are not finite ({name}): the detector can't detect anything.")
     return detector
 
 
@@ -93,8 +99,10 @@ def read_description(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{folder} is not a run directory with a trained model: {path.name} is missing.")
     try:
-        description = json.loads(path.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} can't be read ({error.strerror}).") from error
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON ({error}).") from error
     if not isinstance(description, dict) or "format" not in description:
         raise InputError(f"{path} does not describe a detector: the field 'format' is missing.")

@@ -1,5 +1,6 @@
 """Where the first weights of a backbone come from: an installed package, a file, a download, or nowhere."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -77,9 +78,20 @@ def read_state_dict(path: Path) -> StateDict:
     for key in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+    if not isinstance(loaded, dict) or not all(_is_entry(one) for one in loaded.items()):
         raise InputError(f"{path} holds no state dict (a mapping from names to tensors).")
+    if (broken := first_not_finite(loaded)) is not None:
+        raise InputError(f"{path} holds weights that are not finite ({broken}).")
     return {name.removeprefix("module."): value for name, value in loaded.items()}
+
+
+def first_not_finite(weights: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor with a value that is NaN or infinite; None where all are finite."""
+    return next((name for name, value in weights.items() if not bool(value.isfinite().all())), None)
+
+
+def _is_entry(entry: tuple[Any, Any]) -> bool:
+    return isinstance(entry[0], str) and isinstance(entry[1], Tensor)
 
 
 def match_by_order(expected: StateDict, found: StateDict) -> StateDict | None:

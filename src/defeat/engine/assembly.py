@@ -1,5 +1,6 @@
 """Makes the parts of a run from its settings: data, student, teacher, method."""
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -52,8 +53,9 @@ def assemble(settings: TrainSettings, console: Console, unlabelled: int | None =
         InputError: something about the settings, the data or the pair is not valid.
     """
     check_devices(settings)
-    training = open_dataset(settings.data, settings.split, settings.classes)
-    evaluation = open_dataset(settings.data, evaluation_split(settings), training.classes)
+    policy = settings.on_bad_data
+    training = open_dataset(settings.data, settings.split, settings.classes, policy, console)
+    evaluation = open_dataset(settings.data, evaluation_split(settings), training.classes, policy, console)
     for dataset in (training, evaluation):
         if (problems := dataset.report()) is not None:
             console.print(f"{dataset.split}: {problems}", style="yellow", highlight=False)
@@ -86,6 +88,11 @@ def check_devices(settings: TrainSettings) -> None:
         raise InputError(f"--devices must be 1 or more, or auto, not {settings.devices}.")
     if not on_cpu and settings.devices != "auto" and settings.devices > found:
         raise InputError(f"--devices {settings.devices}: only {found} found; a larger --batch-size keeps the batch.")
+    most = max(16, os.cpu_count() or 1)
+    if on_cpu and settings.devices != "auto" and settings.devices > most:
+        raise InputError(
+            f"--devices {settings.devices}: each would be a process on this processor; give {most} or less."
+        )
     if on_cpu and settings.norm == "syncbn" and settings.devices not in (1, "auto"):
         raise InputError("--norm syncbn needs GPUs when there are several devices; give bn, bn_eval, frozen or gn.")
     if on_cpu and settings.precision == "16-mixed":

@@ -95,7 +95,7 @@ class RunDirectory:
             content = yaml.safe_load(self.config.read_text())
         except OSError as error:
             raise InputError(f"{self.folder} is not a run directory: {self.config.name} can't be read.") from error
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise InputError(f"{self.config} is not valid YAML.") from error
         if not isinstance(content, dict):
             raise InputError(f"{self.config} does not hold the settings of a run.")

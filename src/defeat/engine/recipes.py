@@ -84,7 +84,7 @@ def _read(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
         raise InputError(f"{path} extends itself.")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"--config {path} can't be read ({' '.join(str(error).split())}).") from error
     if not isinstance(content, dict):
         raise InputError(f"--config {path} does not hold settings.")

@@ -28,6 +28,7 @@ from defeat.engine.logs import Checkpoint, Interrupted, JsonLinesLogger, progres
 from defeat.engine.module import DetectionModule
 from defeat.engine.provenance import machine, versions
 from defeat.engine.recipes import expected
+from defeat.engine.resume import require_resumable
 from defeat.engine.settings import DistillSettings, TrainSettings
 from defeat.engine.teacher_cache import open_cache
 
@@ -178,8 +179,10 @@ def _fit(
             ],
             default_root_dir=directory.folder,
         )
+        if checkpoint is not None:
+            require_resumable(checkpoint, module)
         try:
-            trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False if checkpoint else None)
+            trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
             if module.evaluated_step != trainer.global_step:  # --max-steps may end a run between two evaluations
                 trainer.validate(module, data, verbose=False)
         except Interrupted:
@@ -229,6 +232,7 @@ def _results(
         "teacher": settings.teacher if isinstance(settings, DistillSettings) else None,
         "data": settings.data,
         "split": evaluation.split,
+        "on_bad_data": settings.on_bad_data,
         "data_fingerprint": f"{training.fingerprint()[:16]}-{evaluation.fingerprint()[:16]}",
         "classes": list(training.classes),
         "metrics": figures.metrics,

@@ -7,8 +7,12 @@ from typing import Any, Literal
 
 import yaml
 
+from defeat.data import OnBadData
+from defeat.detector.description import LARGEST_SIDE
 from defeat.errors import InputError
 
+MOST_WORKERS = 256  # each is a process with memory of its own
+MOST_NODES = 10_000
 Norm = Literal["bn", "syncbn", "bn_eval", "frozen", "gn"]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 
@@ -25,6 +29,8 @@ class TrainSettings:
         split: split to train on.
         eval_split: split to evaluate on; by default val if there is one, else test.
         classes: names of the classes to learn, in order; by default all that the data has.
+        on_bad_data: where files of the data are broken or missing: stop, and list them; or skip the images that they
+            are about, and count them, after decoding all images once.
         epochs: passes over the training split.
         max_steps: stop after so many optimiser steps, however many epochs that is.
         batch_size: images a step on each device.
@@ -63,6 +69,7 @@ class TrainSettings:
     split: str = "train"
     eval_split: str | None = None
     classes: list[str] | None = None
+    on_bad_data: OnBadData = "stop"
     epochs: int = 12
     max_steps: int | None = None
     batch_size: int = 8
@@ -98,13 +105,20 @@ class TrainSettings:
         Raises:
             InputError: naming the first such value and its range.
         """
-        for name in ("epochs", "batch_size", "log_every", "nodes", "neck_channels"):
-            _at_least(name, getattr(self, name), 1)
+        for name, value in vars(self).items():
+            if value == "":
+                raise InputError(f"{option(name)} is empty.")
+        for name in ("epochs", "batch_size", "log_every"):
+            at_least(name, getattr(self, name), 1)
+        at_least("nodes", self.nodes, 1, MOST_NODES)
+        at_least("neck_channels", self.neck_channels, 1, 8192)
         for name in ("size", "max_size"):
-            _at_least(name, getattr(self, name), 32)
-        for name in ("weight_decay", "grad_clip", "frozen_stages", "workers", "eval_every", "seed", "warmup_steps"):
-            _at_least(name, getattr(self, name), 0)
-        _at_least("max_steps", self.max_steps, 1)
+            at_least(name, getattr(self, name), 32, LARGEST_SIDE)
+        for name in ("weight_decay", "grad_clip", "frozen_stages", "eval_every", "warmup_steps"):
+            at_least(name, getattr(self, name), 0)
+        at_least("seed", self.seed, 0, 2**63 - 1)
+        at_least("workers", self.workers, 0, MOST_WORKERS)
+        at_least("max_steps", self.max_steps, 1)
         for name in ("momentum", "flip"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{option(name)} must be between 0 and 1, not {getattr(self, name)}.")
@@ -171,7 +185,7 @@ class DistillSettings(TrainSettings):
         super().__post_init__()
         if self.balance is not None and not 0 < self.balance < float("inf"):
             raise InputError(f"--balance must be above 0, not {self.balance}; without it the weights stay as they are.")
-        _at_least("unlabelled_ratio", self.unlabelled_ratio, 0)
+        at_least("unlabelled_ratio", self.unlabelled_ratio, 0, 100)
         if self.pseudo_labels is not None and not 0 < self.pseudo_labels <= 1:
             raise InputError(f"--pseudo-labels must be a score above 0, at most 1, not {self.pseudo_labels}.")
         if self.unlabelled is None and self.pseudo_labels is not None:
@@ -212,7 +226,7 @@ def read_class_map(text: str) -> dict[str, str | None]:
         content = yaml.safe_load(text if text.startswith("{") else Path(text).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--class-map {text} can't be read.") from error
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         content = None
     if not isinstance(content, dict) or not all(isinstance(name, str | None) for name in content.values()):
         raise InputError(
@@ -230,7 +244,10 @@ def bytes_of(text: str, name: str) -> int:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)b?\s*", text.lower())
     if not found:
         raise InputError(f"{option(name)} {text}: give a size such as 500MB or 20GB.")
-    return int(float(found[1]) * 1000 ** " kmgt".index(found[2] or " "))
+    size = float(found[1]) * 1000 ** " kmgt".index(found[2] or " ")
+    if size >= 1e18:  # no disk is that large; and a text of many digits is infinity
+        raise InputError(f"{option(name)} must be less than a million TB.")
+    return int(size)
 
 
 def option(name: str) -> str:
@@ -244,6 +261,13 @@ def defaults() -> dict[str, Any]:
     return {one.name: one.default for one in known}
 
 
-def _at_least(name: str, value: float | None, least: float) -> None:
+def at_least(name: str, value: float | None, least: float, most: float | None = None) -> None:
+    """Refuse a setting below or above what can work; None is none.
+
+    Raises:
+        InputError: naming it, the limit and the value.
+    """
     if value is not None and not least <= value < float("inf"):
         raise InputError(f"{option(name)} must be {least} or more, not {value}.")
+    if value is not None and most is not None and value > most:
+        raise InputError(f"{option(name)} must be {most} or less, not {value}.")

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from defeat.data import DetectionDataset
+from defeat.data.problems import Problems
 from defeat.data.unlabelled import UnlabelledImages, taught_dataset
 from defeat.detector import Detector
 from defeat.detector.files import write_into
@@ -46,7 +47,9 @@ def detect_unlabelled(
         InputError: the folder holds no image, one can't be read, or the run's folder can't be written.
     """
     assert settings.unlabelled is not None
-    images = UnlabelledImages(settings.unlabelled)
+    images = UnlabelledImages(settings.unlabelled, Problems(settings.on_bad_data, console))
+    if images.problems:
+        console.print(f"unlabelled: {', '.join(images.problems)}", style="yellow", highlight=False)
     path = Path(settings.out) / FILE
     key = _key(images, teacher, classes)
     found = None if first is not None else _read(path, key)

@@ -29,12 +29,17 @@ def write_report(runs: Sequence[RunSummary], path: str | Path, judged: Sequence[
 
     Raises:
         ValueError: there is no run.
+        InputError: the file can't be written.
     """
     if not runs:
         raise ValueError("Expected at least one run to report on.")
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render(runs, judged), encoding="utf-8")
+    content = render(runs, judged)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path} can't be written ({error.strerror}); name another file.") from error
     return path
 
 

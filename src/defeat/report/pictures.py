@@ -69,7 +69,7 @@ def make_gallery(distilled: RunSummary, alone: RunSummary | None, teacher: RunSu
         teacher: the teacher's run, tested anywhere.
     """
     try:
-        dataset = open_dataset(distilled.data, distilled.split, tuple(distilled.per_class))
+        dataset = _tested_on(distilled)
         changes = image_changes(distilled, alone)
     except InputError as error:
         return Gallery(note=f"No pictures: {error}")
@@ -90,6 +90,10 @@ def make_gallery(distilled: RunSummary, alone: RunSummary | None, teacher: RunSu
 
     inside = tuple(_inside(dataset, places[ids[index]], detectors, distilled) for index in helped[:INSIDE])
     return Gallery(strips(helped), strips(hurt), inside)
+
+
+def _tested_on(run: RunSummary) -> DetectionDataset:
+    return open_dataset(run.data, run.split, tuple(run.per_class), run.on_bad_data)
 
 
 def image_changes(distilled: RunSummary, alone: RunSummary | None) -> Floats:
@@ -210,7 +214,7 @@ def example_strips(run: RunSummary, count: int = SHOWN) -> tuple[Strip, ...]:
     Raises:
         InputError: the data are not where they were.
     """
-    dataset = open_dataset(run.data, run.split, tuple(run.per_class))
+    dataset = _tested_on(run)
     detector = load(run.folder)
     places = [(2 * number + 1) * len(dataset) // (2 * count) for number in range(min(count, len(dataset)))]
     return tuple(_strip(dataset, place, {"detected": detector}) for place in places)

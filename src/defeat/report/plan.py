@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from defeat.data import DetectionDataset
+from defeat.data.problems import Problems
 from defeat.data.unlabelled import UnlabelledImages
 from defeat.detector import Detector
 from defeat.detector.files import write_into
@@ -202,7 +203,8 @@ def _unlabelled(settings: DistillSettings, parts: Parts) -> list[PlannedData]:
     """What is known of the images without annotations, of which the teacher saw the first."""
     if parts.unlabelled is None or settings.unlabelled is None:
         return []
-    seen, total = _data(parts.unlabelled), len(UnlabelledImages(settings.unlabelled))
+    problems = Problems(settings.on_bad_data, decode=False)
+    seen, total = _data(parts.unlabelled), len(UnlabelledImages(settings.unlabelled, problems))
     return [replace(seen, split=f"unlabelled (the teacher looked at {seen.images} of {total})", images=total)]
 
 

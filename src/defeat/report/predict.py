@@ -70,15 +70,20 @@ def predict(
     """
     if not 0 <= threshold <= 1:
         raise InputError(f"--threshold must be between 0 and 1, not {threshold}.")
+    if compare == "":
+        raise InputError("--compare is empty.")
     root, paths = find_images(images)
     folder = Path(out)
     if folder.resolve() == root.resolve():
         raise InputError(
             f"--out {out} is the folder of the images themselves, which would be overwritten; give another."
         )
-    folder.mkdir(parents=True, exist_ok=True)
     chosen = choose_device(device)
     detectors = [load(one).to(chosen) for one in (run, compare) if one is not None]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out} can't be made a folder ({error.strerror}).") from error
     work = _Work(detectors, threshold, root, folder, Predictions())
     with _progress(console) as bar:
         task = bar.add_task("Detecting", total=len(paths), speed="")

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from defeat.data import OnBadData
 from defeat.engine.average_precision import Scene
 from defeat.engine.checkpoint import RunDirectory
 from defeat.engine.detections import read_detections
@@ -32,6 +33,7 @@ class RunSummary:
         teacher: the run directory of the teacher, or a torchvision name.
         data: where the data set was.
         split: the evaluated split.
+        on_bad_data: `stop` or `skip`: what the run did with broken images.
         data_fingerprint: equal for equal data.
         metrics: figures of the whole split by name, 0..100.
         per_class: figures of each class by name, 0..100.
@@ -62,6 +64,7 @@ class RunSummary:
     teacher: str | None = None
     data: str = ""
     split: str = ""
+    on_bad_data: OnBadData = "stop"
     data_fingerprint: str = ""
     metrics: dict[str, float | None] = field(default_factory=dict)
     per_class: dict[str, dict[str, float | None]] = field(default_factory=dict)
@@ -133,6 +136,7 @@ def read_run(folder: str | Path) -> RunSummary:
         teacher=_text(results, "teacher") or None,
         data=_text(results, "data"),
         split=_text(results, "split"),
+        on_bad_data="skip" if _text(results, "on_bad_data") == "skip" else "stop",
         data_fingerprint=_text(results, "data_fingerprint"),
         metrics=_figures(results.get("metrics")),
         per_class={str(name): _figures(value) for name, value in per_class.items()}

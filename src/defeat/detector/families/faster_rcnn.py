@@ -4,7 +4,7 @@ torchvision counts classes from 1 and keeps 0 for the background. That numbering
 are 0..K-1 and the background is the last column.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -25,6 +25,7 @@ from defeat.detector.base import (
     torchvision_targets,
     valid_cells,
 )
+from defeat.detector.options import require_valid
 from defeat.detector.published import (
     AlignedPooling,
     ExactAnchors,
@@ -78,8 +79,12 @@ class FasterRCNNOptions:
     box_loss: Literal["smooth_l1", "l1"] = "smooth_l1"
     round_anchors: bool = True
     aligned_pooling: bool = False
-    sampling_ratio: int = 2
+    sampling_ratio: int = field(default=2, metadata={"least": 0})
     initialisation: Literal["torchvision", "published"] = "torchvision"
+
+    def __post_init__(self) -> None:
+        """Refuse settings that can't work."""
+        require_valid(self)
 
 
 class FasterRCNN(Detector):

@@ -26,7 +26,9 @@ from defeat.detector.base import (
     torchvision_targets,
     valid_cells,
 )
+from defeat.detector.options import require_valid
 from defeat.detector.published import ExactAnchors, initialise_pyramid, one_stage_loss
+from defeat.errors import InputError
 from defeat.types import Batch, DensePredictions, Detections, DetectorInfo, DetectorOutput, Maps, Target
 
 STRIDES = (8, 16, 32, 64, 128)
@@ -64,6 +66,15 @@ class RetinaNetOptions:
     loss_average: Literal["image", "batch"] = "image"
     round_anchors: bool = True
     initialisation: Literal["torchvision", "published"] = "torchvision"
+
+    def __post_init__(self) -> None:
+        """Refuse settings that can't work."""
+        require_valid(self)
+        if self.bg_iou_thresh > self.fg_iou_thresh:
+            raise InputError(
+                f"--detector.bg-iou-thresh must be at most --detector.fg-iou-thresh ({self.fg_iou_thresh}), not "
+                f"{self.bg_iou_thresh}."
+            )
 
 
 class UpperLevels(LastLevelP6P7):  # type: ignore[misc] # torchvision has no types
