@@ -46,6 +46,8 @@ class TrainSettings:
         seed: seed of everything that is random.
         eval_every: evaluate every so many epochs, and after the last one; 0 for after the last one only.
         log_every: write losses every so many steps.
+        checkpoint_every: write a checkpoint every so many steps, beside those before and after each evaluation and at
+            the end of each epoch; 0 for these alone.
         devices: how many devices on each node, or auto for all.
         nodes: how many nodes.
         accelerator: auto, cpu or gpu.
@@ -83,6 +85,7 @@ class TrainSettings:
     seed: int = 0
     eval_every: int = 1
     log_every: int = 10
+    checkpoint_every: int = 1000
     devices: int | Literal["auto"] = 1
     nodes: int = 1
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
@@ -104,6 +107,7 @@ class TrainSettings:
             _at_least(name, getattr(self, name), 32)
         for name in ("weight_decay", "grad_clip", "frozen_stages", "workers", "eval_every", "seed", "warmup_steps"):
             _at_least(name, getattr(self, name), 0)
+        _at_least("checkpoint_every", self.checkpoint_every, 0)
         _at_least("max_steps", self.max_steps, 1)
         for name in ("momentum", "flip"):
             if not 0 <= getattr(self, name) <= 1:
