@@ -5,10 +5,12 @@ Nothing heavy is imported before a command is known, so that help comes at once.
 
 import itertools
 import json
+import signal
 import sys
 import traceback
 from argparse import SUPPRESS
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from defeat.errors import InputError, unknown_name
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
     from defeat.engine.settings import TrainSettings
 
-USAGE, FAULT, INTERRUPTED = 2, 1, 130
+USAGE, FAULT, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 
 
 def train(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
@@ -92,7 +94,7 @@ def bench(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
         package.merge(given.merge, given.out)
         return 0
     options, per_method = bench_options(parser, arguments)
-    return INTERRUPTED if package.bench(**options, method_options=per_method).stopped else 0
+    return package.bench(**options, method_options=per_method).exit_code
 
 
 def methods(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
@@ -146,8 +148,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: words after `defeat`; None for those of the process.
 
     Returns:
-        0 done; 2 wrong usage or bad input, after one readable line; 1 a fault of this program; 130 stopped by the user.
+        0 done; 2 wrong usage or bad input, after one readable line; 1 a fault of this program; 130 stopped by Ctrl-C,
+        143 by SIGTERM.
     """
+    with _terminable():
+        return _main(arguments)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the program as an exception does, with what belongs to it."""
+
+    def leave(*_: Any) -> None:
+        raise SystemExit(TERMINATED)
+
+    try:
+        before = signal.signal(signal.SIGTERM, leave)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if not words or words[0] in ("-h", "--help"):
@@ -166,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USAGE
     except KeyboardInterrupt:
         return INTERRUPTED
-    except SystemExit as stop:  # --help of a command
+    except SystemExit as stop:  # --help of a command, or SIGTERM
         return stop.code if isinstance(stop.code, int) else FAULT
     except Exception:
         traceback.print_exc()
@@ -194,7 +220,7 @@ def _run(parser: "ArgumentParser", arguments: Sequence[str], command: str) -> in
     if not result.finished:
         if result.writer:
             sys.stderr.write("Go on with the same command and --resume.\n")
-        return INTERRUPTED
+        return result.exit_code
     if result.writer:
         report_run(result.folder)
     return 0

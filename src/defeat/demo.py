@@ -1,6 +1,7 @@
 """The whole story in minutes: teacher, student alone, distilled student, and what distillation was worth."""
 
 from pathlib import Path
+from signal import SIGINT
 from time import perf_counter
 from typing import Any
 
@@ -81,5 +82,6 @@ def demo(out: str = "demo-runs", seed: int = 0) -> None:
 
 
 def _train(settings: TrainSettings, console: Console) -> None:
-    if not run(settings, console).finished:
-        raise KeyboardInterrupt
+    result = run(settings, console)
+    if not result.finished:
+        raise KeyboardInterrupt if result.signal == SIGINT else SystemExit(result.exit_code)

@@ -12,6 +12,7 @@ from defeat.comparison.matrix import NONE, Cell, Matrix, chosen
 from defeat.engine.logs import Checkpoint
 from defeat.errors import InputError
 from tests.engine.tiny_runs import save_teacher, settings, weights
+from tests.reliability.test_locks import locked_by
 
 pytestmark = pytest.mark.usefixtures("small_demo")
 NOTHING = {"defeat": {"object_weight": 0.0, "background_weight": 0.0}}
@@ -103,6 +104,15 @@ def test_a_cell_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path
     cell.mkdir(parents=True)
     (cell / "config.yaml").write_text("command: train\n")
     assert run_bench(tmp_path / "m", teacher, seeds=1) is not None
+
+
+def test_a_cell_that_another_process_trains_is_left_to_it(tmp_path, teacher):
+    locked_by(tmp_path / "m" / "defeat-seed0")
+    result = run_bench(tmp_path / "m", teacher)
+    assert result.missing == ["defeat-seed0"]
+    assert not (tmp_path / "m" / "defeat-seed0" / "config.yaml").exists()
+    (tmp_path / "m" / "defeat-seed0" / ".lock").unlink()
+    assert run_bench(tmp_path / "m", teacher).missing == []
 
 
 def test_machines_share_the_cells_and_joined_they_are_the_whole(tmp_path, teacher):

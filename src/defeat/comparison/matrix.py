@@ -24,7 +24,7 @@ PLAN = "bench.yaml"
 METHODS = "none,imitation,fgfi,tadf,defeat"
 # What differs between the cells, or where and how fast they are made.
 OWN = ("method", "method_options", "seed", "out", "resume", "expected")
-FREE = ("workers", "log_every", "cache_teacher", "cache_limit")
+FREE = ("workers", "log_every", "checkpoint_every", "cache_teacher", "cache_limit")
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class Matrix:
     def cell_settings(self, cell: Cell) -> TrainSettings:
         """The settings of the run of a cell; one that was stopped goes on."""
         variant, directory = self.variants[cell.variant], self.directory(cell)
-        own = {"seed": cell.seed, "out": str(directory.folder), "resume": directory.checkpoint.is_file()}
+        own = {"seed": cell.seed, "out": str(directory.folder), "resume": directory.begun}
         if variant.method == NONE:
             known = {one.name for one in fields(TrainSettings)}
             return TrainSettings(**{name: value for name, value in self.settings.items() if name in known} | own)

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGINT
 from time import perf_counter
 from typing import Any
 
@@ -20,8 +21,9 @@ from defeat.engine.checkpoint import is_writer
 from defeat.engine.detections import save_detections
 from defeat.engine.estimate import RunCost, estimate_run
 from defeat.engine.inference import detect_split, training_device
+from defeat.engine.lock import LockedError
 from defeat.engine.provenance import commit, machine, versions
-from defeat.engine.run import run
+from defeat.engine.run import RunResult, run
 from defeat.engine.settings import DistillSettings
 from defeat.errors import InputError
 from defeat.report.matrix_page import write_matrix
@@ -40,10 +42,17 @@ class BenchRun:
         result: what the finished cells show; None after a plan, when it was stopped, when the student alone is not
             finished yet, and in every process but the first.
         stopped: whether the user stopped it before its last cell.
+        signal: how he did.
     """
 
     result: MatrixResult | None = None
     stopped: bool = False
+    signal: int = SIGINT
+
+    @property
+    def exit_code(self) -> int:
+        """What the command ends with; as `RunResult.exit_code`."""
+        return 128 + self.signal if self.stopped and is_writer() else 0
 
 
 def bench(
@@ -60,7 +69,8 @@ def bench(
     """Train a student with each method and each seed, and say what each method gained over the student alone.
 
     The folder `out` gets a run directory for each cell, `bench.json` and `report.html`. What is finished stays, what
-    was stopped goes on from its checkpoint: repeat the command. Several machines can share the work with `cells`.
+    was stopped goes on from its checkpoint: repeat the command. Several machines can share the work with `cells`;
+    several processes on one folder leave each other's cells alone.
 
     Args:
         methods: methods separated by commas; none is the student alone, which is always part of the matrix.
@@ -89,10 +99,11 @@ def bench(
         return BenchRun()
     matrix.write()
     evaluate_teacher(matrix, console)
-    if not _train(matrix, wanted, console):
+    stopped = _train(matrix, wanted, console)
+    if stopped is not None:
         if is_writer():
             console.print("Repeat the command to go on.")
-        return BenchRun(stopped=True)
+        return BenchRun(stopped=True, signal=stopped.signal)
     return BenchRun(report(matrix.folder, console) if is_writer() else None)
 
 
@@ -115,25 +126,35 @@ def evaluate_teacher(matrix: Matrix, console: Console) -> None:
     write_atomically(path, (json.dumps(figures, indent=2) + "\n").encode())
 
 
-def _train(matrix: Matrix, wanted: Sequence[int], console: Console) -> bool:
-    """Train the wanted cells that are not finished; false when the user stopped."""
+def _train(matrix: Matrix, wanted: Sequence[int], console: Console) -> RunResult | None:
+    """Train the wanted cells that are not finished; the run that the user stopped, if he did."""
     left = [cell for cell in matrix.cells() if cell.number in wanted and not matrix.finished(cell)]
     began = perf_counter()
     for done, cell in enumerate(left):
-        settings = matrix.cell_settings(cell)
+        if matrix.finished(cell) and _alone(matrix):  # by another process, in the meantime
+            continue
         if is_writer():
             console.rule(f"cell {cell.number} of {len(matrix.cells())}: {cell.variant}, seed {cell.seed}", align="left")
-        if not settings.resume and Path(settings.out).exists() and is_writer():
-            shutil.rmtree(settings.out)  # it was killed before its first checkpoint
-        result = run(settings, console)
+        try:
+            result = run(matrix.cell_settings(cell), console)
+        except LockedError as error:
+            if not _alone(matrix):
+                raise
+            console.print(f"Left out: {error}", highlight=False)
+            continue
         if not result.finished:
-            return False
+            return result
         each = (perf_counter() - began) / (done + 1)
         accuracy = result.evaluation.metrics["AP"] if result.evaluation else None
         rest = duration(each * (len(left) - done - 1))
         if result.writer:
             console.print(f"{cell.folder}: AP {accuracy or 0:.1f}; {rest} left for the other cells", highlight=False)
-    return True
+    return None
+
+
+def _alone(matrix: Matrix) -> bool:
+    """Whether a cell is trained by one process, which can leave out a cell without others waiting for it there."""
+    return bool(matrix.settings["devices"] == 1 and matrix.settings["nodes"] == 1)
 
 
 def report(folder: Path, console: Console) -> MatrixResult | None:
@@ -206,15 +227,18 @@ def merge(folders: Sequence[str], out: str, console: Console | None = None) -> M
         joined.write()
         for cell in source.cells():
             if source.finished(cell) and not joined.finished(cell):
+                results = source.directory(cell).results
                 shutil.copytree(
                     source.folder / cell.folder,
                     target / cell.folder,
-                    ignore=shutil.ignore_patterns("checkpoints", "tensorboard"),
+                    ignore=shutil.ignore_patterns("checkpoints", "tensorboard", ".*", results.name),
                     dirs_exist_ok=True,
                 )
-        for file in (TEACHER, TEACHER_DETECTIONS):
+                # The file that makes it a finished run comes last: a copy that is cut short is made again.
+                write_atomically(joined.directory(cell).results, results.read_bytes())
+        for file in (TEACHER_DETECTIONS, TEACHER):
             if (source.folder / file).is_file() and not (target / file).exists():
-                shutil.copy2(source.folder / file, target / file)
+                write_atomically(target / file, (source.folder / file).read_bytes())
     return report(target, console)
 
 

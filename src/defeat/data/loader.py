@@ -4,6 +4,7 @@ The order and the flips depend on the seed and the epoch alone: not on workers, 
 global generator is touched.
 """
 
+import signal
 from collections.abc import Iterator
 
 import torch
@@ -88,6 +89,7 @@ def training_loader(
         collate_fn=pack,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
+        worker_init_fn=_leave_signals_to_the_run,
         generator=seeded_generator("workers", seed),
     )
 
@@ -120,8 +122,18 @@ def evaluation_loader(
         collate_fn=pack,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
+        worker_init_fn=_leave_signals_to_the_run,
         generator=seeded_generator("workers", 0),
     )
+
+
+def _leave_signals_to_the_run(_: int) -> None:
+    """Go on at Ctrl-C or SIGTERM, which reach all processes of a run: the step and its checkpoint are made first.
+
+    A worker ends with the process that started it.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _unpacked(batches: Iterator[PackedBatch | InputError]) -> Iterator[tuple[Images, Targets]]:

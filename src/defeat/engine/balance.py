@@ -12,7 +12,7 @@ from rich.console import Console
 from defeat.detector.files import write_into
 from defeat.distillation import method_defaults
 from defeat.engine.assembly import Parts, pair
-from defeat.engine.checkpoint import is_writer
+from defeat.engine.checkpoint import RunDirectory, is_writer
 from defeat.engine.datamodule import run_loader
 from defeat.engine.gradients import Pulls, measure_pulls
 from defeat.engine.inference import training_device
@@ -74,7 +74,9 @@ def balanced(
     if settings.balance is None:
         return settings, parts
     weights = method_weights(settings)
-    if settings.resume:
+    recorded = Path(settings.out) / FILE
+    # A run that was killed before its first checkpoint may not have come as far as this file.
+    if settings.resume and (recorded.is_file() or RunDirectory(settings.out).checkpoint.is_file()):
         after = _recorded(settings, weights)
     else:
         found = measure(settings, parts, weights)

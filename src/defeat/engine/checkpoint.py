@@ -1,13 +1,16 @@
 """The run directory: what is in it, and how it is opened."""
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
-from defeat.detector.files import write_atomically, write_into
+from defeat.detector.files import remove_leftovers, write_atomically, write_into
+from defeat.engine.lock import RunLock
 from defeat.engine.settings import TrainSettings, defaults
 from defeat.errors import InputError
 
@@ -36,6 +39,32 @@ class RunDirectory:
         self.metrics = self.folder / "metrics.jsonl"
         self.detections = self.folder / "detections.safetensors"
         self.results = self.folder / "results.json"
+        self.abandoned = False  # whether a process that is gone left its lock
+
+    @contextmanager
+    def locked(self, notify: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+        """Keep other processes from writing into the folder.
+
+        Args:
+            notify: called with a sentence where a process was killed that held the folder.
+
+        Raises:
+            LockedError: another process holds it.
+            InputError: the folder can't be written.
+        """
+        if not is_writer():
+            yield
+            return
+        lock = RunLock(self.folder)
+        self.abandoned = lock.take(notify)
+        try:
+            yield
+        except BaseException as error:
+            # A run that is stopped before anything else is written has only its lock to show that it was begun.
+            if isinstance(error, Exception) or self.config.exists():
+                lock.release()
+            raise
+        lock.release()
 
     def open(self, command: str, settings: TrainSettings) -> Path | None:
         """Make the folder, or go back to it.
@@ -45,19 +74,28 @@ class RunDirectory:
             settings: settings of the run; with `resume` they must be those it was begun with.
 
         Returns:
-            The checkpoint to go on from, or None.
+            The checkpoint to go on from, or None to begin at the first step.
 
         Raises:
             InputError: the folder holds another run, or nothing to resume, or can't be written.
         """
         if not is_writer():  # the first process of all has opened it
-            return self.checkpoint if settings.resume else None
+            return self.checkpoint if settings.resume and self.checkpoint.is_file() else None
         text = yaml.safe_dump({"command": command, **settings.to_dict()}, sort_keys=False)
         if settings.resume:
-            return self._reopen(yaml.safe_load(text))  # as the file has it: lists for tuples
-        self.require_free(settings)
+            self._require_same(yaml.safe_load(text))  # as the file has it: lists for tuples
+        else:
+            self.require_free(settings)
+        for folder in (self.folder, self.checkpoint.parent):
+            remove_leftovers(folder)
+        if settings.resume and self.checkpoint.is_file():
+            return self.checkpoint
+        self.metrics.unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
         write_into(self.folder, self.config.name, text.encode())
-        self.checkpoint.parent.mkdir(exist_ok=True)
+        try:
+            self.checkpoint.parent.mkdir(exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.checkpoint.parent} can't be written ({error.strerror}).") from error
         return None
 
     def require_free(self, settings: TrainSettings) -> None:
@@ -69,21 +107,34 @@ class RunDirectory:
         if is_writer() and not settings.resume and (self.config.exists() or self.results.exists()):
             raise InputError(f"{self.folder} already holds a run; give another --out, or --resume to go on with it.")
 
-    def _reopen(self, content: dict[str, Any]) -> Path:
-        if not self.checkpoint.is_file():
-            raise InputError(f"{self.folder} has no checkpoint to resume from ({self.checkpoint} is missing).")
+    @property
+    def begun(self) -> bool:
+        """Whether the folder holds a run that can be resumed, from a checkpoint or from its first step."""
+        # A model is written behind the first checkpoint: where it is alone, the checkpoint was removed.
+        trained = self.results.exists() or (self.folder / "model.json").exists()
+        return self.checkpoint.is_file() or (not trained and (self.config.exists() or self.abandoned))
+
+    def _require_same(self, content: dict[str, Any]) -> None:
+        """Refuse to resume what was not begun, or was begun with other settings."""
+        if not self.begun:
+            raise InputError(
+                f"{self.folder} has no checkpoint to resume from ({self.checkpoint} is missing): leave out --resume to "
+                "begin a run, in another --out if there is a run already."
+            )
+        if not self.checkpoint.is_file() and not self.config.exists():
+            return  # killed before it had written its settings
         begun = self.read_config()
         # Where and how often things are written or shown does not change the training.
-        free = {"out", "workers", "log_every", "cache_teacher", "cache_limit"}
-        begun = defaults() | begun  # a setting that was not there yet was at its default
+        free = {"out", "workers", "log_every", "checkpoint_every", "cache_teacher", "cache_limit"}
+        if self.checkpoint.is_file():
+            begun = defaults() | begun  # a setting that was not there yet was at its default
         changed = [
-            f"{name} was {begun.get(name)!r} and is {content[name]!r}"
+            f"{name} was {begun[name]!r} and is {content[name]!r}"
             for name in content
-            if name not in free and begun.get(name) != content[name]
+            if name not in free and name in begun and begun[name] != content[name]
         ]
         if changed:
             raise InputError(f"{self.folder} can't be resumed with other settings: {'; '.join(changed)}.")
-        return self.checkpoint
 
     def read_config(self) -> dict[str, Any]:
         """Settings of the run.

@@ -1,5 +1,6 @@
 """The training and evaluation images of a run."""
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -34,6 +35,12 @@ class DetectionDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.training, self.evaluation, self.settings, self.unlabelled = training, evaluation, settings, unlabelled
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Equal for equal training images and annotations."""
+        others = [] if self.unlabelled is None else [self.unlabelled.fingerprint()[:16]]
+        return "-".join([self.training.fingerprint()[:16], *others])
 
     def train_dataloader(self) -> DataLoader:  # type: ignore[type-arg]
         """Shuffled batches; a resumed run starts at the very batch where it stopped."""

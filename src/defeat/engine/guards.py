@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 import torch.distributed
@@ -179,6 +180,22 @@ class FirstSteps:
                 f"The first {self.steps} steps taught {sorted(self.unreached)[0]} of the method nothing{rank}: no term "
                 "depends on it. Leave out the level or the part that it belongs to."
             )
+
+    def state(self) -> dict[str, Any]:
+        """What was seen so far, as plain lists and numbers."""
+        return {
+            "steps": self.steps,
+            "with_objects": self.with_objects,
+            "heard": sorted(self.heard),
+            "silent": dict(self.silent),
+            "unreached": sorted(self.unreached),
+            "done": self.done,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.steps, self.with_objects, self.done = state["steps"], state["with_objects"], state["done"]
+        self.heard, self.silent, self.unreached = set(state["heard"]), dict(state["silent"]), set(state["unreached"])
 
 
 def _everywhere(satisfied: bool, device: torch.device) -> bool:

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from defeat.detector import Detector
 from defeat.distillation import Method
+from defeat.engine.checkpoint_file import ABOUT, FORMAT
 from defeat.engine.evaluate import EvaluationResult, Evaluator
 from defeat.engine.gradients import measure_pulls
 from defeat.engine.guards import FirstSteps, LossWatch, PullWatch, require_finite
@@ -150,17 +151,49 @@ class DetectionModule(LightningModule):
             self.first_steps.judge()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep times and commits: a resumed run took as long as all of its parts, and comes from the code of each."""
+        """Keep what was seen so far: a resumed run takes as long as all of its parts, and comes from their code."""
+        checkpoint[ABOUT] = {"format": FORMAT} | self._conditions()
         checkpoint["commits"] = list(self.commits)
+        checkpoint["evaluated_step"] = self.evaluated_step
+        checkpoint["first_steps"] = None if self.first_steps is None else self.first_steps.state()
+        checkpoint["watches"] = [dict(vars(watch)) for watch in (self.loss_watch, self.pull_watch)]
         checkpoint["step_seconds"] = list(self.step_seconds)
         checkpoint["wall_seconds"] = self.earlier_seconds + perf_counter() - self._began
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take times and commits over; the first steps were watched when the run began."""
-        self.first_steps = None
+        """Take over what was seen so far.
+
+        Raises:
+            InputError: the checkpoint is of other data, another detector or another number of processes.
+        """
+        self._require_same(checkpoint)
+        if (seen := checkpoint.get("first_steps")) is None:
+            self.first_steps = None
+        elif self.first_steps is not None:
+            self.first_steps.restore(seen)
+        for watch, state in zip((self.loss_watch, self.pull_watch), checkpoint.get("watches", []), strict=False):
+            vars(watch).update(state)
         self.commits = list(dict.fromkeys([*checkpoint.get("commits", []), *self.commits]))
+        self.evaluated_step = checkpoint.get("evaluated_step")
         self.step_seconds = list(checkpoint.get("step_seconds", []))
         self.earlier_seconds = checkpoint.get("wall_seconds", 0.0)
+
+    def _conditions(self) -> dict[str, Any]:
+        """What settings can't show, and what must not change within a run."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        found: dict[str, Any] = {"training images": data.fingerprint, "processes": self.trainer.world_size}
+        return found
+
+    def _require_same(self, checkpoint: dict[str, Any]) -> None:
+        now, begun = self._conditions(), checkpoint.get(ABOUT, {})
+        changed = [
+            f"{name} (were {begun[name]}, are {now[name]})" for name in now if begun.get(name, now[name]) != now[name]
+        ]
+        own, kept = self.state_dict(), checkpoint["state_dict"]
+        if own.keys() != kept.keys() or any(own[name].shape != kept[name].shape for name in own):
+            changed.append("layers of the detector or the method")
+        if changed:
+            raise InputError(f"{self.settings.out} can't be resumed with other {'; other '.join(changed)}.")
 
     def validation_step(self, batch: Images, batch_idx: int) -> None:
         """Detect objects and keep what was found, in the full precision of the model that will be saved."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGINT
 from time import perf_counter
 from typing import Any
 
@@ -17,9 +18,11 @@ from rich.console import Console
 
 from defeat.data import DetectionDataset
 from defeat.detector import load, save_model
+from defeat.detector.files import FULL
 from defeat.engine.assembly import assemble
 from defeat.engine.balance import balanced
 from defeat.engine.checkpoint import RunDirectory
+from defeat.engine.checkpoint_file import CheckpointFile
 from defeat.engine.datamodule import DetectionDataModule
 from defeat.engine.detections import save_detections
 from defeat.engine.evaluate import EvaluationResult
@@ -31,6 +34,7 @@ from defeat.engine.recipes import expected
 from defeat.engine.resume import require_resumable
 from defeat.engine.settings import DistillSettings, TrainSettings
 from defeat.engine.teacher_cache import open_cache
+from defeat.errors import InputError
 
 LEARNED = 1.0  # AP50 that a detector has to reach to have learned anything
 VERIFIED = 4  # images on which the saved model must find what the last evaluation found
@@ -45,12 +49,20 @@ class RunResult:
         evaluation: figures on the evaluation split after the last epoch.
         finished: false when the user stopped the run, which can then be resumed.
         writer: whether this process is the one of all that writes files.
+        signal: how the user stopped a run that is not finished.
     """
 
     folder: Path
     evaluation: EvaluationResult | None
     finished: bool
     writer: bool = True
+    signal: int = SIGINT
+
+    @property
+    def exit_code(self) -> int:
+        """What a command ends with, as shells count: 128 and the signal, of the process that writes files."""
+        # Lightning kills all processes as soon as another one ends with anything but 0.
+        return 0 if self.finished or not self.writer else 128 + self.signal
 
 
 def train(**options: Any) -> RunResult:
@@ -86,11 +98,16 @@ def run(settings: TrainSettings, console: Console | None = None) -> RunResult:
     Raises:
         InputError: something about the settings, the data or the folder is not valid.
     """
-    began = perf_counter()
     console = console or Console(stderr=True)
-    figure = expected(settings.expected)
     directory = RunDirectory(settings.out)
-    directory.require_free(settings)
+    with directory.locked(_notifier(console)):
+        directory.require_free(settings)
+        return _run(settings, directory, console)
+
+
+def _run(settings: TrainSettings, directory: RunDirectory, console: Console) -> RunResult:
+    began = perf_counter()
+    figure = expected(settings.expected)
     parts = assemble(settings, console)
     if isinstance(settings, DistillSettings):
         settings, parts = balanced(settings, parts, console)
@@ -104,10 +121,10 @@ def run(settings: TrainSettings, console: Console | None = None) -> RunResult:
     module = DetectionModule(student, settings, method, teacher, cache, notify=_notifier(console))
     before = fingerprint(teacher) if teacher is not None else None
     data = DetectionDataModule(training, evaluation, settings, parts.unlabelled)
-    finished = _fit(module, data, directory, checkpoint, console)
+    stopped = _fit(module, data, directory, checkpoint, console)
     if teacher is not None and fingerprint(teacher) != before:
         raise RuntimeError("The teacher's weights changed during training, which must never happen.")
-    if finished and module.trainer.is_global_zero:
+    if not stopped and module.trainer.is_global_zero:
         assert module.last_found is not None
         save_model(student, directory.folder)
         save_detections(directory.detections, module.last_found)
@@ -123,7 +140,8 @@ def run(settings: TrainSettings, console: Console | None = None) -> RunResult:
             )
         if figure is not None:
             console.print(figure.judge(results["metrics"]), highlight=False)
-    return RunResult(directory.folder, module.last_evaluation, finished, module.trainer.is_global_zero)
+    how = (not stopped, module.trainer.is_global_zero, stopped or SIGINT)
+    return RunResult(directory.folder, module.last_evaluation, *how)
 
 
 def _notifier(console: Console) -> Callable[[str], None]:
@@ -153,10 +171,12 @@ def _fit(
     directory: RunDirectory,
     checkpoint: Path | None,
     console: Console,
-) -> bool:
+) -> int:
+    """Train and evaluate; gives back the signal with which the user stopped it, or 0."""
     settings = module.settings
-    saver = Checkpoint(directory.folder)
-    with _quiet(), saver.interruptible():
+    log = JsonLinesLogger(directory.metrics)
+    saver = Checkpoint(directory.folder, settings.checkpoint_every, log)
+    with _quiet(), saver.interruptible(console), _explained(directory):
         trainer = Trainer(
             accelerator=settings.accelerator,
             devices=settings.devices,
@@ -175,20 +195,44 @@ def _fit(
             callbacks=[progress_callback(console), saver],
             logger=[
                 TensorBoardLogger(directory.folder, name="", version="tensorboard"),
-                JsonLinesLogger(directory.metrics),
+                log,
             ],
+            plugins=[CheckpointFile()],
             default_root_dir=directory.folder,
         )
         if checkpoint is not None:
             require_resumable(checkpoint, module)
+        # Lightning would end a run at SIGTERM without a checkpoint.
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         try:
             trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
-            if module.evaluated_step != trainer.global_step:  # --max-steps may end a run between two evaluations
+            # --max-steps may end a run between two evaluations; a resumed one has the figures of the last, no more.
+            log.quiet = module.evaluated_step == trainer.global_step
+            if not log.quiet or module.last_found is None:
                 trainer.validate(module, data, verbose=False)
         except Interrupted:
             console.print(f"Stopped; its checkpoint is in {directory.folder}.", highlight=False)
-            return False
-    return True
+            return saver.signal
+    return 0
+
+
+@contextmanager
+def _explained(directory: RunDirectory) -> Iterator[None]:
+    """Say in a sentence what a user can do about what the machine did to a run."""
+    goes_on = "Only the steps since the last checkpoint are lost: go on with --resume."
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise InputError(
+            f"A process that loads images died ({str(error).splitlines()[0].rstrip('.')}); when memory ran out, give "
+            f"fewer --workers. {goes_on}"
+        ) from error
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise InputError(f"{directory.folder} can't be written ({error.strerror}). Make room. {goes_on}") from error
 
 
 @contextmanager

@@ -52,6 +52,8 @@ class TrainSettings:
         seed: seed of everything that is random.
         eval_every: evaluate every so many epochs, and after the last one; 0 for after the last one only.
         log_every: write losses every so many steps.
+        checkpoint_every: write a checkpoint every so many steps, beside those before and after each evaluation and at
+            the end of each epoch; 0 for these alone.
         devices: how many devices on each node, or auto for all.
         nodes: how many nodes.
         accelerator: auto, cpu or gpu.
@@ -90,6 +92,7 @@ class TrainSettings:
     seed: int = 0
     eval_every: int = 1
     log_every: int = 10
+    checkpoint_every: int = 1000
     devices: int | Literal["auto"] = 1
     nodes: int = 1
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
@@ -114,7 +117,7 @@ class TrainSettings:
         at_least("neck_channels", self.neck_channels, 1, 8192)
         for name in ("size", "max_size"):
             at_least(name, getattr(self, name), 32, LARGEST_SIDE)
-        for name in ("weight_decay", "grad_clip", "frozen_stages", "eval_every", "warmup_steps"):
+        for name in ("weight_decay", "grad_clip", "frozen_stages", "eval_every", "checkpoint_every", "warmup_steps"):
             at_least(name, getattr(self, name), 0)
         at_least("seed", self.seed, 0, 2**63 - 1)
         at_least("workers", self.workers, 0, MOST_WORKERS)

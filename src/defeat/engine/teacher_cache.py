@@ -17,7 +17,7 @@ from torch import Tensor
 from defeat.data import DetectionDataset
 from defeat.data.loader import training_augmentation
 from defeat.detector import Detector
-from defeat.detector.files import write_atomically
+from defeat.detector.files import WriteError, write_atomically
 from defeat.distillation import Method
 from defeat.distillation.processes import processes
 from defeat.engine.guards import fingerprint
@@ -109,23 +109,27 @@ class TeacherCache:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, content)
-        except OSError as error:
+        except (OSError, WriteError) as error:
             self.full = True
+            reason = error.reason if isinstance(error, WriteError) else error.strerror
             self.notify(
-                f"The teacher's cache {self.folder} can't be written ({error.strerror}): the run goes on, and computes "
-                "anew what is missing there."
+                f"The teacher's cache {self.folder} can't be written ({reason}): the run goes on, and computes anew "
+                "what is missing there."
             )
             return
         self.left -= len(content)
 
     @torch.no_grad()
     def _computed(self, teacher: Detector, batch: Batch, places: Sequence[int]) -> list[StoredMaps]:
-        """The maps of some images of a batch; those of one padded size are seen together."""
-        groups: dict[tuple[int, int], list[int]] = {}
+        """The maps of some images of a batch; a GPU sees those of one padded size together."""
+        groups: dict[tuple[int, int, int], list[int]] = {}
         for place in places:
-            groups.setdefault(_padded(batch.sizes[place], teacher.info.size_divisor), []).append(place)
+            # How many images are seen together changes the last bits, and a run that was killed finds some of a batch
+            # here. A processor repeats a run to the bit, and loses nothing by seeing each image alone.
+            alone = place if batch.images.device.type == "cpu" else 0
+            groups.setdefault((*_padded(batch.sizes[place], teacher.info.size_divisor), alone), []).append(place)
         stored: dict[int, StoredMaps] = {}
-        for (height, width), group in groups.items():
+        for (height, width, _), group in groups.items():
             images = batch.images[group, :, :height, :width]
             sizes = [batch.sizes[place] for place in group]
             originals = [batch.original_sizes[place] for place in group]

@@ -6,6 +6,7 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
+from defeat.detector.files import write_into
 from defeat.errors import InputError
 from defeat.report.pictures import Gallery, example_strips, make_gallery
 from defeat.report.runs import RunSummary
@@ -34,12 +35,7 @@ def write_report(runs: Sequence[RunSummary], path: str | Path, judged: Sequence[
     if not runs:
         raise ValueError("Expected at least one run to report on.")
     path = Path(path)
-    content = render(runs, judged)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path} can't be written ({error.strerror}); name another file.") from error
+    write_into(path.parent, path.name, render(runs, judged).encode())
     return path
 
 

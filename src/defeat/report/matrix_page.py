@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from defeat.detector.files import write_into
 from defeat.report.figures import GainRow, forest_plot
 from defeat.report.html import page, recipe_card
 from defeat.report.pictures import make_gallery
@@ -54,7 +55,7 @@ def write_matrix(
         f"<h2>How to repeat it</h2><pre>{escape(command)}</pre>",
         '<div class="columns">' + "".join(recipe_card(run) for run in shown) + "</div>",
     ]
-    path.write_text(page("Which method helped?", sections), encoding="utf-8")
+    write_into(path.parent, path.name, page("Which method helped?", sections).encode())
     return path
 
 

@@ -4,6 +4,7 @@ import glob
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from time import perf_counter
 
@@ -16,6 +17,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from defeat.data.files import IMAGE_SUFFIXES
 from defeat.data.images import read_header, read_image
 from defeat.detector import Detector, load
+from defeat.detector.files import WriteError, write_atomically, write_into
 from defeat.engine.inference import choose_device
 from defeat.errors import InputError
 from defeat.report.drawing import draw_detections
@@ -90,12 +92,14 @@ def predict(
         for path in paths:
             try:
                 work.look_at(path, bar, task)
+            except WriteError:
+                raise
             except InputError as error:
                 work.result.skipped.append(str(error))
             bar.advance(task)
     if not work.result.pictures:
         raise InputError(f"No image could be read. {work.result.skipped[0]}")
-    (folder / "detections.json").write_text(json.dumps(work.records) + "\n")
+    write_into(folder, "detections.json", (json.dumps(work.records) + "\n").encode())
     return work.result
 
 
@@ -125,7 +129,9 @@ class _Work:
             place = target.with_suffix(".jpg")
             if place in self.result.pictures:  # a.jpg beside a.png
                 place = target.with_name(target.name + ".jpg")
-            drawn.save(place, quality=92)
+            content = BytesIO()
+            drawn.save(content, "JPEG", quality=92)
+            write_atomically(place, content.getvalue())
             self.result.pictures.append(place)
         rate = self.result.images / max(self.result.seconds, 1e-9)
         bar.update(task, speed=f"{rate:.1f} images/s")

@@ -1,5 +1,6 @@
 """Frames of a video, and a video of frames; PyAV does the work, the extra `video` installs it."""
 
+import os
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -60,7 +61,7 @@ def _opened(path: Path) -> Any:
 
 
 class VideoWriter:
-    """Writes frames of one size into an MP4 file.
+    """Writes frames of one size into an MP4 file, which is there as soon as it is closed.
 
     Args:
         path: the file.
@@ -70,7 +71,8 @@ class VideoWriter:
 
     def __init__(self, path: Path, rate: Fraction, size: tuple[int, int]) -> None:
         self._av = _pyav()
-        self._container = self._av.open(str(path), "w")
+        self._path, self._beside = path, path.with_name(f".{path.name}.{os.getpid()}")
+        self._container = self._av.open(str(self._beside), "w", format="mp4")
         self._stream = self._container.add_stream("mpeg4", rate=rate)
         self._stream.height, self._stream.width = (side - side % 2 for side in size)
         self._stream.pix_fmt = "yuv420p"
@@ -86,3 +88,4 @@ class VideoWriter:
         """Write what is still held back, and close the file."""
         self._container.mux(self._stream.encode(None))
         self._container.close()
+        self._beside.replace(self._path)

@@ -1,0 +1,164 @@
+"""Ctrl-C and SIGTERM leave a run that goes on as if it never stopped; a second Ctrl-C is obeyed at once."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from defeat.cli import command_parser, main, run_settings
+from defeat.engine import run as run_module
+from defeat.engine.module import DetectionModule
+from defeat.engine.run import run
+from tests.detector.tiny import BACKBONE
+from tests.engine.tiny_runs import lines, results, weights
+
+pytestmark = pytest.mark.usefixtures("small_demo")
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+both_signals = pytest.mark.parametrize("number", CODES)
+
+
+def command(out: Path, *more: str) -> list[str]:
+    words = (
+        f"train --data demo --detector retinanet --backbone {BACKBONE} --weights none --size 64 --max-size 96 "
+        "--neck-channels 16 --epochs 2 --batch-size 2 --workers 0 --accelerator cpu --log-every 1"
+    )
+    return [*words.split(), "--out", str(out), *more]
+
+
+def done(words: list[str]) -> None:
+    """Carry out a command in this process, but for its report."""
+    assert run(run_settings(command_parser("train"), words[1:], "train"), Console(quiet=True)).finished
+
+
+class Child:
+    """A command in a process and a group of its own, which waits where it was told to, until `go` is there.
+
+    Args:
+        folder: for the files through which the two processes know of each other.
+        words: the command.
+        owner: class or module.
+        name: of its function that waits.
+        call: which call of it.
+    """
+
+    def __init__(self, folder: Path, words: list[str], owner: object, name: str, call: int = 1) -> None:
+        self.reached, self.go, self.output = folder / "reached", folder / "go", folder / "output"
+        self.pid = os.fork()
+        if self.pid != 0:
+            return
+        code = 99
+        try:
+            os.setsid()
+            os.dup2(os.open(self.output, os.O_WRONLY | os.O_CREAT), 1)
+            os.dup2(1, 2)
+            sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1)
+            self._hold(owner, name, call)
+            code = main(words)
+        finally:
+            os._exit(code)
+
+    def _hold(self, owner: object, name: str, call: int) -> None:
+        original, calls = getattr(owner, name), []
+
+        def held(*arguments, **more):
+            calls.append(None)
+            if len(calls) == call:
+                self.reached.touch()
+                while not self.go.exists():
+                    time.sleep(0.01)
+            return original(*arguments, **more)
+
+        setattr(owner, name, held)
+
+    @property
+    def ended(self) -> bool:
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+    def wait_until_held(self) -> None:
+        while not self.reached.exists():
+            assert not self.ended, self.output.read_text()
+            time.sleep(0.01)
+
+    def code(self) -> int:
+        """The code that a shell would show, when it has ended."""
+        _, status = os.waitpid(self.pid, 0)
+        return os.waitstatus_to_exitcode(status)
+
+    def signalled(self, number: int, group: bool = False) -> int:
+        """The code with which it ends after a signal."""
+        self.wait_until_held()
+        (os.killpg if group else os.kill)(self.pid, number)
+        self.go.touch()
+        return self.code()
+
+
+@pytest.mark.slow
+@both_signals
+@pytest.mark.parametrize(
+    ("where", "call"),
+    [("training_step", 2), ("training_step", 8), ("validation_step", 1)],
+    ids=lambda value: str(value),
+)
+def test_a_signal_leaves_a_run_that_goes_on(number, where, call, tmp_path):
+    """In the middle of an epoch, in its last step, and in an evaluation."""
+    if number == signal.SIGINT and where == "training_step" and call == 2:
+        pytest.skip("tests/test_cli.py does that")
+    done(command(tmp_path / "whole"))
+    out = tmp_path / "run"
+    child = Child(tmp_path, command(out), DetectionModule, where, call)
+    assert child.signalled(number) == CODES[number]
+    printed = child.output.read_text()
+    assert "Traceback" not in printed
+    assert "--resume" in printed
+    assert (out / "checkpoints/last.ckpt").exists()
+    assert not (out / "results.json").exists()
+    assert not (out / ".lock").exists()
+    done(command(out, "--resume"))
+    assert weights(out) == weights(tmp_path / "whole")
+    assert results(out)["metrics"] == results(tmp_path / "whole")["metrics"]
+    assert lines(out) == lines(tmp_path / "whole")
+
+
+def test_a_signal_to_all_processes_of_a_run_does_not_take_its_loaders(tmp_path):
+    """As a batch system or a terminal sends it."""
+    out = tmp_path / "run"
+    child = Child(tmp_path, command(out, "--workers", "2"), DetectionModule, "training_step", 2)
+    assert child.signalled(signal.SIGTERM, group=True) == 143, child.output.read_text()
+    assert [line["step"] for line in lines(out)] == [0, 1]
+    assert (out / "checkpoints/last.ckpt").exists()
+
+
+def test_a_second_ctrl_c_ends_the_process_at_once(tmp_path):
+    out = tmp_path / "run"
+    child = Child(tmp_path, command(out), DetectionModule, "training_step", 2)
+    child.wait_until_held()
+    while not child.ended:  # two signals may come to a process as one
+        os.kill(child.pid, signal.SIGINT)
+        time.sleep(0.1)
+    assert child.code() == 130
+    done(command(out, "--resume"))  # from its beginning
+
+
+@pytest.mark.slow
+def test_a_second_sigterm_does_not_disturb_the_checkpoint(tmp_path):
+    out = tmp_path / "run"
+    child = Child(tmp_path, command(out), DetectionModule, "training_step", 2)
+    child.wait_until_held()
+    for _ in range(3):
+        os.kill(child.pid, signal.SIGTERM)
+        time.sleep(0.1)
+    assert child.signalled(signal.SIGTERM) == 143, child.output.read_text()
+    assert (out / "checkpoints/last.ckpt").exists()
+
+
+@both_signals
+def test_a_run_that_is_stopped_before_its_first_step_is_begun_by_resume(number, tmp_path):
+    out = tmp_path / "run"
+    child = Child(tmp_path, command(out), run_module, "assemble")
+    assert child.signalled(number) == CODES[number]
+    assert "Traceback" not in child.output.read_text()
+    done(command(out, "--resume"))
