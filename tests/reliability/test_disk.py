@@ -186,7 +186,7 @@ def test_data_that_has_changed_is_not_gone_on_with(tmp_path):
             r"another version of this program \(format 99, this one reads 1\)",
         ),
         (lambda content: content["defeat"].update(processes=2), r"other processes \(were 2, are 1\)"),
-        (lambda content: content["state_dict"].popitem(), "other layers of the detector or the method"),
+        (lambda content: content["state_dict"].popitem(), "1 of its tensors are not those of this detector"),
     ],
     ids=["format", "processes", "layers"],
 )
@@ -214,6 +214,6 @@ def test_a_checkpoint_from_before_the_number_of_the_format_is_read(tmp_path):
 def test_a_damaged_checkpoint_is_named(content, tmp_path):
     path = tiny_run(tmp_path / "run", max_steps=1).folder / "checkpoints/last.ckpt"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=rf"{path} can't be read") as caught:
+    with pytest.raises(InputError, match=rf"{path} can't be resumed from: it is damaged") as caught:
         tiny_run(tmp_path / "run", max_steps=1, resume=True)
     assert "\n" not in str(caught.value)

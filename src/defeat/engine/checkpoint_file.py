@@ -41,16 +41,12 @@ class CheckpointFile(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = lambda storage, _: storage, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint.
+        """Read a checkpoint that `require_resumable` has looked at.
 
         Raises:
-            InputError: it is damaged, or of another version.
+            InputError: it is of another version.
         """
-        try:
-            checkpoint = super().load_checkpoint(path, map_location, weights_only)
-        except Exception as error:  # of many kinds, as the damage is
-            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-            raise InputError(f"{path} can't be read ({reason}): begin anew, with another --out.") from error
+        checkpoint = super().load_checkpoint(path, map_location, weights_only)
         # What was written before the number was is of the same format.
         found = checkpoint.get(ABOUT, {}).get("format", FORMAT)
         if found != FORMAT:

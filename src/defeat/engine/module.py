@@ -164,7 +164,7 @@ class DetectionModule(LightningModule):
         """Take over what was seen so far.
 
         Raises:
-            InputError: the checkpoint is of other data, another detector or another number of processes.
+            InputError: the checkpoint is of other data or another number of processes.
         """
         self._require_same(checkpoint)
         if (seen := checkpoint.get("first_steps")) is None:
@@ -189,9 +189,6 @@ class DetectionModule(LightningModule):
         changed = [
             f"{name} (were {begun[name]}, are {now[name]})" for name in now if begun.get(name, now[name]) != now[name]
         ]
-        own, kept = self.state_dict(), checkpoint["state_dict"]
-        if own.keys() != kept.keys() or any(own[name].shape != kept[name].shape for name in own):
-            changed.append("layers of the detector or the method")
         if changed:
             raise InputError(f"{self.settings.out} can't be resumed with other {'; other '.join(changed)}.")
 
