@@ -16,8 +16,9 @@ from defeat.types import Target
 
 # Annotations are rounded: only a corner further outside than this is worth a word.
 _CLIP_TOLERANCE = 0.5
-# A thinner box has no extent, in pixels.
+# A thinner box has no extent: in pixels, and as a part of the image's side, which float32 must still resolve.
 _MIN_EXTENT = 0.01
+_MIN_SHARE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +225,7 @@ class SplitBuilder:
         x1, y1, x2, y2 = annotation.corners
         height, width = size
         box = (_clamp(x1, width), _clamp(y1, height), _clamp(x2, width), _clamp(y2, height))
-        if box[2] - box[0] < _MIN_EXTENT or box[3] - box[1] < _MIN_EXTENT:
+        if box[2] - box[0] < _least_extent(width) or box[3] - box[1] < _least_extent(height):
             self._empty += 1
             return
         if max(abs(new - old) for new, old in zip(box, annotation.corners, strict=True)) > _CLIP_TOLERANCE:
@@ -253,6 +254,10 @@ class SplitBuilder:
             f"{count} of {total} boxes {what}" if place == 0 else f"{count} {what}"
             for place, (count, what) in enumerate(found)
         ]
+
+
+def _least_extent(side: int) -> float:
+    return max(_MIN_EXTENT, _MIN_SHARE * side)
 
 
 def _clamp(value: float, limit: int) -> float:
