@@ -7,8 +7,12 @@ from difflib import get_close_matches
 class InputError(ValueError):
     """Wrong usage or bad input: the message names what was expected and what was found, and says what to do.
 
-    The command line prints the message alone, without a traceback, and exits with 2.
+    The command line prints the message alone, without a traceback, and exits with 2. Messages quote untrusted names:
+    what can't be printed in a line is escaped.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(one if one.isprintable() else ascii(one)[1:-1] for one in message))
 
 
 def unknown_name(kind: str, name: str, valid: Iterable[str]) -> InputError:
