@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from defeat.data.dataset import Annotation, DetectionDataset, SplitBuilder, finite, select_classes
-from defeat.data.files import leaves_folder, read_text, unknown_split
+from defeat.data.dataset import LARGEST_SIDE, Annotation, DetectionDataset, SplitBuilder, finite, select_classes
+from defeat.data.files import is_file, leaves_folder, read_text, shown, unknown_split
 from defeat.data.images import read_header
 from defeat.errors import InputError
 
@@ -96,9 +96,10 @@ def _annotation_file(path: Path, split: str) -> Path:
 
 
 def _load(file: Path) -> dict[str, Any]:
+    text = read_text(file)
     try:
-        content = json.loads(read_text(file))
-    except (json.JSONDecodeError, RecursionError) as error:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:  # a plain ValueError: a number with thousands of digits
         raise InputError(f"{file} is not well-formed JSON: {error}.") from error
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
         raise InputError(f"{file} is no COCO file: it has no list of 'images'.")
@@ -135,7 +136,7 @@ def _read_images(content: dict[str, Any], path: Path, file: Path, split: str) ->
             raise InputError(f"{where}: the file_name {name!r} leads out of the data set.")
         root = root or _image_root(path, file, split, name, where)
         image = root / name
-        if not image.is_file():
+        if not is_file(image):
             raise InputError(f"{where}: {image} does not exist.")
         images[number] = _read_image_entry(element, image, image.relative_to(path).as_posix(), where)
     return images
@@ -147,7 +148,7 @@ def _image_root(path: Path, file: Path, split: str, name: str, where: str) -> Pa
     names = (full, split, f"{split}2017", f"images/{full}", f"images/{split}", "images", ".")
     roots = dict.fromkeys([*(path / folder for folder in names), file.parent])
     for root in roots:
-        if (root / name).is_file():
+        if is_file(root / name):
             return root
     raise InputError(f"{where}: {name!r} does not exist; looked in {', '.join(map(str, roots))}.")
 
@@ -156,7 +157,7 @@ def _read_image_entry(element: dict[str, Any], path: Path, name: str, where: str
     if element.get("width") is None or element.get("height") is None:
         return _Image(path, name, read_header(path).upright, prefer_upright=True)
     width, height = _integer(element, "width", where), _integer(element, "height", where)
-    if width < 1 or height < 1:
+    if not (1 <= width <= LARGEST_SIDE and 1 <= height <= LARGEST_SIDE):
         raise InputError(f"{where}: its size is {width} x {height} pixels.")
     return _Image(path, name, (height, width), prefer_upright=False)
 
@@ -167,7 +168,7 @@ def _read_annotation(element: Any, names: dict[int, str], where: str) -> tuple[i
         raise InputError(f"{where}: the category {category} is not among the categories of the file.")
     box = element.get("bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
-        raise InputError(f"{where}: its bbox is {box!r}, not a list of four numbers.")
+        raise InputError(f"{where}: its bbox is {shown(box)}, not a list of four numbers.")
     finite(box, where)
     x, y, width, height = map(float, box)
     return number, Annotation((x, y, x + width, y + height), names[category], crowd=bool(element.get("iscrowd", 0)))
@@ -179,7 +180,7 @@ def _integer(element: Any, key: str, where: str) -> int:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise InputError(f"{where}: its {key} is {value!r}, not a whole number.")
+        raise InputError(f"{where}: its {key} is {shown(value)}, not a whole number.")
     return value
 
 
@@ -190,4 +191,4 @@ def _is_number(value: Any) -> bool:
 def _named(element: Any, place: int) -> str:
     """How to name an element in a message: by its id, else by its place in the list."""
     number = element.get("id") if isinstance(element, dict) else None
-    return f"number {place}" if number is None else f"with id {number!r}"
+    return f"number {place}" if number is None else f"with id {shown(number)}"

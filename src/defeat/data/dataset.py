@@ -1,7 +1,7 @@
 """The data set that every format is read into: annotations checked at once, images decoded when asked for."""
 
 import hashlib
-import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,8 @@ from defeat.data.images import read_image
 from defeat.errors import InputError, unknown_name
 from defeat.types import Target
 
+# Of an image, in pixels: float32 holds every whole number up to this.
+LARGEST_SIDE = 1 << 24
 # Annotations are rounded: only a corner further outside than this is worth a word.
 _CLIP_TOLERANCE = 0.5
 # A thinner box has no extent: in pixels, and as a part of the image's side, which float32 must still resolve.
@@ -266,7 +268,8 @@ def _clamp(value: float, limit: int) -> float:
 
 def finite(values: Iterable[float], where: str) -> None:
     """Raise InputError when a number is NaN or infinite; `where` names the file and its line or element."""
-    if not all(math.isfinite(value) for value in values):
+    # A whole number may be too large for a float.
+    if not all(abs(value) <= sys.float_info.max for value in values):
         raise InputError(f"{where}: a number is NaN or infinite.")
 
 

@@ -1,7 +1,9 @@
 """Finding and reading the files of a data set, which are untrusted input."""
 
 import os
+import reprlib
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 from defeat.errors import InputError
 
@@ -16,6 +18,24 @@ def read_text(path: str | Path) -> str:
         raise InputError(f"{path} is not a text file in UTF-8: {error}.") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def shown(value: Any) -> str:
+    """A value that a file holds, whatever it is, in few characters."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:
+        return "a number with thousands of digits"
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file; no, where the name is one that no file can have."""
+    return os.path.isfile(path)  # the method of Path raises an OSError where a name is too long
+
+
+def exists(path: Path) -> bool:
+    """Whether there is a file or a folder; no, where the name is one that nothing can have."""
+    return os.path.exists(path)
 
 
 def leaves_folder(name: str) -> bool:
@@ -40,7 +60,7 @@ def find_image(folder: Path, stem: str, preferred_suffix: str) -> Path | None:
         for variant in dict.fromkeys((suffix, suffix.lower(), suffix.upper())):
             # Not with_suffix: a stem may hold dots of its own.
             path = folder / f"{stem}{variant}"
-            if variant and path.is_file():
+            if variant and is_file(path):
                 return path
     return None
 

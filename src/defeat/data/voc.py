@@ -13,7 +13,7 @@ from defusedxml import ElementTree
 from defusedxml.common import DefusedXmlException
 
 from defeat.data.dataset import Annotation, DetectionDataset, SplitBuilder, finite, select_classes
-from defeat.data.files import find_image, leaves_folder, read_text, unknown_split
+from defeat.data.files import find_image, is_file, leaves_folder, read_text, unknown_split
 from defeat.data.images import read_header
 from defeat.errors import InputError
 
@@ -110,7 +110,7 @@ def _splits(folder: Path) -> list[str]:
 
 def _lists_a_class(folder: Path, file: Path) -> bool:
     line = next((line.strip() for line in read_text(file).splitlines() if line.strip()), "")
-    return bool(_FLAG.search(line)) and not (folder / "Annotations" / f"{line}.xml").is_file()
+    return bool(_FLAG.search(line)) and not is_file(folder / "Annotations" / f"{line}.xml")
 
 
 def _stems(folder: Path, split: str) -> list[str]:
@@ -153,7 +153,7 @@ def _add_image(builder: SplitBuilder, folder: Path, prefix: str, stem: str, file
 def _read_file(path: Path) -> _File:
     try:
         root = ElementTree.parse(path).getroot()
-    except (ElementTree.ParseError, DefusedXmlException, ValueError, OSError) as error:
+    except (ElementTree.ParseError, DefusedXmlException, LookupError, ValueError, OSError) as error:
         raise InputError(f"{path} is not well-formed XML: {error}.") from error
     if root is None or root.tag != "annotation":
         raise InputError(f"{path} is no VOC annotation: its root element is not <annotation>.")
