@@ -3,7 +3,7 @@
 A line with more columns is a polygon, `class x1 y1 x2 y2 ...`; its extent is the box.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,13 @@ from typing import Any
 import yaml
 
 from defeat.data.dataset import Annotation, DetectionDataset, SplitBuilder, finite, select_classes
-from defeat.data.files import absolute, is_image, read_text, unknown_split
+from defeat.data.files import absolute, exists, is_file, is_image, read_text, shown, unknown_split
 from defeat.data.images import read_header
 from defeat.errors import InputError
 
 LOOKED_FOR = "a YOLO folder (data.yaml with 'names' and 'train')"
 _FILE_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+_LARGEST_INDEX = 1_000_000
 _SPLITS = ("train", "val", "test")
 
 
@@ -57,15 +58,26 @@ def read(file: Path, split: str, classes: Sequence[str] | None) -> DetectionData
     return builder.finish(configuration.root.resolve().name, split, file)
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses to merge maps: those merged in each other would grow without bounds."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Leave `<<` an ordinary key, which no constructor knows."""
+
+
 def _load(file: Path) -> _Configuration:
+    text = read_text(file)
     try:
-        content = yaml.safe_load(read_text(file))
-    except yaml.YAMLError as error:
+        content = yaml.load(text, _Loader)  # noqa: S506 # a safe loader
+    except Exception as error:  # beside its own errors, the library hands on those of every kind of value
         raise InputError(f"{file} is not well-formed YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
         raise InputError(f"{file} is no YOLO description: expected keys such as 'train' and 'names'.")
-    root = absolute(file.parent / str(content.get("path") or "."))
-    if not root.is_dir():
+    path = content.get("path") or "."
+    if not isinstance(path, str):
+        raise InputError(f"{file}: 'path' is {shown(path)}, not a path.")
+    root = absolute(file.parent / path)
+    if not (exists(root) and root.is_dir()):
         raise InputError(f"{file}: its 'path' leads to {root}, which is no folder.")
     splits = {name: _entries(content[name], name, file) for name in _SPLITS if content.get(name)}
     return _Configuration(file, root, _read_names(content, file), splits)
@@ -74,7 +86,7 @@ def _load(file: Path) -> _Configuration:
 def _entries(value: Any, split: str, file: Path) -> list[str]:
     entries = value if isinstance(value, list) else [value]
     if not all(isinstance(entry, str) for entry in entries):
-        raise InputError(f"{file}: {split!r} is {value!r}, neither a path nor a list of paths.")
+        raise InputError(f"{file}: {split!r} is {shown(value)}, neither a path nor a list of paths.")
     return entries
 
 
@@ -83,16 +95,20 @@ def _read_names(content: dict[Any, Any], file: Path) -> dict[int, str]:
     if isinstance(raw, list):
         raw = dict(enumerate(raw))
     if not isinstance(raw, dict) or not raw:
-        raise InputError(f"{file}: 'names' is {raw!r}, neither a list of classes nor a map from index to class.")
+        raise InputError(f"{file}: 'names' is {shown(raw)}, neither a list of classes nor a map from index to class.")
+    if any(isinstance(name, Collection) and not isinstance(name, str) for name in raw.values()):
+        raise InputError(f"{file}: a class in 'names' is no name but a list or a map.")
     try:
         names = {int(index): str(name) for index, name in raw.items()}
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{file}: a key of 'names' is not a class index: {error}.") from error
     if len(set(names.values())) < len(raw):
         raise InputError(f"{file}: 'names' holds a class twice.")
     count = content.get("nc")
     if count is not None and count != len(names):
-        raise InputError(f"{file}: 'nc' is {count!r}, but 'names' has {len(names)} classes.")
+        raise InputError(f"{file}: 'nc' is {shown(count)}, but 'names' has {len(names)} classes.")
+    if min(names) < 0 or max(names) > _LARGEST_INDEX:
+        raise InputError(f"{file}: a class index in 'names' is not from 0 to {_LARGEST_INDEX}.")
     return {index: names[index] for index in sorted(names)}
 
 
@@ -111,7 +127,7 @@ def _list_images(configuration: _Configuration, split: str) -> list[Path]:
 
 def _resolve(entry: str, configuration: _Configuration, split: str) -> Path:
     place = absolute(configuration.root / entry)
-    if not place.exists() and entry.startswith("../"):
+    if not exists(place) and entry.startswith("../"):
         # Exports of Roboflow are written as if the YAML file stood one folder deeper.
         place = absolute(configuration.root / entry[3:])
     if not place.is_relative_to(configuration.root):
@@ -119,7 +135,7 @@ def _resolve(entry: str, configuration: _Configuration, split: str) -> Path:
             f"{configuration.file}: {split!r} names {entry!r}, outside the data set; "
             "set 'path' to the folder that holds everything."
         )
-    if not place.exists():
+    if not exists(place):
         raise InputError(f"{configuration.file}: {split!r} names {place}, which does not exist.")
     return place
 
@@ -134,7 +150,7 @@ def _read_list(file: Path, root: Path) -> list[Path]:
         image = absolute((file.parent if name.startswith("./") else root) / name)
         if not image.is_relative_to(root):
             raise InputError(f"{file}, line {number}: {name!r} is outside the data set {root}.")
-        if not image.is_file():
+        if not is_file(image):
             raise InputError(f"{file}, line {number}: the image {image} does not exist.")
         images.append(image)
     return images
