@@ -7,8 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from defeat.detector.base import Detector
 from defeat.errors import InputError
@@ -68,19 +69,36 @@ def load_model(folder: Path, build: Callable[[dict[str, Any]], Detector]) -> Det
         InputError: a file is missing or damaged.
     """
     description = read_description(folder)
+    described = folder / "model.json"
     if description.pop("format") != FORMAT:
-        raise InputError(f"{folder / 'model.json'} was written by another version of this program.")
+        raise InputError(f"{described} was written by another version of this program.")
     path = folder / "model.safetensors"
     if not path.is_file():
         raise InputError(f"{path} is missing: the run has no trained model yet.")
     try:
         weights = load_file(path)
-        detector = build(description | {name: tuple(description[name]) for name in ("classes", "mean", "std")})
+        # Built without memory first: a description may ask for more than there is, and its weights know better.
+        with torch.device("meta"):
+            expected = build(description).state_dict()
+        _require_shapes(expected, weights)
+        detector = build(description)
         detector.load_state_dict(weights)
-    except (SafetensorError, OSError, RuntimeError, TypeError, KeyError) as error:
-        reason = str(error).splitlines()[0].rstrip(":.")
-        raise InputError(f"{path} is damaged or does not belong to {folder / 'model.json'} ({reason}).") from error
+    except InputError as error:
+        raise InputError(f"{described}: {str(error).rstrip('.')}.") from error
+    except Exception as error:  # a network that can't be built fails in a way of its own
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(":.")
+        raise InputError(f"{path} is damaged or does not belong to {described} ({reason}).") from error
     return detector
+
+
+def _require_shapes(expected: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
+    wrong = [name for name in (*expected, *weights) if _shape(expected, name) != _shape(weights, name)]
+    if wrong:
+        raise RuntimeError(f"{len(wrong)} tensors are missing, unknown or of another shape, e.g. {wrong[0]}")
+
+
+def _shape(tensors: dict[str, Tensor], name: str) -> torch.Size | None:
+    return tensors[name].shape if name in tensors else None
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -93,8 +111,11 @@ def read_description(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{folder} is not a run directory with a trained model: {path.name} is missing.")
     try:
-        description = json.loads(path.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # encoding, syntax, numbers with thousands of digits
         raise InputError(f"{path} is not valid JSON ({error}).") from error
     if not isinstance(description, dict) or "format" not in description:
         raise InputError(f"{path} does not describe a detector: the field 'format' is missing.")
