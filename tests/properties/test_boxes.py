@@ -1,7 +1,7 @@
 """Boxes: a flip is its own inverse, clipping is final, and what a data set gives keeps the contract of `Target`."""
 
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from defeat.data.batching import pack
@@ -135,6 +135,7 @@ def gathered(rows, size):
 
 @properties
 @given(any_boxes())
+@example(([(1048576.0, 0.0, 1048576.05, 9.0)], (9, 1 << 21)))
 def test_any_finite_boxes_become_boxes_inside_the_image_with_an_extent(drawn):
     rows, size = drawn
     dataset = gathered(rows, size)
