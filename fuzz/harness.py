@@ -59,8 +59,8 @@ def main(name: str) -> None:
 
     # A hang is found by its processor time; the limit in seconds is for one within a library.
     limits = [f"-max_total_time={options.seconds}", "-max_len=4096", "-timeout=300", "-rss_limit_mb=6000"]
-    dictionary = f"-dict={HERE / 'dictionaries' / name}.txt"
-    arguments = [sys.argv[0], *limits, dictionary, "-len_control=10", "-print_final_stats=1", str(CORPUS / name)]
+    files = [f"-dict={HERE / 'dictionaries' / name}.txt", f"-artifact_prefix={findings.folder}/", str(CORPUS / name)]
+    arguments = [sys.argv[0], *limits, "-len_control=10", "-print_final_stats=1", *files]
     mutator = {"custom_mutator": mutate_json} if name in STRUCTURED else {}
     atheris.Setup(arguments, once, internal_libfuzzer=True, **mutator)
     atheris.Fuzz()
