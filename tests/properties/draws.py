@@ -30,9 +30,11 @@ def shapes(height: int = 256, width: int = 320) -> dict[int, tuple[int, int]]:
 
 
 def numbers(shape: tuple[int, ...], limit: float, dtype: torch.dtype = torch.float32) -> st.SearchStrategy[Tensor]:
-    """Tensors with any finite values from -limit to limit."""
+    """Tensors with any finite values from -limit to limit, many of them small."""
     limit = float(np.float32(limit))
+    small = min(limit, 2.0)
     elements = st.floats(-limit, limit, width=32, allow_subnormal=False)
+    elements |= st.floats(-small, small, width=32, allow_subnormal=False)
     most = LARGEST[dtype]  # rounding to bfloat16 must not reach infinity
     return arrays(np.float32, shape, elements=elements).map(
         lambda values: torch.from_numpy(values).clamp(-most, most).to(dtype)

@@ -1,5 +1,6 @@
 """Regions: within the map, shrinking with the boxes, and blind to the order of boxes and images."""
 
+import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -136,8 +137,9 @@ def test_gaussians_lie_on_the_cells_that_are_painted(batch):
     assert all((weights[stride][cells[stride]] > 0.367).all() for stride in STRIDES)
 
 
+@pytest.mark.parametrize("paint", [object_regions, near_object_regions, gaussian_regions, backbone_regions])
 @properties
-@given(OF_BOXES, BATCH)
+@given(BATCH)
 def test_the_region_of_many_boxes_is_the_union_of_their_regions(paint, batch):
     together = paint([boxes(one) for one in batch], shapes())
     for number, image in enumerate(batch):
