@@ -179,7 +179,7 @@ def _fit(
             default_root_dir=directory.folder,
         )
         try:
-            trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False if checkpoint else None)
+            trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
             if module.evaluated_step != trainer.global_step:  # --max-steps may end a run between two evaluations
                 trainer.validate(module, data, verbose=False)
         except Interrupted:
