@@ -12,7 +12,8 @@ _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 80, 80
 class InputError(ValueError):
     """Wrong usage or bad input: the message names what was expected and what was found, and says what to do.
 
-    The command line prints the message alone, without a traceback, and exits with 2.
+    The command line prints the message alone, without a traceback, and exits with 2. Messages quote untrusted names:
+    what can't be printed in a line is escaped.
     """
 
     def __init__(self, sentence: str) -> None:

@@ -179,7 +179,7 @@ def _read_image_entry(element: dict[str, Any], folder: Path, path: Path, where: 
     if element.get("width") is None or element.get("height") is None:
         return _Image(path, name, read_header(path).upright, prefer_upright=True)
     width, height = _integer(element, "width", where), _integer(element, "height", where)
-    if width < 1 or height < 1:
+    if not (1 <= width <= LARGEST_SIDE and 1 <= height <= LARGEST_SIDE):
         raise InputError(f"{where}: its size is {width} x {height} pixels.")
     return _Image(path, name, (height, width), prefer_upright=False)
 

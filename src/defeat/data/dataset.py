@@ -1,7 +1,7 @@
 """The data set that every format is read into: annotations checked at once, images decoded when asked for."""
 
 import hashlib
-import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +15,13 @@ from defeat.data.problems import Problems
 from defeat.errors import InputError, unknown_name
 from defeat.types import Target
 
+# Of an image, in pixels: float32 holds every whole number up to this.
+LARGEST_SIDE = 1 << 24
 # Annotations are rounded: only a corner further outside than this is worth a word.
 _CLIP_TOLERANCE = 0.5
-# A thinner box has no extent, in pixels.
+# A thinner box has no extent: in pixels, and as a part of the image's side, which float32 must still resolve.
 _MIN_EXTENT = 0.01
+_MIN_SHARE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +239,7 @@ class SplitBuilder:
         x1, y1, x2, y2 = annotation.corners
         height, width = size
         box = (_clamp(x1, width), _clamp(y1, height), _clamp(x2, width), _clamp(y2, height))
-        if box[2] - box[0] < _MIN_EXTENT or box[3] - box[1] < _MIN_EXTENT:
+        if box[2] - box[0] < _least_extent(width) or box[3] - box[1] < _least_extent(height):
             self._empty += 1
             return
         if max(abs(new - old) for new, old in zip(box, annotation.corners, strict=True)) > _CLIP_TOLERANCE:
@@ -266,6 +269,10 @@ class SplitBuilder:
             f"{count} of {total} boxes {what}" if place == 0 else f"{count} {what}"
             for place, (count, what) in enumerate(found)
         ]
+
+
+def _least_extent(side: int) -> float:
+    return max(_MIN_EXTENT, _MIN_SHARE * side)
 
 
 def _clamp(value: float, limit: int) -> float:

@@ -3,7 +3,7 @@
 A line with more columns is a polygon, `class x1 y1 x2 y2 ...`; its extent is the box.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from defeat.errors import InputError, shown
 
 LOOKED_FOR = "a YOLO folder (data.yaml with 'names' and 'train')"
 _FILE_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+_LARGEST_INDEX = 1_000_000
 _SPLITS = ("train", "val", "test")
 
 
@@ -72,6 +73,13 @@ def read(file: Path, split: str, classes: Sequence[str] | None, problems: Proble
     return builder.finish(configuration.root.resolve().name, split, file)
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses to merge maps: those merged in each other would grow without bounds."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Leave `<<` an ordinary key, which no constructor knows."""
+
+
 def _load(file: Path) -> _Configuration:
     text = read_text(file)
     try:
@@ -109,7 +117,7 @@ def _read_names(content: dict[Any, Any], file: Path) -> dict[int, str]:
             raise InputError(f"{file}: the class {shown(name)} of 'names' is no name; put it in quotes.")
     try:
         names = {int(index): str(name) for index, name in raw.items()}
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{file}: a key of 'names' is not a class index: {error}.") from error
     if len(set(names.values())) < len(raw):
         raise InputError(f"{file}: 'names' holds a class twice.")

@@ -11,6 +11,7 @@ from shutil import disk_usage
 from typing import Any
 
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from defeat.detector.base import Detector
 from defeat.detector.description import require_description
@@ -109,15 +110,20 @@ def load_model(folder: Path, build: Callable[[dict[str, Any]], Detector]) -> Det
         InputError: a file is missing or damaged.
     """
     description = read_description(folder)
+    described = folder / "model.json"
     if description.pop("format") != FORMAT:
-        raise InputError(f"{folder / 'model.json'} was written by another version of this program.")
+        raise InputError(f"{described} was written by another version of this program.")
     path = folder / "model.safetensors"
     if not path.is_file():
         raise InputError(f"{path} is missing: the run has no trained model yet.")
     require_description(description, folder / "model.json")
     try:
         weights = load_file(path)
-        detector = build(description | {name: tuple(description[name]) for name in ("classes", "mean", "std")})
+        # Built without memory first: a description may ask for more than there is, and its weights know better.
+        with torch.device("meta"):
+            expected = build(description).state_dict()
+        _require_shapes(expected, weights)
+        detector = build(description)
         detector.load_state_dict(weights)
     except InputError as error:
         raise InputError(f"{folder / 'model.json'} describes no detector that can be built: {error}") from error
@@ -127,6 +133,16 @@ def load_model(folder: Path, build: Callable[[dict[str, Any]], Detector]) -> Det
     if (name := first_not_finite(weights)) is not None:
         raise InputError(f"{path} holds weights that are not finite ({name}): the detector can't detect anything.")
     return detector
+
+
+def _require_shapes(expected: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
+    wrong = [name for name in (*expected, *weights) if _shape(expected, name) != _shape(weights, name)]
+    if wrong:
+        raise RuntimeError(f"{len(wrong)} tensors are missing, unknown or of another shape, e.g. {wrong[0]}")
+
+
+def _shape(tensors: dict[str, Tensor], name: str) -> torch.Size | None:
+    return tensors[name].shape if name in tensors else None
 
 
 def read_description(folder: Path) -> dict[str, Any]:

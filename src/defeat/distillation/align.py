@@ -127,7 +127,10 @@ def resized_map(level: Tensor, scale: float, shape: tuple[int, int]) -> Tensor:
         return level
     # The teacher's padding may reach further than the student's: leave out what lies beyond it before resizing.
     height, width = (min(have, max(1, round(want * scale))) for have, want in zip(level.shape[-2:], shape, strict=True))
-    return F.interpolate(level[..., :height, :width], size=shape, mode="bilinear", antialias=True)
+    level = level[..., :height, :width]
+    if shape[1] == 1:  # where the result has one column, torch 2.14 repeats its first row on a processor
+        return F.interpolate(level.mT, size=(1, shape[0]), mode="bilinear", antialias=True).mT
+    return F.interpolate(level, size=shape, mode="bilinear", antialias=True)
 
 
 def rescale_boxes(boxes: list[Tensor], factor: float) -> list[Tensor]:

@@ -151,10 +151,11 @@ def renamed_classes(info: DetectorInfo, student: Sequence[str], names: Mapping[s
 def _any_of(logits: Tensor) -> Tensor:
     """Logit that any of several independent events happens, over the last dimension.
 
-    With u = sum of softplus(z), none of them happens with probability exp(-u), so that the logit is log(exp(u) - 1).
+    With u = sum of softplus(z), none of them happens with probability exp(-u), so that the logit is log(exp(u) - 1). Of
+    rare events, whose u may be too small for a number, that is the sum of their probabilities, log(sum of exp(z)).
     """
     total = F.softplus(logits).sum(dim=-1)
-    return total + torch.log(-torch.expm1(-total))
+    return torch.where(total < 1e-6, logits.logsumexp(dim=-1), total + torch.log(-torch.expm1(-total)))
 
 
 def listed(names: Sequence[str], shown: int = 5) -> str:

@@ -32,6 +32,7 @@ class _SquaredDifference(torch.autograd.Function):
 
 
 CHUNK = 16  # channels at a time, so that what is made of them stays in the processor's cache
+SAFE = 1e12  # values up to this have squares whose sum over a batch fits float32
 
 
 class _Standardised(torch.autograd.Function):
@@ -44,12 +45,14 @@ class _Standardised(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, level: Tensor, weight: Tensor, eps: float) -> Tensor:
         count = added(weight.sum())
-        mean = added(_channel_sums(level, weight)) / count
-        centred = level - mean[:, None, None]
-        variance = added(_channel_sums(centred.square(), weight)) / count
+        centred, variance = _centred(level, weight, count)
+        shrink: Tensor | float = 1.0
+        if not bool(variance.isfinite().all()):  # a square or a sum overflowed; the result does not depend on the scale
+            shrink = 1 / added((level.abs().amax(dim=(0, 2, 3)) / SAFE).clamp(min=1))[:, None, None]
+            centred, variance = _centred(level * shrink, weight, count)
         inverse = torch.rsqrt(variance + eps)[:, None, None]
         result = centred.mul_(inverse)
-        context.save_for_backward(result, weight / count, inverse)
+        context.save_for_backward(result, weight / count, inverse * shrink)
         return result
 
     @staticmethod
@@ -61,6 +64,13 @@ class _Standardised(torch.autograd.Function):
         first, second = added(torch.stack([one.sum(dim=(0, 2, 3)) for one in (gradient, product)]))[..., None, None]
         common = torch.mul(result, second, out=product).add_(first).mul_(share[:, None])
         return torch.sub(gradient, common, out=common).mul_(inverse), None, None
+
+
+def _centred(level: Tensor, weight: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """A map (B, C, H, W) without the mean of each channel, and the variance of each (C,)."""
+    mean = added(_channel_sums(level, weight)) / count
+    centred = level - mean[:, None, None]
+    return centred, added(_channel_sums(centred.square(), weight)) / count
 
 
 def _channel_sums(level: Tensor, weight: Tensor) -> Tensor:
@@ -76,7 +86,7 @@ def _channel_sums(level: Tensor, weight: Tensor) -> Tensor:
 def squared_difference(student: Tensor, teacher: Tensor) -> Tensor:
     """Squared difference of two maps (B, C, H, W), summed over the channels: (B, H, W).
 
-    The teacher's map gets no gradient.
+    The teacher's map gets no gradient. Values up to 1e15 give a finite mean over any region, in float32.
     """
     found: Tensor = _SquaredDifference.apply(student, teacher)
     return found
@@ -86,6 +96,7 @@ def absolute_difference(student: Tensor, teacher: Tensor) -> Tensor:
     """The published code's variant of an absolute difference, summed over the channels: (B, H, W).
 
     `|d|` where it is below 1, `d^2` elsewhere: the other way round than a Huber loss, so large differences count more.
+    Values up to 1e15 give a finite mean over any region, in float32.
     """
     difference = (student - teacher).abs()
     return torch.where(difference < 1, difference, difference.square()).sum(dim=1)
@@ -94,7 +105,8 @@ def absolute_difference(student: Tensor, teacher: Tensor) -> Tensor:
 def divisive_difference(student: Tensor, teacher: Tensor) -> Tensor:
     """Squared relative difference `(1 - s / (t + 1e-8))^2` of two maps, summed over the channels: (B, H, W).
 
-    It has no upper limit where the teacher's map is near zero.
+    It has no upper limit where the teacher's map is near zero, and is not zero there for equal maps. It is finite where
+    the teacher's values are at least 0.01 from zero and the student's at most 1e6.
     """
     return (1 - student / (teacher + 1e-8)).square().sum(dim=1)
 
@@ -109,7 +121,7 @@ def region_mean(per_cell: Tensor, region: Tensor, channels: int) -> Tensor:
     processes the batch is that of all.
 
     Args:
-        per_cell: (B, H, W), a value for each cell, already summed over its channels.
+        per_cell: (B, H, W), a value for each cell, already summed over its channels; outside the region any value.
         region: (B, H, W), bool or weights in 0..1.
         channels: how many channels went into each cell's value.
 
@@ -117,14 +129,15 @@ def region_mean(per_cell: Tensor, region: Tensor, channels: int) -> Tensor:
         Scalar.
     """
     weight = region.to(per_cell.dtype)
-    return (per_cell * weight).sum() / average_count(2 * channels * weight.sum())
+    inside = per_cell.masked_fill(weight == 0, 0)  # infinity times zero would not be zero
+    return (inside * weight).sum() / average_count(2 * channels * weight.sum())
 
 
 def standardise(level: Tensor, valid: Tensor, eps: float = 1e-6) -> Tensor:
     """Give every channel zero mean and unit variance over the valid cells of the batch, that of all processes.
 
     Args:
-        level: (B, C, H, W).
+        level: (B, C, H, W), any finite values: the result and its gradient are finite.
         valid: (B, H, W) bool; at least one cell is valid.
         eps: added to the variance.
     """

@@ -1,0 +1,109 @@
+"""Writes the inputs that fuzzing begins with into fuzz/corpus: `python -m fuzz.seeds`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+CORPUS = Path(__file__).resolve().parent / "corpus"
+SEPARATOR = "\n=====\n"
+
+
+def _voc() -> dict[str, str]:
+    box = "<bndbox><xmin>3</xmin><ymin>4</ymin><xmax>20</xmax><ymax>25.5</ymax></bndbox>"
+    thing = f"<object><name>cat</name><difficult>1</difficult>{box}</object>"
+    size = "<size><width>40</width><height>30</height><depth>3</depth></size>"
+    full = f"<annotation><filename>a.png</filename>{size}{thing}</annotation>"
+    return {
+        "full": full,
+        "listed": full + SEPARATOR + "a\n",
+        "declared": f'<?xml version="1.0" encoding="utf-8"?>\n<annotation>{thing}{thing}</annotation>'
+        + SEPARATOR
+        + "b\na\n",
+        "outside": f"<annotation>{size}{thing.replace('20', '90').replace('>3<', '>-3.5<')}</annotation>",
+        "entity": f'<!DOCTYPE a [<!ENTITY b "c">]><annotation>{thing}&b;</annotation>',
+        "flags": full + SEPARATOR + "a 1\nb -1\n",
+    }
+
+
+def _coco() -> dict[str, str]:
+    content: dict[str, Any] = {
+        "images": [
+            {"id": 9, "file_name": "a.png", "width": 40, "height": 30},
+            {"id": 4, "file_name": "sub/b.png"},
+        ],
+        "categories": [{"id": 7, "name": "dog"}, {"id": 2, "name": "cat"}],
+        "annotations": [
+            {"id": 1, "image_id": 9, "category_id": 7, "bbox": [2, 3, 10, 20], "iscrowd": 0},
+            {"id": 2, "image_id": 9, "category_id": 2, "bbox": [0.5, 1, 400, 5.5], "iscrowd": 1},
+        ],
+    }
+    return {
+        "full": json.dumps(content),
+        "no_boxes": json.dumps(content | {"annotations": []}),
+        "unknown_category": json.dumps(content | {"categories": content["categories"][:1]}),
+        "floats": json.dumps(content).replace('"id": 9', '"id": 9.0').replace("40", "4e1"),
+        "not_coco": "[1, 2]",
+    }
+
+
+def _yolo() -> dict[str, str]:
+    lines = "0 0.5 0.5 0.2 0.3\n1 0.1 0.1 0.9 0.1 0.5 0.9\n"
+    return {
+        "folder": SEPARATOR.join(["train: images/train\nnames: [cat, dog]\n", lines]),
+        "map": SEPARATOR.join(
+            ["path: .\ntrain: images/train\nval: images/train\nnc: 2\nnames: {0: cat, 1: dog}\n", lines]
+        ),
+        "list": SEPARATOR.join(["train: list.txt\nnames:\n- cat\n- dog\n", lines, "./images/train/a.png\n"]),
+        "roboflow": SEPARATOR.join(["train: ../images/train\nnames: ['cat', \"dog\"]\n", "1 0.99 0.99 0.5 0.5"]),
+        "anchors": SEPARATOR.join(["base: &a [cat, dog]\nnames: *a\ntrain: [images/train, list.txt]\n", lines]),
+        "wrong_class": SEPARATOR.join(["train: images/train\nnames: {3: cat}\n", "0 0.5 0.5 0.1 0.1"]),
+    }
+
+
+def _model() -> dict[str, str]:
+    description: dict[str, Any] = {
+        "format": 1,
+        "family": "retinanet",
+        "backbone": "lcnet_050",
+        "classes": ["cat"],
+        "size": 32,
+        "max_size": 32,
+        "norm": "bn",
+        "neck_channels": 1,
+        "frozen_stages": 0,
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+        "options": {},
+    }
+    some = "backbone.fpn.inner_blocks.0.0.bias"
+    entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+    options = {
+        "anchor_sizes": [8, 16, 32, 64, 128],
+        "score_thresh": 0.1,
+        "head_norm": "gn",
+        "initialisation": "published",
+    }
+    return {
+        "full": json.dumps(description),
+        "options": json.dumps(description | {"options": options}),
+        "norm": json.dumps(description | {"norm": "frozen", "frozen_stages": 2}),
+        "two_stages": json.dumps(description | {"family": "faster_rcnn", "options": {"box_representation_size": 4}}),
+        "wider": json.dumps(description | {"neck_channels": 2, "classes": ["cat", "dog"]}),
+        "missing": json.dumps(description) + SEPARATOR + json.dumps({some: None}),
+        "reshaped": json.dumps(description) + SEPARATOR + json.dumps({some: entry}),
+        "empty_weights": json.dumps(description) + SEPARATOR + "\x02\0\0\0\0\0\0\0{}",
+        "no_weights": json.dumps(description) + SEPARATOR + "not weights",
+    }
+
+
+def main() -> None:
+    """Write the seeds of every target."""
+    for name, seeds in {"voc": _voc(), "coco": _coco(), "yolo": _yolo(), "model": _model()}.items():
+        folder = CORPUS / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for seed, text in seeds.items():
+            (folder / f"seed_{seed}").write_bytes(text.encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Class maps: names decide who meets whom, and probabilities stay probabilities."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from defeat.distillation.class_map import UNKNOWN, ClassMap, listed, renamed_classes
+from defeat.distillation.losses import sigmoid_divergence
+from defeat.types import Detections
+from tests.distillation.made_up import info
+from tests.properties.draws import DTYPES, numbers, properties, shuffled
+
+NAMES = st.sampled_from("abcdefg")
+OWN = st.lists(NAMES, min_size=1, max_size=5, unique=True).map(tuple)
+THEIRS = st.lists(NAMES, min_size=1, max_size=6).map(tuple)  # several of the teacher's classes may be one of ours
+
+
+@st.composite
+def meetings(draw):
+    """Classes of a student and a teacher who share at least one."""
+    own, theirs = draw(OWN), draw(THEIRS)
+    return ClassMap(own, (*theirs, draw(st.sampled_from(own))))
+
+
+@properties
+@given(OWN, THEIRS)
+def test_who_meets_has_the_same_name_and_who_does_not_has_none(own, theirs):
+    classes = ClassMap(own, theirs)
+    met = [place for places in classes.pairs.values() for place in places]
+    assert len(met) == len(set(met))
+    assert {theirs[place] for place in met} == set(own) & set(theirs)
+    for label, places in classes.pairs.items():
+        assert [theirs[place] for place in places] == [own[label]] * len(places)
+        assert list(places) == sorted(places)
+    to_student = classes.to_student.tolist()
+    assert [place for place, label in enumerate(to_student) if label == UNKNOWN] == [
+        place for place in range(len(theirs)) if place not in met
+    ]
+
+
+@properties
+@given(OWN)
+def test_equal_classes_change_nothing(own):
+    same, logits, labels = ClassMap(own, own), torch.randn(3, len(own) + 1), torch.arange(-1, len(own) + 1)
+    assert same.student_logits(logits) is logits
+    assert same.teacher_logits(logits) is logits
+    assert same.labels(labels) is labels
+    assert same.describe() == []
+
+
+@properties
+@given(meetings())
+def test_labels_become_places_among_the_shared_classes_in_their_order(classes):
+    count, shared = len(classes.student), len(classes.pairs)
+    found = classes.labels(torch.arange(-1, count + 1)).tolist()
+    assert found[0] == UNKNOWN
+    assert found[-1] == shared  # the background
+    kept = [label for label in found[1:-1] if label != UNKNOWN]
+    if not classes.identical:
+        assert kept == list(range(shared))
+
+
+@properties
+@given(meetings(), st.data())
+def test_softmax_probabilities_of_shared_classes_keep_their_ratios_and_add_up_to_one(classes, data):
+    logits = data.draw(numbers((3, len(classes.teacher) + 1), 30.0)).double()
+    found = classes.teacher_logits(logits).softmax(dim=1)
+    given_ = logits.softmax(dim=1)
+    columns = [given_[:, list(places)].sum(dim=1) for places in classes.pairs.values()]
+    expected = torch.stack([*columns, given_[:, -1]], dim=1)
+    if not classes.identical:
+        assert torch.allclose(found, expected / expected.sum(dim=1, keepdim=True), atol=1e-9)
+
+
+@properties
+@given(meetings(), st.data(), DTYPES)
+def test_sigmoid_probabilities_of_merged_classes_lie_between_the_largest_and_the_sum(classes, data, dtype):
+    logits = data.draw(numbers((3, len(classes.teacher)), 1e3, dtype)).float()
+    found = classes.teacher_logits(logits).sigmoid()
+    if classes.identical:
+        return
+    for column, places in enumerate(classes.pairs.values()):
+        parts = logits[:, list(places)].sigmoid()
+        assert (found[:, column] >= parts.amax(dim=1) * (1 - 1e-4)).all()
+        assert (found[:, column] <= parts.sum(dim=1) * (1 + 1e-4)).all()
+
+
+@properties
+@given(meetings(), st.booleans(), st.data(), DTYPES)
+def test_shared_logits_are_finite_for_finite_logits_and_so_is_what_they_teach(classes, softmax, data, dtype):
+    logits = data.draw(numbers((3, len(classes.teacher) + softmax), 1e30, dtype)).float()
+    wanted = classes.teacher_logits(logits)
+    assert wanted.isfinite().all()
+    assert wanted.shape == (3, (len(classes.teacher) if classes.identical else len(classes.pairs)) + softmax)
+    assert sigmoid_divergence(torch.zeros_like(wanted), wanted, 1.0).isfinite().all()
+
+
+@properties
+@given(meetings(), st.booleans(), st.data())
+def test_the_order_of_the_teachers_classes_does_not_matter(classes, softmax, data):
+    order = shuffled(data.draw, len(classes.teacher))
+    turned = ClassMap(classes.student, tuple(classes.teacher[place] for place in order))
+    logits = data.draw(numbers((2, len(classes.teacher) + softmax), 30.0)).double()
+    other = logits[:, [*order, *[len(order)] * softmax]]
+    assert turned.pairs.keys() == classes.pairs.keys()
+    one, two = classes.teacher_logits(logits), turned.teacher_logits(other)
+    if not classes.identical and not turned.identical:
+        assert torch.allclose(one, two, atol=1e-6)
+
+
+@properties
+@given(meetings(), st.booleans(), st.data())
+def test_students_logits_are_those_of_the_shared_classes_in_their_order(classes, softmax, data):
+    logits = data.draw(numbers((2, len(classes.student) + softmax), 30.0))
+    found = classes.student_logits(logits)
+    if not classes.identical:
+        assert torch.equal(found, logits[:, [*classes.pairs, *[len(classes.student)] * softmax]])
+
+
+@properties
+@given(meetings(), st.data())
+def test_detections_keep_their_order_and_get_labels_of_the_student(classes, data):
+    labels = data.draw(st.lists(st.integers(0, len(classes.teacher) - 1), max_size=6))
+    scores = torch.linspace(1, 0.1, max(1, len(labels)))[: len(labels)]
+    found = classes.detections(Detections(torch.zeros(len(labels), 4), scores, torch.tensor(labels, dtype=torch.int64)))
+    expected = [place for place, label in enumerate(labels) if classes.teacher[label] in classes.student]
+    assert torch.equal(found.scores, scores[expected])
+    assert [classes.student[label] for label in found.labels] == [classes.teacher[labels[place]] for place in expected]
+
+
+@properties
+@given(OWN, st.lists(NAMES, min_size=1, max_size=6, unique=True), st.data())
+def test_renamed_classes_change_the_names_that_were_given_and_no_other(own, theirs, data):
+    names = data.draw(st.dictionaries(st.sampled_from(theirs), st.none() | st.sampled_from(own)))
+    teacher = info({8: 1}, classes=tuple(theirs))
+    found = renamed_classes(teacher, own, names).classes
+    for before, after in zip(theirs, found, strict=True):
+        assert after == (names[before] or "" if before in names else before)
+    assert renamed_classes(teacher, own, {}) == teacher
+
+
+@properties
+@given(st.lists(st.text("xyz", min_size=1, max_size=3), max_size=12), st.integers(1, 6))
+def test_a_list_of_names_says_how_many_it_leaves_out(names, shown):
+    text = listed(names, shown)
+    assert text.startswith(", ".join(names[:shown]))
+    assert text.endswith(f" and {len(names) - shown} more") == (len(names) > shown)

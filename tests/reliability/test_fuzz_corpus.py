@@ -1,0 +1,14 @@
+"""Every input that fuzzing kept is read, or refused in a sentence, without the fuzzer."""
+
+import pytest
+
+from fuzz.targets import CORPUS, TARGETS, run
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_the_corpus_is_read_or_refused(name, tmp_path):
+    target, inputs = TARGETS[name], sorted((CORPUS / name).iterdir())
+    target.prepare(tmp_path)
+    accepted = [run(target, tmp_path, path.read_bytes()) for path in inputs]
+    # A corpus that is always refused, or never, tests half of the code.
+    assert 0 < sum(accepted) < len(inputs)
