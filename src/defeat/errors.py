@@ -1,6 +1,5 @@
 """What a user did wrong, said in one sentence."""
 
-import re
 import reprlib
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -17,13 +16,15 @@ class InputError(ValueError):
     """
 
     def __init__(self, sentence: str) -> None:
-        # A foreign file's name may hold the end of a line, or a command for the terminal.
-        super().__init__(re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], sentence))
+        super().__init__("".join(one if one.isprintable() else ascii(one)[1:-1] for one in sentence))
 
 
 def shown(value: object) -> str:
     """A value that a foreign file holds, for a message: not at its full length, which may be anything."""
-    return _SHORT.repr(value)
+    try:
+        return _SHORT.repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
 
 
 class BadDataError(InputError):

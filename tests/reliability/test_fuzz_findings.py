@@ -137,7 +137,10 @@ def test_a_refusal_names_the_file_and_the_field(folders):
     (folder / "model.json").write_text(json.dumps(DESCRIPTION | {"size": "large"}))
     with pytest.raises(InputError) as caught:
         load(folder)
-    assert str(caught.value) == f"{folder / 'model.json'}: 'size' can't be 'large'."
+    assert (
+        str(caught.value)
+        == f"{folder / 'model.json'}: the field 'size' is 'large', not a number of pixels from 1 to 16384."
+    )
 
 
 def test_a_message_escapes_what_cannot_be_printed(folders):

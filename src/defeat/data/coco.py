@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from defeat.data.dataset import Annotation, DetectionDataset, SplitBuilder, finite, select_classes
+from defeat.data.dataset import LARGEST_SIDE, Annotation, DetectionDataset, SplitBuilder, finite, select_classes
 from defeat.data.files import is_file, leaves_folder, read_text, unknown_split
 from defeat.data.images import read_header
 from defeat.data.problems import Problems

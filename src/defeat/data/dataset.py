@@ -1,7 +1,7 @@
 """The data set that every format is read into: annotations checked at once, images decoded when asked for."""
 
 import hashlib
-import sys
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,9 +1,7 @@
 """Finding and reading the files of a data set, which are untrusted input."""
 
 import os
-import reprlib
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
 
 from defeat.errors import InputError
 

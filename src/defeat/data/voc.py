@@ -13,7 +13,7 @@ from defusedxml import ElementTree
 from defusedxml.common import DefusedXmlException
 
 from defeat.data.dataset import Annotation, DetectionDataset, SplitBuilder, finite, select_classes
-from defeat.data.files import find_image, leaves_folder, read_lines, unknown_split
+from defeat.data.files import find_image, is_file, leaves_folder, read_lines, unknown_split
 from defeat.data.images import read_header
 from defeat.data.problems import Problems
 from defeat.errors import InputError
@@ -122,7 +122,7 @@ def _splits(folder: Path) -> list[str]:
 
 def _lists_a_class(folder: Path, file: Path) -> bool:
     line = next((line.strip() for line in read_lines(file) if line.strip()), "")
-    return bool(_FLAG.search(line)) and not (folder / "Annotations" / f"{line}.xml").is_file()
+    return bool(_FLAG.search(line)) and not is_file(folder / "Annotations" / f"{line}.xml")
 
 
 def _listed(folder: Path, split: str) -> list[str]:

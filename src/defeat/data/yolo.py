@@ -3,7 +3,7 @@
 A line with more columns is a polygon, `class x1 y1 x2 y2 ...`; its extent is the box.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,10 @@ _SPLITS = ("train", "val", "test")
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice, of which PyYAML takes the last."""
+    """Refuses a key that is given twice, of which PyYAML takes the last, and to merge maps.
+
+    Maps merged in each other would grow without bounds.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """The mapping of a node."""
@@ -32,6 +35,9 @@ class _Loader(yaml.SafeLoader):
         if twice is not None:
             raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Leave `<<` an ordinary key, which no constructor knows."""
 
 
 @dataclass(frozen=True)
@@ -73,18 +79,11 @@ def read(file: Path, split: str, classes: Sequence[str] | None, problems: Proble
     return builder.finish(configuration.root.resolve().name, split, file)
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses to merge maps: those merged in each other would grow without bounds."""
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Leave `<<` an ordinary key, which no constructor knows."""
-
-
 def _load(file: Path) -> _Configuration:
     text = read_text(file)
     try:
         content = yaml.load(text, _Loader)  # noqa: S506 (a safe loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # the second for a day that no month has
+    except Exception as error:  # beside its own errors, the library hands on those of every kind of value
         raise InputError(f"{file} is not well-formed YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
         raise InputError(f"{file} is no YOLO description: expected keys such as 'train' and 'names'.")
@@ -124,6 +123,8 @@ def _read_names(content: dict[Any, Any], file: Path) -> dict[int, str]:
     count = content.get("nc")
     if count is not None and count != len(names):
         raise InputError(f"{file}: 'nc' is {shown(count)}, but 'names' has {len(names)} classes.")
+    if min(names) < 0 or max(names) > _LARGEST_INDEX:
+        raise InputError(f"{file}: a class index in 'names' is not from 0 to {_LARGEST_INDEX}.")
     return {index: names[index] for index in sorted(names)}
 
 

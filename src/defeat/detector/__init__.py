@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from defeat.detector.base import Detector, DetectorSpec
-from defeat.detector.description import spec_of
 from defeat.detector.families import faster_rcnn, retinanet
 from defeat.detector.files import load_model, save_model
 from defeat.detector.pretrained import load_torchvision
@@ -71,7 +70,6 @@ def load(source: str | Path, weights: str | Path | None = None) -> Detector:
 
 
 def build_any(description: dict[str, Any]) -> Detector:
-    """Build a detector with random weights from the content of a `model.json`, which is untrusted."""
-    family = description.get("family")
-    options = FAMILIES[family][1] if isinstance(family, str) and family in FAMILIES else None
-    return build(spec_of(description, options), weights="none")
+    """Build a detector with random weights from the content of a `model.json`."""
+    lists = {name: tuple(description[name]) for name in ("classes", "mean", "std")}
+    return build(DetectorSpec(**description | lists), weights="none")

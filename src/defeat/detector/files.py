@@ -10,6 +10,7 @@ from pathlib import Path
 from shutil import disk_usage
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -116,7 +117,7 @@ def load_model(folder: Path, build: Callable[[dict[str, Any]], Detector]) -> Det
     path = folder / "model.safetensors"
     if not path.is_file():
         raise InputError(f"{path} is missing: the run has no trained model yet.")
-    require_description(description, folder / "model.json")
+    require_description(description, described)
     try:
         weights = load_file(path)
         # Built without memory first: a description may ask for more than there is, and its weights know better.
@@ -126,10 +127,10 @@ def load_model(folder: Path, build: Callable[[dict[str, Any]], Detector]) -> Det
         detector = build(description)
         detector.load_state_dict(weights)
     except InputError as error:
-        raise InputError(f"{folder / 'model.json'} describes no detector that can be built: {error}") from error
+        raise InputError(f"{described} describes no detector that can be built: {error}") from error
     except Exception as error:  # whatever kind the parts raise that were built from a foreign description
-        reason = str(error).splitlines()[0].rstrip(":.")
-        raise InputError(f"{path} is damaged or does not belong to {folder / 'model.json'} ({reason}).") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(":.")
+        raise InputError(f"{path} is damaged or does not belong to {described} ({reason}).") from error
     if (name := first_not_finite(weights)) is not None:
         raise InputError(f"{path} holds weights that are not finite ({name}): the detector can't detect anything.")
     return detector
