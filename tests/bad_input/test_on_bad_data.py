@@ -1,6 +1,7 @@
 """`--on-bad-data`: all problems of a data set at once, or its broken images left out, the same ones every time."""
 
 import io
+import os
 
 import pytest
 from PIL import Image
@@ -205,6 +206,23 @@ def test_the_command_line_prints_a_line_for_each(tmp_path, capsys):
     printed = capsys.readouterr()
     assert "3 of 4 images left out" in " ".join(printed.err.split())
     assert "1 image" in printed.out
+
+
+def test_a_strange_name_is_printed_as_it_is(tmp_path, capsys):
+    """Not as a mark-up of the terminal's text, nor as a line of its own."""
+    folder = write("yolo", tmp_path / "data")
+    name = "a[b]c[end]\n" + os.fsdecode(b"\xff") + ".png"
+    (folder / "images/train" / name).write_text("This is no image.")
+    (folder / "images/train/[").mkdir()
+    (folder / "images/train/[/b].png").write_text("This is no image.")
+    run = save_teacher(tmp_path / "run", classes=("cat",))
+    words = ["evaluate", str(run), "--data", str(folder), "--split", "train", "--workers", "0", "--device", "cpu"]
+    assert main([*words, "--on-bad-data", "skip"]) == 0
+    printed = "".join(capsys.readouterr().err.split())
+    assert "2of6imagesleftout" in printed
+    assert "[/b].png" in printed
+    assert main(words) == 2
+    assert r"a[b]c[end]\n\udcff.png" in capsys.readouterr().err
 
 
 def test_two_runs_see_the_same_images(tmp_path):

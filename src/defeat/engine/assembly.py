@@ -58,7 +58,7 @@ def assemble(settings: TrainSettings, console: Console, unlabelled: int | None =
     evaluation = open_dataset(settings.data, evaluation_split(settings), training.classes, policy, console)
     for dataset in (training, evaluation):
         if (problems := dataset.report()) is not None:
-            console.print(f"{dataset.split}: {problems}", style="yellow", highlight=False)
+            console.print(f"{dataset.split}: {problems}", style="yellow", highlight=False, markup=False)
     student = build_student(settings, training.classes)
     if not isinstance(settings, DistillSettings):
         return Parts(training, evaluation, student)

@@ -122,7 +122,7 @@ def detect_split(
     classes = classes or ClassMap(detector.info.classes, detector.info.classes)
     dataset = open_dataset(data, split, classes.student, on_bad_data, console)
     if on_bad_data == "skip" and console is not None and (problems := dataset.report()) is not None:
-        console.print(f"{split}: {problems}", style="yellow", highlight=False)
+        console.print(f"{split}: {problems}", style="yellow", highlight=False, markup=False)
     evaluator = Evaluator(classes.student)
     loader = evaluation_loader(dataset, batch_size=batch_size, workers=workers)
     for images, targets in track(loader, "Evaluating", console=console, disable=console is None, transient=True):

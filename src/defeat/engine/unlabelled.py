@@ -49,7 +49,8 @@ def detect_unlabelled(
     assert settings.unlabelled is not None
     images = UnlabelledImages(settings.unlabelled, Problems(settings.on_bad_data, console))
     if images.problems:
-        console.print(f"unlabelled: {', '.join(images.problems)}", style="yellow", highlight=False)
+        said = f"unlabelled: {', '.join(images.problems)}"
+        console.print(said, style="yellow", highlight=False, markup=False)
     path = Path(settings.out) / FILE
     key = _key(images, teacher, classes)
     found = None if first is not None else _read(path, key)
