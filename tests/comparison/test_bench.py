@@ -109,10 +109,10 @@ def test_a_cell_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path
 def test_a_cell_that_another_process_trains_is_left_to_it(tmp_path, teacher):
     locked_by(tmp_path / "m" / "defeat-seed0")
     result = run_bench(tmp_path / "m", teacher)
-    assert result.missing == ["defeat-seed0"]
+    assert result.missing == ("defeat-seed0",)
     assert not (tmp_path / "m" / "defeat-seed0" / "config.yaml").exists()
     (tmp_path / "m" / "defeat-seed0" / ".lock").unlink()
-    assert run_bench(tmp_path / "m", teacher).missing == []
+    assert run_bench(tmp_path / "m", teacher).missing == ()
 
 
 def test_machines_share_the_cells_and_joined_they_are_the_whole(tmp_path, teacher):
