@@ -4,8 +4,6 @@ import reprlib
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-# A foreign file's name may hold the end of a line, a command for the terminal, or bytes that are no text.
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 80, 80
 

@@ -42,6 +42,8 @@ def test_a_seed_at_the_mean_of_the_others_narrows_the_interval(values, middle):
     more = [*values, float(np.mean(values))]
     before, after = interval_over_seeds(values), interval_over_seeds(more)
     assert after.high - after.low <= before.high - before.low + 1e-9
+    ten, twenty = (interval_over_seeds(values * times) for times in (10, 20))
+    assert twenty.high - twenty.low <= 0.75 * (ten.high - ten.low) + 1e-9  # by the square root of two
     equal = interval_over_seeds([middle] * len(values))
     assert (equal.low, equal.high) == pytest.approx((middle, middle))
 

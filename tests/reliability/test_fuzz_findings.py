@@ -1,7 +1,8 @@
-"""Inputs that fuzzing or a property found: each was once a traceback, a hang, endless memory or a broken contract."""
+"""Inputs that fuzzing or a property found, a traceback, a hang, endless memory or a broken contract, and their like."""
 
 import json
 import math
+from resource import RUSAGE_SELF, getrusage
 
 import pytest
 import torch
@@ -48,8 +49,8 @@ REFUSED = {
     "coco": [
         coco().replace('"id": 1', f'"id": {DIGITS}', 1),
         coco(images=[IMAGE | {"file_name": "x" * 300}]),
-        coco(images=[IMAGE | {"file_name": "a\nb.png"}]),
-        coco(images=[IMAGE | {"file_name": "\ud800"}]),
+        coco(images=[IMAGE, {"id": 2, "file_name": "a\nb.png"}]),
+        coco(images=[IMAGE, {"id": 2, "file_name": "\ud800"}]),
         coco(images=[IMAGE | {"file_name": "a\0.png"}]),
         coco(images=[IMAGE | {"width": 10**400, "height": 30}]),
         coco(images=[IMAGE | {"width": 1e18, "height": 30}]),
@@ -132,6 +133,13 @@ def test_what_they_differ_from_is_read(folders):
     assert run(TARGETS["model"], folders["model"], json.dumps(DESCRIPTION).encode())
 
 
+def test_a_description_that_asks_for_too_much_takes_no_memory(folders):
+    # Its thirteen convolutions of 2000 x 2000 x 3 x 3 weights would take 1.9 GB.
+    before = getrusage(RUSAGE_SELF).ru_maxrss
+    assert not run(TARGETS["model"], folders["model"], json.dumps(DESCRIPTION | {"neck_channels": 2000}).encode())
+    assert getrusage(RUSAGE_SELF).ru_maxrss - before < 500_000  # in kilobytes
+
+
 def test_a_refusal_names_the_file_and_the_field(folders):
     folder = folders["model"]
     (folder / "model.json").write_text(json.dumps(DESCRIPTION | {"size": "large"}))
@@ -144,7 +152,7 @@ def test_a_refusal_names_the_file_and_the_field(folders):
 
 
 def test_a_message_escapes_what_cannot_be_printed(folders):
-    text = coco(images=[IMAGE | {"file_name": "\x1b[2Ja\u2028.png"}])
+    text = coco(images=[IMAGE, {"id": 2, "file_name": "\x1b[2Ja\u2028.png"}])
     (folders["coco"] / "annotations/instances_train.json").write_text(text)
     with pytest.raises(InputError, match=r"\\x1b\[2Ja\\u2028\.png") as caught:
         open_dataset(folders["coco"], "train")
