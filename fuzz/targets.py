@@ -16,7 +16,7 @@ from PIL import Image
 
 from defeat.data import DetectionDataset, open_dataset
 from defeat.detector import DetectorSpec, build, load, save_model
-from defeat.errors import InputError
+from defeat.errors import BadDataError, InputError
 
 CORPUS = Path(__file__).resolve().parent / "corpus"
 SEPARATOR = b"\n=====\n"
@@ -40,14 +40,17 @@ def run(target: Target, folder: Path, data: bytes) -> bool:
     """Read one input, and say whether it was accepted.
 
     Raises:
-        AssertionError: what was read breaks the contract, or the refusal is not a sentence on one line.
+        AssertionError: what was read breaks the contract, or the refusal is not a sentence on one line, or ten of them
+            between a head and the way out.
     """
     try:
         target.read(folder, data)
     except InputError as error:
         message = str(error)
         assert message.strip(), "an empty message"
-        assert len(message.splitlines()) == 1, "a message of several lines"
+        lines = message.split("\n")
+        assert len(lines) <= (12 if isinstance(error, BadDataError) else 1), "a message of several lines"
+        assert all(map(str.isprintable, lines)), "a message that a terminal would follow"
         message.encode()  # a message that can't be printed is none
         return False
     return True
