@@ -46,14 +46,19 @@ def run(target: Target, folder: Path, data: bytes) -> bool:
     try:
         target.read(folder, data)
     except InputError as error:
-        message = str(error)
-        assert message.strip(), "an empty message"
-        lines = message.split("\n")
-        assert len(lines) <= (12 if isinstance(error, BadDataError) else 1), "a message of several lines"
-        assert all(map(str.isprintable, lines)), "a message that a terminal would follow"
-        message.encode()  # a message that can't be printed is none
+        require_readable(error)
         return False
     return True
+
+
+def require_readable(refusal: InputError) -> None:
+    """Hold a refusal against its promise: one printable line, or ten of them between a head and the way out."""
+    message = str(refusal)
+    assert message.strip(), "an empty message"
+    lines = message.split("\n")
+    assert len(lines) <= (12 if isinstance(refusal, BadDataError) else 1), "a message of several lines"
+    assert all(map(str.isprintable, lines)), "a message that a terminal would follow"
+    message.encode()  # a message that can't be printed is none
 
 
 def parts(data: bytes, count: int) -> list[bytes]:

@@ -141,9 +141,10 @@ def test_the_teacher_looks_once_and_a_resumed_run_goes_on(folder, seeing, tmp_pa
     resumed = tiny_run(tmp_path / "stopped", resume=True, **options)
     assert weights(resumed.folder) == weights(whole.folder)
     assert looked == []
-    # Another image in the folder, and it looks again.
+    # Another image in the folder, and it looks again: these are other images to learn from.
     (folder / "more" / "5.png").rename(folder / "more" / "6.png")
-    tiny_run(tmp_path / "stopped", resume=True, **options)
+    with pytest.raises(InputError, match="can't be resumed with other training images"):
+        tiny_run(tmp_path / "stopped", resume=True, **options)
     assert looked == [1]
 
 

@@ -53,6 +53,7 @@ class Child:
         code = 99
         try:
             os.setsid()
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells switch off in the background
             os.dup2(os.open(self.output, os.O_WRONLY | os.O_CREAT), 1)
             os.dup2(1, 2)
             sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1)

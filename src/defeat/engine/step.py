@@ -35,8 +35,7 @@ def step_losses(
     """
     if method is None or teacher is None:
         return student.forward_train(batch), {}
-    device = batch.images.device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):
         if cache is None:
             learned = teacher.forward_teacher(teacher.adopt(batch), method.needs)
         else:
