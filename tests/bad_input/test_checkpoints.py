@@ -12,8 +12,8 @@ from defeat.detector import FAMILIES, load, save_model
 from defeat.detector.pretrained import load_torchvision
 from defeat.detector.weights import read_state_dict
 from defeat.engine.checkpoint import RunDirectory
+from defeat.engine.checkpoint_file import read_checkpoint
 from defeat.engine.detections import read_detections
-from defeat.engine.resume import require_resumable
 from tests.bad_input.cases import refusal, table
 from tests.detector.tiny import tiny_detector
 from tests.engine.tiny_runs import save_teacher, tiny_run
@@ -276,13 +276,13 @@ def test_a_checkpoint_is_not_resumed_from(case, tmp_path):
     content, says = case
     path = tmp_path / "last.ckpt"
     torch.save(content, path)
-    message = refusal(require_resumable, path, torch.nn.Linear(2, 2))
+    message = refusal(read_checkpoint, path, torch.nn.Linear(2, 2))
     assert f"{path} can't be resumed from: {says}" in message
 
 
 def test_a_checkpoint_that_fits_is_resumed_from(tmp_path):
     torch.save(last_checkpoint(), tmp_path / "last.ckpt")
-    require_resumable(tmp_path / "last.ckpt", torch.nn.Linear(2, 2))
+    read_checkpoint(tmp_path / "last.ckpt", torch.nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize("plant", UNREADABLE[1:], ids=words)
@@ -290,7 +290,7 @@ def test_a_checkpoint_that_is_none_is_not_resumed_from(plant, tmp_path):
     path = tmp_path / "last.ckpt"
     plant(path)
     assert "can't be resumed from: it is damaged, or holds more" in refusal(
-        require_resumable, path, torch.nn.Linear(2, 2)
+        read_checkpoint, path, torch.nn.Linear(2, 2)
     )
 
 

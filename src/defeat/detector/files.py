@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
-from torch import Tensor
 
 from defeat.detector.base import Detector
 from defeat.detector.description import require_description
-from defeat.detector.weights import first_not_finite
+from defeat.detector.weights import first_not_finite, misfits
 from defeat.errors import InputError
 
 FORMAT = 1
@@ -123,7 +122,8 @@ def load_model(folder: Path, build: Callable[[dict[str, Any]], Detector]) -> Det
         # Built without memory first: a description may ask for more than there is, and its weights know better.
         with torch.device("meta"):
             expected = build(description).state_dict()
-        _require_shapes(expected, weights)
+        if wrong := misfits(expected, weights):
+            raise RuntimeError(f"{len(wrong)} tensors are missing, unknown or of another shape, e.g. {wrong[0]}")
         detector = build(description)
         detector.load_state_dict(weights)
     except InputError as error:
@@ -134,16 +134,6 @@ def load_model(folder: Path, build: Callable[[dict[str, Any]], Detector]) -> Det
     if (name := first_not_finite(weights)) is not None:
         raise InputError(f"{path} holds weights that are not finite ({name}): the detector can't detect anything.")
     return detector
-
-
-def _require_shapes(expected: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
-    wrong = [name for name in (*expected, *weights) if _shape(expected, name) != _shape(weights, name)]
-    if wrong:
-        raise RuntimeError(f"{len(wrong)} tensors are missing, unknown or of another shape, e.g. {wrong[0]}")
-
-
-def _shape(tensors: dict[str, Tensor], name: str) -> torch.Size | None:
-    return tensors[name].shape if name in tensors else None
 
 
 def read_description(folder: Path) -> dict[str, Any]:

@@ -90,6 +90,13 @@ def first_not_finite(weights: Mapping[str, Tensor]) -> str | None:
     return next((name for name, value in weights.items() if not bool(value.isfinite().all())), None)
 
 
+def misfits(expected: Mapping[str, Tensor], found: Mapping[str, Any]) -> list[str]:
+    """The names of all tensors that are missing, unknown or of another shape, in alphabetical order."""
+    shared = expected.keys() & found.keys()
+    other = [name for name in shared if getattr(found[name], "shape", None) != expected[name].shape]
+    return sorted([*(expected.keys() ^ found.keys()), *other])
+
+
 def _is_entry(entry: tuple[Any, Any]) -> bool:
     return isinstance(entry[0], str) and isinstance(entry[1], Tensor)
 

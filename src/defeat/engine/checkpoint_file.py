@@ -1,4 +1,7 @@
-"""How a checkpoint is written and read: whole or not at all, with the number of its format."""
+"""How a checkpoint is written and read: whole or not at all, with the number of its format.
+
+It is a foreign file like any other, looked at before it is trusted.
+"""
 
 import errno
 import os
@@ -9,16 +12,27 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from torch import nn
 
 from defeat.detector.files import WriteError, write_atomically
+from defeat.detector.weights import first_not_finite, misfits
 from defeat.errors import InputError
 
 FORMAT = 1
 ABOUT = "defeat"  # what this program adds to a checkpoint: plain numbers and texts
+PARTS = {"state_dict": dict, "optimizer_states": list, "lr_schedulers": list, "loops": dict}
 
 
 class CheckpointFile(TorchCheckpointIO):
-    """Checkpoints of this program; Lightning's own would pass through the folder of temporary files, without fsync."""
+    """Checkpoints of this program; Lightning's own would pass through the folder of temporary files, without fsync.
+
+    Args:
+        module: whose checkpoints they are.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint; until it is complete, the one before stays.
@@ -38,20 +52,38 @@ class CheckpointFile(TorchCheckpointIO):
             raise WriteError(path, needed, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
         write_atomically(path, content.getbuffer())
 
-    def load_checkpoint(
-        self, path: str | Path, map_location: Any = lambda storage, _: storage, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        """Read a checkpoint that `require_resumable` has looked at.
+    def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
+        """Read a checkpoint, onto the processor; see `read_checkpoint`."""
+        return read_checkpoint(Path(path), self.module)
 
-        Raises:
-            InputError: it is of another version.
-        """
-        checkpoint = super().load_checkpoint(path, map_location, weights_only)
-        # What was written before the number was is of the same format.
-        found = checkpoint.get(ABOUT, {}).get("format", FORMAT)
-        if found != FORMAT:
-            raise InputError(
-                f"{path} was written by another version of this program (format {found}, this one reads {FORMAT}): go "
-                "on with that version, or begin anew with another --out."
-            )
-        return checkpoint
+
+def read_checkpoint(path: Path, module: nn.Module) -> dict[str, Any]:
+    """Read a checkpoint of a module.
+
+    Raises:
+        InputError: it is damaged, holds code (which is never run), or is of another detector or another version.
+    """
+    try:
+        content: Any = torch.load(path, "cpu", weights_only=True)
+    except Exception as error:  # torch raises its own kind for each way to be broken
+        reason = f"it is damaged, or holds more than tensors and numbers ({type(error).__name__})"
+        raise _refused(path, reason) from error
+    if not isinstance(content, dict) or any(not isinstance(content.get(name), kind) for name, kind in PARTS.items()):
+        raise _refused(path, "it is no checkpoint of a run")
+    weights = content["state_dict"]
+    if different := misfits(module.state_dict(), weights):
+        raise _refused(path, f"{len(different)} of its tensors are not those of this detector, such as {different[0]}")
+    if (name := first_not_finite(weights)) is not None:
+        raise _refused(path, f"its weights are not finite ({name})")
+    # What was written before the number was is of the same format.
+    found = content.get(ABOUT, {}).get("format", FORMAT)
+    if found != FORMAT:
+        raise InputError(
+            f"{path} was written by another version of this program (format {found}, this one reads {FORMAT}): go on "
+            "with that version, or begin anew with another --out."
+        )
+    return content
+
+
+def _refused(path: Path, reason: str) -> InputError:
+    return InputError(f"{path} can't be resumed from: {reason}. Begin again with another --out.")

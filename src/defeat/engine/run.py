@@ -31,7 +31,6 @@ from defeat.engine.logs import Checkpoint, Interrupted, JsonLinesLogger, progres
 from defeat.engine.module import DetectionModule
 from defeat.engine.provenance import machine, versions
 from defeat.engine.recipes import expected
-from defeat.engine.resume import require_resumable
 from defeat.engine.settings import DistillSettings, TrainSettings
 from defeat.engine.teacher_cache import open_cache
 from defeat.errors import InputError
@@ -197,15 +196,13 @@ def _fit(
                 TensorBoardLogger(directory.folder, name="", version="tensorboard"),
                 log,
             ],
-            plugins=[CheckpointFile()],
+            plugins=[CheckpointFile(module)],
             default_root_dir=directory.folder,
         )
-        if checkpoint is not None:
-            require_resumable(checkpoint, module)
         # Lightning would end a run at SIGTERM without a checkpoint.
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         try:
-            trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+            trainer.fit(module, data, ckpt_path=checkpoint)
             # --max-steps may end a run between two evaluations; a resumed one has the figures of the last, no more.
             log.quiet = module.evaluated_step == trainer.global_step
             if not log.quiet or module.last_found is None:
