@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from defeat.errors import InputError, unknown_name
 
 INITIALISATIONS = ("default", "published")
 MISSING_LEVELS = ("leave_out", "nearest")
+KERNELS = (1, 3)
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def paired_levels(
 
 
 class Adaptation(nn.Module):
-    """A 3x3 convolution for each level that turns the student's channels into the teacher's.
+    """A convolution for each level that turns the student's channels into the teacher's.
 
     It is there even where the channels match, as in the published code: it takes up what differs between the two
     networks' feature spaces, so that the student's maps need not be equal to the teacher's, only as informative.
@@ -84,20 +86,28 @@ class Adaptation(nn.Module):
         initialisation: `default` (that of torch) or `published` (truncated normal with deviation 1e-4, as in the
             original code: at first the layer learns and hardly any gradient reaches the student).
         activation: whether a ReLU follows each convolution.
+        kernel: side of each convolution's kernel in cells: 3 (published), or 1, which costs a ninth.
 
     Raises:
-        InputError: the initialisation is unknown.
+        InputError: the initialisation or the kernel is unknown.
     """
 
     def __init__(
-        self, levels: Mapping[int, LevelPair], initialisation: str = "default", activation: bool = False
+        self,
+        levels: Mapping[int, LevelPair],
+        initialisation: str = "default",
+        activation: bool = False,
+        kernel: int = 3,
     ) -> None:
         super().__init__()
         self.activation = activation
         if initialisation not in INITIALISATIONS:
             raise unknown_name("initialisation", initialisation, INITIALISATIONS)
+        if kernel not in KERNELS:
+            raise InputError(f"adaptation_kernel must be 1 or 3, not {kernel}.")
+        size: Any = {"kernel_size": kernel, "padding": kernel // 2}
         self.layers = nn.ModuleDict(
-            {str(stride): nn.Conv2d(one.channels, one.teacher_channels, 3, padding=1) for stride, one in levels.items()}
+            {str(stride): nn.Conv2d(one.channels, one.teacher_channels, **size) for stride, one in levels.items()}
         )
         if initialisation == "published":
             for layer in self.layers.values():

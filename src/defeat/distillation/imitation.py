@@ -41,6 +41,7 @@ class MapImitation(nn.Module):
             and unit variance in every channel of a level; `teacher`: the teacher's side alone does, and the adaptation
             layer has to find that scale; `none`: the published arithmetic, whose weights fit one pair of networks only.
         initialisation: of the adaptation layers: `default` or `published` (see `Adaptation`).
+        adaptation_kernel: side of their kernels, 1 or 3 cells.
         count_padding: whether padded cells count as background, as in the published code.
 
     Attributes:
@@ -65,6 +66,7 @@ class MapImitation(nn.Module):
         difference: str = "squared",
         scale: str = "standardise",
         initialisation: str = "default",
+        adaptation_kernel: int = 3,
         count_padding: bool = False,
     ) -> None:
         super().__init__()
@@ -81,7 +83,7 @@ class MapImitation(nn.Module):
             own = getattr(student, part)
             self.levels = paired_levels(own, getattr(teacher, part), part, strides, missing_levels)
             self._note_missing([stride for stride in sorted(own) if strides is None or stride in strides])
-        self.adaptation = Adaptation(self.levels, initialisation, activation=part == "backbone")
+        self.adaptation = Adaptation(self.levels, initialisation, part == "backbone", adaptation_kernel)
 
     def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Compute the weighted terms `PART_object` and `PART_background`.

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from defeat.data import DetectionDataset, open_dataset, split_names
 from defeat.detector import Detector, DetectorSpec, build, load
+from defeat.detector.frozen import freeze
 from defeat.distillation import Method, build_method, renamed_classes
 from defeat.engine.guards import require_able_teacher
 from defeat.engine.inference import moved, training_device
@@ -97,6 +98,11 @@ def check_devices(settings: TrainSettings) -> None:
         raise InputError("--norm syncbn needs GPUs when there are several devices; give bn, bn_eval, frozen or gn.")
     if on_cpu and settings.precision == "16-mixed":
         raise InputError("--precision 16-mixed needs a GPU; give 32-true or bf16-mixed.")
+
+
+def freeze_teacher(teacher: Detector, settings: DistillSettings) -> None:
+    """Prepare a teacher, in place, for nothing but giving its maps, in the precision that the settings name."""
+    freeze(teacher, torch.bfloat16 if settings.teacher_precision == "bf16" else None)
 
 
 def evaluation_split(settings: TrainSettings) -> str:

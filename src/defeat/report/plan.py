@@ -69,7 +69,7 @@ class Plan:
         teacher: the large detector.
         student: the small one.
         teacher_ap50: AP50 of the teacher on a sample of the training images; None where it was not measured.
-        levels: which levels meet; a 3x3 convolution adapts the student's channels.
+        levels: which levels meet; a convolution adapts the student's channels.
         classes: for each class of the student the teacher's classes that meet it, by name.
         method: name of the method.
         weights: weights of its terms that are above zero, by option.
@@ -133,19 +133,20 @@ def make_plan(settings: DistillSettings, console: Console | None = None) -> Plan
     directory.require_free(settings)
     parts = assemble(settings, console, UNLABELLED)
     settings, parts = balanced(settings, parts, console, write=False)
-    cost = estimate_parts(settings, parts)
-    made = _planned(settings, parts, cost)
+    assert parts.teacher is not None
+    teacher = _detector(parts.teacher, parts.evaluation)  # before it is frozen
+    made = _planned(settings, parts, teacher, estimate_parts(settings, parts))
     write_into(directory.folder, FILE, (json.dumps(made.to_dict(), indent=2) + "\n").encode())
     return made
 
 
-def _planned(settings: DistillSettings, parts: Parts, cost: RunCost) -> Plan:
+def _planned(settings: DistillSettings, parts: Parts, teacher: PlannedDetector, cost: RunCost) -> Plan:
     assert parts.teacher is not None
     assert parts.method is not None
     data = [_data(parts.training), _data(parts.evaluation), *_unlabelled(settings, parts)]
     return Plan(
         data=data,
-        teacher=_detector(parts.teacher, parts.evaluation),
+        teacher=teacher,
         student=_detector(parts.student, parts.evaluation),
         teacher_ap50=parts.teacher_ap50,
         levels=_levels(parts.method),
@@ -291,7 +292,7 @@ def _detector_row(role: str, one: PlannedDetector) -> tuple[str, ...]:
 
 def _how(level: LevelPair) -> str:
     resized = "" if level.stride == level.teacher_stride else ", teacher's map resized"
-    return f"3x3 convolution{resized}"
+    return f"convolution{resized}"
 
 
 def _class_words(classes: dict[str, list[str]]) -> str:

@@ -57,6 +57,7 @@ class DeFeat(Method):
         scale: what makes the terms on maps independent of the magnitude of features: standardise (both sides), teacher
             (the teacher's side alone) or none (published).
         initialisation: of the adaptation layers: default or published (near zero).
+        adaptation_kernel: side of the kernels of the adaptation layers, in cells: 3 (published) or 1, which costs less.
         missing_levels: what becomes of levels whose stride the teacher lacks: leave_out, or nearest (the level of the
             teacher with the nearest stride, resized).
         warmup: part of the run over which all terms rise linearly from zero, 0..1.
@@ -90,6 +91,7 @@ class DeFeat(Method):
         proposals: str = "teacher",
         scale: str = "standardise",
         initialisation: str = "default",
+        adaptation_kernel: int = 3,
         missing_levels: str = "leave_out",
         warmup: float = 0.05,
         decay: str = "constant",
@@ -113,6 +115,7 @@ class DeFeat(Method):
         maps: Any = {
             "scale": scale,
             "initialisation": initialisation,
+            "adaptation_kernel": adaptation_kernel,
             "missing_levels": missing_levels,
             "count_padding": count_padding,
         }

@@ -23,6 +23,7 @@ class FGFI(NeckMethod):
         scale: what makes the term independent of the magnitude of features: standardise (both sides), teacher (the
             teacher's side alone) or none (published).
         initialisation: of the adaptation layers: default or published (near zero).
+        adaptation_kernel: side of the kernels of the adaptation layers, in cells: 3 (published) or 1, which costs less.
         missing_levels: what becomes of levels whose stride the teacher lacks: leave_out, or nearest (the level of the
             teacher with the nearest stride, resized).
         warmup: part of the run over which the term rises linearly from zero, 0..1.
@@ -43,6 +44,7 @@ class FGFI(NeckMethod):
         phi: float = 0.5,
         scale: str = "standardise",
         initialisation: str = "default",
+        adaptation_kernel: int = 3,
         missing_levels: str = "leave_out",
         warmup: float = 0.05,
         decay: str = "constant",
@@ -57,6 +59,7 @@ class FGFI(NeckMethod):
             object_weight,
             scale=scale,
             initialisation=initialisation,
+            adaptation_kernel=adaptation_kernel,
             missing_levels=missing_levels,
             warmup=warmup,
             decay=decay,
