@@ -5,19 +5,26 @@ import multiprocessing
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from defeat.engine.provenance import commit, machine, versions
 
 MakeStep = Callable[..., Callable[[], None]]
+Times = npt.NDArray[np.float64]
 
 
 def interleaved(steps: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
     """Median time of each step in milliseconds; they take turns, and the first round warms up."""
+    return {name: float(np.median(times)) for name, times in rounds(steps, repeats).items()}
+
+
+def rounds(steps: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Times]:
+    """Time of each step in each round in milliseconds; they take turns, and a round before the first warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for repeat in range(repeats + 1):
         for name, step in steps.items():
@@ -27,7 +34,7 @@ def interleaved(steps: dict[str, Callable[[], Any]], repeats: int) -> dict[str, 
                 torch.accelerator.synchronize()
             if repeat:
                 seconds[name].append(perf_counter() - began)
-    return {name: 1000 * median(values) for name, values in seconds.items()}
+    return {name: 1000 * np.asarray(values) for name, values in seconds.items()}
 
 
 def peak_memory(make_step: MakeStep, *arguments: Any) -> float:

@@ -2,21 +2,22 @@
 
     python -m benchmarks.speed [--data VOC_FOLDER] [--family faster_rcnn] [--size 224] [--loading] [--out FILE]
 
-All cases take turns in one process with one thread (or on the GPU), on the same images; what is compared are medians.
-The limit is the student's training step and the teacher's forward pass, each timed alone; that of memory is the
-student's step, the teacher's weights, and 1.1 times the maps of its neck. `train` and `distill` are
-steps of whole runs, with everything that their loop does around a step; the others are bare functions. Without
---loading every image is decoded beforehand; with it, each step decodes its own, for all cases alike. Where
-torchdistill is installed (pip install torchdistill, in an environment of its own) it is measured as well.
+All cases take turns in one process with one thread (or on the GPU), on the same images; ratios are made within each
+round, and their medians given. The limit is the student's training step and the teacher's forward pass as it was
+trained, each timed alone; that of memory is the student's step, the teacher's weights, and 1.1 times the maps of its
+neck. `train` and `distill` are steps of whole runs, with everything that their loop does around a step; the others are
+bare functions. Without --loading every image is decoded beforehand; with it, each step decodes its own, for all cases
+alike. Where torchdistill is installed (pip install torchdistill, in an environment of its own) it is measured as well.
 """
 
 import argparse
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from benchmarks.measure import interleaved, peak_memory, publish
+from benchmarks.measure import Times, peak_memory, publish, rounds
 from benchmarks.speed.bare import (
     distilled_step,
     head_step,
@@ -33,12 +34,14 @@ from benchmarks.speed.work import SMALL, Work
 
 TEACHER, STUDENT, PUBLISHED = "teacher's forward", "student's step", "published arithmetic"
 DISTILLED, KEPT, HEAD = "distilled step", "distilled step, kept maps", "distilled step, neck and head"
+FASTEST, BFLOAT = "distilled step, fastest", "distill, teacher in bf16"
 TORCHVISION, RIVAL = "torchvision", "torchdistill"
+FAST = {"dtype": torch.bfloat16, "options": {"adaptation_kernel": 1}}
 MEMORY = {STUDENT: student_step, DISTILLED: distilled_step, HEAD: head_step, PUBLISHED: published_arithmetic_step}
 
 
-def measure(work: Work, repeats: int, loading: bool) -> dict[str, float]:
-    """Median milliseconds of a step of each case."""
+def measure(work: Work, repeats: int, loading: bool) -> dict[str, Times]:
+    """Milliseconds of a step of each case in each round."""
     kept = not loading
     if kept:
         work.decode(repeats + 1)
@@ -46,7 +49,12 @@ def measure(work: Work, repeats: int, loading: bool) -> dict[str, float]:
         STUDENT: student_step(work, kept),
         TEACHER: teacher_step(work),
         "teacher's whole forward": teacher_step(work, whole=True),
+        "teacher's forward, folded": teacher_step(work, freeze=True),
+        "teacher's forward, folded, bf16": teacher_step(work, freeze=True, dtype=torch.bfloat16),
         DISTILLED: distilled_step(work, kept),
+        "distilled step, teacher in bf16": distilled_step(work, kept, dtype=torch.bfloat16),
+        "distilled step, 1 x 1 adaptation": distilled_step(work, kept, options={"adaptation_kernel": 1}),
+        FASTEST: distilled_step(work, kept, **FAST),
         HEAD: head_step(work, kept),
         PUBLISHED: published_arithmetic_step(work, kept),
         TORCHVISION: torchvision_step(work, kept),
@@ -57,24 +65,23 @@ def measure(work: Work, repeats: int, loading: bool) -> dict[str, float]:
         steps[KEPT] = kept_maps_step(work, Path(folder) / "maps", repeats + 1, kept)
         runs = run_steps(work, Path(folder))
         try:
-            return interleaved(steps | {name: one.step for name, one in runs.items()}, repeats)
+            return rounds(steps | {name: one.step for name, one in runs.items()}, repeats)
         finally:
             for one in runs.values():
                 one.end()
 
 
-def ratios(found: dict[str, float]) -> dict[str, float]:
-    """The medians as ratios."""
+def ratios(found: dict[str, Times]) -> dict[str, float]:
+    """Medians over the rounds of ratios within a round: what slows the machine down for a while slows both sides."""
     limit = found[STUDENT] + found[TEACHER]
-    rival = {f"{RIVAL} : distill": found[RIVAL] / found["distill"]} if RIVAL in found else {}
-    return rival | {
-        "distill : limit": found["distill"] / limit,
-        f"{DISTILLED} : limit": found[DISTILLED] / limit,
-        **{f"{name} : {STUDENT}": found[name] / found[STUDENT] for name in (DISTILLED, KEPT, HEAD)},
-        "train : student's step": found["train"] / found[STUDENT],
-        "train : torchvision": found["train"] / found[TORCHVISION],
-        "published arithmetic : distill": found[PUBLISHED] / found["distill"],
-    }
+    made = [name for name in found if name.startswith("distill")]
+    alone = [name for name in found if name not in (STUDENT, TORCHVISION, RIVAL)]
+    compared = {f"{name} : limit": found[name] / limit for name in made}
+    compared |= {f"{name} : {STUDENT}": found[name] / found[STUDENT] for name in alone}
+    compared[f"train : {TORCHVISION}"] = found["train"] / found[TORCHVISION]
+    others = [name for name in (PUBLISHED, RIVAL) if name in found]
+    compared |= {f"{other} : {name}": found[other] / found[name] for other in others for name in ("distill", BFLOAT)}
+    return {name: float(np.median(one)) for name, one in compared.items()}
 
 
 def memory(work: Work) -> dict[str, float]:
@@ -104,7 +111,7 @@ def main() -> None:
     work = Work(**given)
     found = measure(work, repeats, loading)
     tables = {
-        "milliseconds": {name: round(value, 1) for name, value in found.items()},
+        "milliseconds": {name: round(float(np.median(times)), 1) for name, times in found.items()},
         "ratios": {name: round(value, 3) for name, value in ratios(found).items()},
         "peak_mib": {name: round(value) for name, value in memory(work).items()},
     }

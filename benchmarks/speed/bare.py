@@ -14,6 +14,7 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 
 from benchmarks.speed.work import Images, Work, training_images
 from defeat.detector import Detector
+from defeat.detector.frozen import frozen
 from defeat.distillation.regions import object_regions
 from defeat.engine.step import step_losses, total_loss
 from defeat.engine.teacher_cache import TeacherCache
@@ -55,9 +56,17 @@ def student_step(work: Work, kept: bool = True) -> Step:
     return step
 
 
-def teacher_step(work: Work, whole: bool = False) -> Step:
-    """The teacher's forward pass on prepared images: what the student needs of it, or the whole with its head."""
+def teacher_step(work: Work, whole: bool = False, freeze: bool = False, dtype: torch.dtype | None = None) -> Step:
+    """The teacher's forward pass on prepared images: what the student needs of it, or the whole with its head.
+
+    Args:
+        work: what is computed.
+        whole: whether with its head.
+        freeze: whether as a run has it, its normalisation folded; else as it was trained.
+        dtype: where it is frozen, the precision of its maps.
+    """
     student, teacher, method = work.pair()
+    teacher = frozen(teacher, dtype) if freeze else teacher
     batches, reads = prepared(work, student), None if whole else method.needs
 
     def step() -> None:
@@ -77,10 +86,15 @@ def teacher_bytes(work: Work) -> tuple[int, int]:
 
 
 def distilled_step(
-    work: Work, kept: bool = True, cache: TeacherCache | None = None, options: dict[str, Any] | None = None
+    work: Work,
+    kept: bool = True,
+    cache: TeacherCache | None = None,
+    options: dict[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Step:
     """A training step of the student with DeFeat, by default its neck terms alone."""
     student, teacher, method = work.pair(options)
+    teacher = frozen(teacher, dtype)
     batches, optimizer = work.batches(kept), optimizer_of(student, method)
 
     def step() -> None:
@@ -100,6 +114,7 @@ def head_step(work: Work, kept: bool = True) -> Step:
 def kept_maps_step(work: Work, folder: Path, rounds: int, kept: bool = True) -> Step:
     """The distilled step where the teacher's maps of the first so many batches are on disk already."""
     student, teacher, method = work.pair()
+    teacher = frozen(teacher)
     count = len(training_images(work.data))
     cache = TeacherCache(folder, ["neck"], {(True, image): f"image-{image}" for image in range(count)})
     for images, _ in zip(work.batches(True), range(rounds), strict=False):

@@ -98,7 +98,7 @@ class Work:
         for _ in zip(self.batches(True), range(rounds), strict=False):
             pass
 
-    def settings(self, out: Path, teacher: Path | None = None) -> TrainSettings:
+    def settings(self, out: Path, teacher: Path | None = None, **more: Any) -> TrainSettings:
         """The same as settings of a run, long enough to be interrupted."""
         shared: dict[str, Any] = {
             "data": self.data,
@@ -119,7 +119,7 @@ class Work:
         }
         if teacher is None:
             return TrainSettings(**shared)
-        return DistillSettings(**shared, teacher=str(teacher), allow_weak_teacher=True)
+        return DistillSettings(**shared, **more, teacher=str(teacher), allow_weak_teacher=True)
 
     def save_teacher(self, folder: Path) -> Path:
         """Write the teacher as a model that a run can load."""

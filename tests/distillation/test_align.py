@@ -62,6 +62,21 @@ def test_adaptation_sees_three_by_three_cells():
     assert adaptation(dot, 8)[0, 0].nonzero().tolist() == [[row, column] for row in (1, 2, 3) for column in (1, 2, 3)]
 
 
+def test_adaptation_may_see_one_cell_only():
+    adaptation = Adaptation({8: pair(8, 2, 3)}, kernel=1)
+    assert adaptation.layers["8"].weight.shape == (3, 2, 1, 1)
+    dot = torch.zeros(1, 2, 5, 5)
+    dot[0, 0, 2, 2] = 1
+    changed = adaptation(dot, 8) - adaptation(torch.zeros_like(dot), 8)
+    assert {tuple(place) for place in changed[0].sum(dim=0).nonzero().tolist()} == {(2, 2)}
+
+
+@pytest.mark.parametrize("kernel", [0, 2, 5, -1])
+def test_other_kernels_are_refused(kernel):
+    with pytest.raises(InputError, match=f"adaptation_kernel must be 1 or 3, not {kernel}"):
+        Adaptation({8: pair(8, 1, 1)}, kernel=kernel)
+
+
 def test_published_adaptation_begins_near_zero():
     torch.manual_seed(0)
     layer = Adaptation({8: pair(8, 64, 64)}, "published").layers["8"]

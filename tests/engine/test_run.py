@@ -9,6 +9,7 @@ import yaml
 from rich.console import Console
 
 from defeat.detector import FAMILIES, load
+from defeat.detector.frozen import frozen
 from defeat.distillation import METHODS, DeFeat
 from defeat.engine import assembly
 from defeat.engine import run as engine
@@ -69,15 +70,23 @@ def test_the_teacher_stays_as_it_was_and_outside_of_every_file(family, tmp_path,
         loaded.append((teacher, fingerprint(teacher)))
         return teacher
 
+    def spy_copy(*arguments):
+        copy = frozen(*arguments)
+        loaded.append((copy, fingerprint(copy)))
+        return copy
+
     monkeypatch.setattr(assembly, "load", spy)
+    monkeypatch.setattr(assembly, "frozen", spy_copy)
     folder = save_teacher(tmp_path / "teacher", family)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     student = tiny_run(tmp_path / "student", family, folder, max_steps=3, method_options=HEADS).folder
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    ((teacher, first),) = loaded
-    assert fingerprint(teacher) == first
-    assert not any(module.training for module in teacher.modules())
-    assert not any(weight.requires_grad or weight.grad is not None for weight in teacher.parameters())
+    assert len(loaded) == 2  # as it was trained, and the copy that gives its maps
+    for teacher, first in loaded:
+        assert fingerprint(teacher) == first
+        assert not any(module.training for module in teacher.modules())
+        assert not any(weight.grad is not None for weight in teacher.parameters())
+    assert not any(weight.requires_grad for weight in loaded[1][0].parameters())
     # The student's file holds a detector that stands on its own: no adaptation layer, nothing of the teacher.
     assert tensors(student).keys() == load(student).state_dict().keys()
     checkpoint = torch.load(student / "checkpoints" / "last.ckpt", weights_only=False)
@@ -87,6 +96,34 @@ def test_the_teacher_stays_as_it_was_and_outside_of_every_file(family, tmp_path,
     assert kept == tensors(student).keys()
     widths = {tuple(value.shape) for name, value in checkpoint["state_dict"].items() if name.startswith("method.")}
     assert widths == {(24, 16, 3, 3), (24,)}  # from the student's 16 channels to the teacher's 24
+
+
+@every_family
+def test_a_teacher_may_compute_in_bfloat16(family, tmp_path):
+    teacher = save_teacher(tmp_path / "teacher", family)
+    given = {"max_steps": 3, "method_options": HEADS | {"warmup": 0.0}}
+    exact, rounded, again = (
+        tiny_run(tmp_path / name, family, teacher, teacher_precision=precision, **given).folder
+        for name, precision in (("exact", "run"), ("rounded", "bf16"), ("again", "bf16"))
+    )
+    assert weights(rounded) == weights(again) != weights(exact)
+    first, other = lines(exact)[0], lines(rounded)[0]
+    terms = {name for name in first if name.startswith(("train/neck", "train/head"))}
+    assert len(terms) == 4
+    for name in terms:
+        assert other[name] != first[name]
+        assert other[name] == pytest.approx(first[name], rel=0.1)
+
+
+@pytest.mark.parametrize("name", sorted({"defeat", "fgfi", "imitation", "tadf"}))
+def test_every_method_of_maps_has_small_adaptation_layers(name, tmp_path):
+    teacher = save_teacher(tmp_path / "teacher")
+    folder = tiny_run(
+        tmp_path / "run", teacher=teacher, max_steps=1, method=name, method_options={"adaptation_kernel": 1}
+    ).folder
+    state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
+    widths = {tuple(value.shape) for key, value in state.items() if "adaptation" in key}
+    assert widths == {(24, 16, 1, 1), (24,)}
 
 
 def test_the_same_seed_repeats_a_run_and_another_does_not(tmp_path):

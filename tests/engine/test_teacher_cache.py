@@ -211,17 +211,18 @@ def test_a_run_with_a_cache_repeats_itself_and_resumes(family, tmp_path):
 @pytest.mark.usefixtures("small_demo")
 def test_another_teacher_or_size_has_files_of_its_own(tmp_path):
     given = {"max_steps": 1, "flip": 0.0, "cache_teacher": str(tmp_path / "cache")}
-    for number, change in enumerate(({}, {"size": 96, "max_size": 128}, {"precision": "bf16-mixed"})):
+    changes = {}, {"size": 96, "max_size": 128}, {"precision": "bf16-mixed"}, {"teacher_precision": "bf16"}
+    for number, change in enumerate(changes):
         teacher = save_teacher(tmp_path / f"teacher{number}", "retinanet")
         tiny_run(tmp_path / f"run{number}", "retinanet", teacher, **given, **change)
         assert len(list((tmp_path / "cache").iterdir())) == number + 1
     other = save_teacher(tmp_path / "other", "retinanet", neck_channels=32)
     tiny_run(tmp_path / "run", "retinanet", other, **given)
-    assert len(list((tmp_path / "cache").iterdir())) == 4
+    assert len(list((tmp_path / "cache").iterdir())) == 5
     # The same teacher from another folder is the same teacher.
     shutil.copytree(other, tmp_path / "copy")
     tiny_run(tmp_path / "same", "retinanet", tmp_path / "copy", **given)
-    assert len(list((tmp_path / "cache").iterdir())) == 4
+    assert len(list((tmp_path / "cache").iterdir())) == 5
 
 
 @pytest.mark.usefixtures("small_demo")

@@ -18,18 +18,19 @@ PROBE = (1, 3, 128, 128)
 CLOSE = 1e-3  # of a map's largest value
 
 
-def freeze(detector: Detector, dtype: torch.dtype | None = None) -> None:
-    """Prepare a detector for inference alone: eval mode, no gradients, normalisation folded, maps in a lower precision.
+def frozen(detector: Detector, dtype: torch.dtype | None = None) -> Detector:
+    """A copy of a detector for inference alone: eval mode, no gradients, normalisation folded into convolutions.
 
     Args:
-        detector: changed in place; it can't be trained or saved any more.
-        dtype: precision in which its backbone and neck compute; None for that of their weights. The maps themselves
-            are float32 in either case.
+        detector: stays as it is.
+        dtype: precision in which the copy's backbone and neck compute; None for that of their weights. The maps
+            themselves are float32 in either case.
     """
-    detector.eval().requires_grad_(False)
-    detector.backbone = folded(detector.backbone)
+    copy = deepcopy(detector).eval().requires_grad_(False)
+    copy.backbone = folded(copy.backbone)
     if dtype is not None:
-        detector.backbone = LowPrecision(detector.backbone, dtype)
+        copy.backbone = LowPrecision(copy.backbone, dtype)
+    return copy
 
 
 class LowPrecision(nn.Module):
@@ -102,4 +103,4 @@ def _fold(backbone: nn.Module, convolution: Any, norm: Any) -> None:
     convolution.weight, convolution.bias = weight.requires_grad_(False), bias.requires_grad_(False)
     rest = [one for one in (getattr(norm, "drop", None), getattr(norm, "act", None)) if one is not None]
     name = next(name for name, module in backbone.named_modules() if module is norm)
-    backbone.set_submodule(name, nn.Sequential(*rest), strict=True)
+    backbone.set_submodule(name, nn.Sequential(*rest).eval(), strict=True)

@@ -1,14 +1,14 @@
 """Makes the parts of a run from its settings: data, student, teacher, method."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from rich.console import Console
 
 from defeat.data import DetectionDataset, open_dataset, split_names
 from defeat.detector import Detector, DetectorSpec, build, load
-from defeat.detector.frozen import freeze
+from defeat.detector.frozen import frozen
 from defeat.distillation import Method, build_method, renamed_classes
 from defeat.engine.guards import require_able_teacher
 from defeat.engine.inference import moved, training_device
@@ -100,9 +100,12 @@ def check_devices(settings: TrainSettings) -> None:
         raise InputError("--precision 16-mixed needs a GPU; give 32-true or bf16-mixed.")
 
 
-def freeze_teacher(teacher: Detector, settings: DistillSettings) -> None:
-    """Prepare a teacher, in place, for nothing but giving its maps, in the precision that the settings name."""
-    freeze(teacher, torch.bfloat16 if settings.teacher_precision == "bf16" else None)
+def with_frozen_teacher(parts: Parts, settings: TrainSettings) -> Parts:
+    """The same parts with a copy of the teacher that does nothing but give its maps, in the precision asked for."""
+    if parts.teacher is None or not isinstance(settings, DistillSettings):
+        return parts
+    dtype = torch.bfloat16 if settings.teacher_precision == "bf16" else None
+    return replace(parts, teacher=frozen(parts.teacher, dtype))
 
 
 def evaluation_split(settings: TrainSettings) -> str:

@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import Tensor
 
 from defeat.data.loader import DetectionLoader, training_augmentation
-from defeat.engine.assembly import Parts, assemble, freeze_teacher
+from defeat.engine.assembly import Parts, assemble, with_frozen_teacher
 from defeat.engine.datamodule import run_loader
 from defeat.engine.gradients import Pulls, measure_pulls
 from defeat.engine.inference import training_device, wait_for
@@ -88,13 +88,11 @@ def estimate_run(settings: TrainSettings, console: Console) -> RunCost:
 
 
 def estimate_parts(settings: TrainSettings, parts: Parts) -> RunCost:
-    """The same for parts that are there already; statistics change, the teacher is frozen, weights stay as they are."""
-    device = training_device(settings)
+    """The same for parts that are there already; their running statistics change, their weights don't."""
+    device, parts = training_device(settings), with_frozen_teacher(parts, settings)
     for module in (parts.student, parts.teacher, parts.method):
         if module is not None:
             module.to(device)
-    if parts.teacher is not None and isinstance(settings, DistillSettings):
-        freeze_teacher(parts.teacher, settings)
     processes = settings.nodes * (settings.devices if settings.devices != "auto" else 1)
     per_epoch = len(_loader(parts, settings, processes))
     steps = min(settings.epochs * per_epoch, settings.max_steps or settings.epochs * per_epoch)

@@ -19,7 +19,7 @@ from rich.console import Console
 from defeat.data import DetectionDataset
 from defeat.detector import load, save_model
 from defeat.detector.files import FULL
-from defeat.engine.assembly import assemble, freeze_teacher
+from defeat.engine.assembly import assemble, with_frozen_teacher
 from defeat.engine.balance import balanced
 from defeat.engine.checkpoint import RunDirectory
 from defeat.engine.checkpoint_file import CheckpointFile
@@ -110,12 +110,12 @@ def _run(settings: TrainSettings, directory: RunDirectory, console: Console) -> 
     parts = assemble(settings, console)
     if isinstance(settings, DistillSettings):
         settings, parts = balanced(settings, parts, console)
+    parts = with_frozen_teacher(parts, settings)
     training, evaluation, student = parts.training, parts.evaluation, parts.student
     teacher, method = parts.teacher, parts.method
     checkpoint = directory.open("distill" if method else "train", settings)
     cache = None
     if isinstance(settings, DistillSettings) and teacher is not None and method is not None:
-        freeze_teacher(teacher, settings)
         datasets = [one for one in (training, parts.unlabelled) if one is not None]
         cache = open_cache(settings, student, teacher, method, datasets, console)
     module = DetectionModule(student, settings, method, teacher, cache, notify=_notifier(console))

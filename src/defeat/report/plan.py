@@ -133,20 +133,19 @@ def make_plan(settings: DistillSettings, console: Console | None = None) -> Plan
     directory.require_free(settings)
     parts = assemble(settings, console, UNLABELLED)
     settings, parts = balanced(settings, parts, console, write=False)
-    assert parts.teacher is not None
-    teacher = _detector(parts.teacher, parts.evaluation)  # before it is frozen
-    made = _planned(settings, parts, teacher, estimate_parts(settings, parts))
+    cost = estimate_parts(settings, parts)
+    made = _planned(settings, parts, cost)
     write_into(directory.folder, FILE, (json.dumps(made.to_dict(), indent=2) + "\n").encode())
     return made
 
 
-def _planned(settings: DistillSettings, parts: Parts, teacher: PlannedDetector, cost: RunCost) -> Plan:
+def _planned(settings: DistillSettings, parts: Parts, cost: RunCost) -> Plan:
     assert parts.teacher is not None
     assert parts.method is not None
     data = [_data(parts.training), _data(parts.evaluation), *_unlabelled(settings, parts)]
     return Plan(
         data=data,
-        teacher=teacher,
+        teacher=_detector(parts.teacher, parts.evaluation),
         student=_detector(parts.student, parts.evaluation),
         teacher_ap50=parts.teacher_ap50,
         levels=_levels(parts.method),
