@@ -8,8 +8,10 @@ inclusive ends; their reader makes them exclusive, which gives the widths of the
 Letters: D detections and G ground-truth boxes of an image, K classes, T IoU thresholds, R recall levels.
 """
 
+import gc
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +29,7 @@ Flags = npt.NDArray[np.bool_]
 VOC_IOU = 0.5
 MAX_DETECTIONS = 100
 COCO_AREAS = ("AP", "APs", "APm", "APl")
+NO_MASK: list[Any] = []  # for the library, which would draw one for each box
 
 _log = logging.getLogger(__name__)
 
@@ -212,7 +215,8 @@ def coco_average_precision(scenes: Sequence[Scene], classes: int) -> CocoResult:
     if not any(scene.demanded.any() for scene in scenes):
         nothing: dict[str, float | None] = dict.fromkeys(("AP", "AP50", "AP75", "APs", "APm", "APl"))
         return CocoResult(nothing, [{"AP": None, "AP50": None} for _ in range(classes)])
-    precision = _coco_precision(scenes, classes)  # (T, R, K, areas)
+    with _no_collection():
+        precision = _coco_precision(scenes, classes)  # (T, R, K, areas)
     overall = {
         "AP": _mean_precision(precision[..., 0]),
         "AP50": _mean_precision(precision[0, ..., 0]),
@@ -224,6 +228,18 @@ def coco_average_precision(scenes: Sequence[Scene], classes: int) -> CocoResult:
         for label in range(classes)
     ]
     return CocoResult(overall, per_class)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Hold back the search for reference cycles: in a million small objects without any it takes a third of the time."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _coco_precision(scenes: Sequence[Scene], classes: int) -> Floats:
@@ -259,9 +275,10 @@ def _annotations(scene: Scene, number: int) -> list[dict[str, Any]]:
 def _results(scene: Scene, number: int) -> list[dict[str, Any]]:
     kept = ~on_difficult(scene)
     boxes = _corner_and_size(scene.boxes[kept])
+    found = zip(boxes, scene.labels[kept].tolist(), scene.scores[kept].tolist(), strict=True)
     return [
-        {"image_id": number, "category_id": int(label), "bbox": box, "score": float(score)}
-        for box, label, score in zip(boxes, scene.labels[kept], scene.scores[kept], strict=True)
+        {"image_id": number, "category_id": label, "bbox": box, "score": score, "segmentation": NO_MASK}
+        for box, label, score in found
     ]
 
 
