@@ -1,6 +1,6 @@
 """Time and memory of DeFeat's neck terms at COCO size, beside the plain arithmetic.
 
-    python benchmarks/neck_loss.py [--repeats 20] [--boxes 10] [--out FILE]
+    python -m benchmarks.neck_loss [--repeats 20] [--boxes 10] [--out FILE]
 
 Batch 2, 800 x 1344 pixels, 256 channels, strides 4 to 64. The plain arithmetic squares the difference, repeats the mask
 over the channels, multiplies and sums, for objects and for the background apart. The two are interleaved in one process
@@ -8,18 +8,16 @@ and compared by their medians; peak memory is that of a process of its own for e
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
-from measure import interleaved, peak_memory
 from torch import Tensor
 
+from benchmarks.measure import interleaved, peak_memory, publish
 from defeat.distillation.losses import region_mean, squared_difference
 from defeat.distillation.regions import gaussian_regions, near_object_regions, object_regions
-from defeat.engine.provenance import commit, machine, versions
 
 BATCH, HEIGHT, WIDTH, CHANNELS = 2, 800, 1344, 256
 SHAPES = {stride: (-(-HEIGHT // stride), -(-WIDTH // stride)) for stride in (4, 8, 16, 32, 64)}
@@ -64,8 +62,8 @@ def no_loss(student: Tensor, teacher: Tensor, region: Tensor) -> Tensor:
     return student.sum()
 
 
-NO_LOSS = "no loss"
-LOSSES = {"plain arithmetic": plain, "sum of squares": one_tensor, "this project": ours, NO_LOSS: no_loss}
+NO_LOSS, OURS = "no loss", "this project"
+LOSSES = {"plain arithmetic": plain, "sum of squares": one_tensor, OURS: ours, NO_LOSS: no_loss}
 
 
 def step_of(name: str, boxes: int) -> Callable[[], None]:
@@ -90,29 +88,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    memory = {name: peak_memory(step_of, name, given.boxes) for name in LOSSES}
+    peaks = {name: peak_memory(step_of, name, given.boxes) for name in LOSSES}
     losses = interleaved({name: step_of(name, given.boxes) for name in LOSSES if name != NO_LOSS}, given.repeats)
-    map_mib = BATCH * CHANNELS * SHAPES[4][0] * SHAPES[4][1] * 4 / 2**20
-    print(f"Neck terms, forward and backward, one thread. The largest map has {map_mib:.0f} MiB.")
-    for name, value in losses.items():
-        extra, ratio = memory[name] - memory[NO_LOSS], losses["plain arithmetic"] / value
-        print(f"  {name:20}{value:>8.0f} ms{ratio:>7.2f} x as fast{extra:>7.0f} MiB beside the maps and their gradient")
-    painted = {}
-    for count in (1, 10, 100, 1000, 10000):
-        boxes = random_boxes(count)
-        painted[count] = interleaved({name: partial(paint, boxes, SHAPES) for name, paint in REGIONS.items()}, 5)
-        print(f"  {count:>6} boxes an image: " + ", ".join(f"{n} {ms:.1f} ms" for n, ms in painted[count].items()))
-    if given.out:
-        result = {
-            "setting": {"boxes": given.boxes, "repeats": given.repeats, "threads": 1},
-            "loss_ms": losses,
-            "peak_mib": memory,
-            "regions_ms_by_boxes_an_image": painted,
-            "versions": versions(),
-            "commit": commit(),
-            "machine": machine(),
-        }
-        given.out.write_text(json.dumps(result, indent=2) + "\n")
+    painters = {
+        f"{name}, {count} boxes an image": partial(paint, random_boxes(count), SHAPES)
+        for count in (1, 10, 100, 1000, 10000)
+        for name, paint in REGIONS.items()
+    }
+    tables = {
+        "milliseconds": losses,
+        "ratios": {f"{OURS} : {name}": losses[OURS] / value for name, value in losses.items() if name != OURS},
+        "mib_beside_maps_and_gradient": {name: peaks[name] - peaks[NO_LOSS] for name in losses},
+        "milliseconds_of_regions": interleaved(painters, 5),
+    }
+    rounded = {title: {name: round(value, 3) for name, value in table.items()} for title, table in tables.items()}
+    publish(rounded, {"boxes": given.boxes, "repeats": given.repeats}, given.out)
 
 
 if __name__ == "__main__":
