@@ -12,7 +12,7 @@ from tests.detector.tiny import tiny_batch, tiny_detector
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 BACKBONES = ("mobilenetv3_small_050", "resnet18", "tf_efficientnet_lite0", "convnext_femto")
-NORMS = ("bn", "bn_eval", "frozen", "gn")
+NORMS = ("bn", "syncbn", "bn_eval", "frozen", "gn")
 
 
 def unsettled(family, backbone, **spec):
@@ -98,7 +98,7 @@ class Shared(nn.Module):
             return {1: self.norm(made) + made}, {}
         if self.way == "twice":
             return {1: self.norm(made)}, {1: self.norm(self.convolution(images + 1))}
-        return {1: self.norm(made * 2)}, {}
+        return {1: self.norm(made * 2 if self.way == "between" else made)}, {}
 
 
 @pytest.mark.parametrize("way", ["beside", "twice", "between"])
@@ -109,6 +109,13 @@ def test_what_can_not_be_folded_is_left(way):
     assert with_statistics(copy)
     for found, wanted in zip(copy(images), backbone(images), strict=True):
         assert all(torch.equal(found[stride], level) for stride, level in wanted.items())
+
+
+def test_normalisation_by_the_batch_itself_is_left():
+    backbone = Shared("alone").eval()
+    backbone.norm = nn.BatchNorm2d(4, track_running_stats=False).eval()
+    images = torch.rand(2, 3, 8, 8)
+    assert torch.equal(folded(backbone)(images)[0][1], backbone(images)[0][1])
 
 
 def test_weights_that_are_made_anew_in_each_pass_are_left():

@@ -13,7 +13,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from defeat.detector.base import Detector
 
 PLAIN = (nn.Conv2d, Conv2dSame)  # other convolutions make their weights anew in each pass
-NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d, FrozenBatchNormAct2d)
+NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d, FrozenBatchNormAct2d)
 PROBE = (1, 3, 128, 128)
 CLOSE = 1e-3  # of a map's largest value
 
@@ -84,7 +84,8 @@ def _pairs(backbone: nn.Module, images: Tensor) -> list[tuple[Any, Any]]:
         else:
             read.append((module, inputs[0]))
 
-    watched = [one for one in backbone.modules() if type(one) in PLAIN or isinstance(one, NORMS)]
+    norms = [one for one in backbone.modules() if isinstance(one, NORMS) and one.running_mean is not None]
+    watched = [*norms, *(one for one in backbone.modules() if type(one) in PLAIN)]
     handles = [module.register_forward_hook(seen) for module in watched]
     try:
         backbone(images)
