@@ -92,9 +92,10 @@ def distilled_step(
     options: dict[str, Any] | None = None,
     dtype: torch.dtype | None = None,
 ) -> Step:
-    """A training step of the student with DeFeat, by default its neck terms alone."""
+    """A training step of the student with DeFeat, by default its neck terms alone, all in the precision of the work."""
     student, teacher, method = work.pair(options)
     teacher = frozen(teacher, dtype)
+    method.adapt_in(dtype)
     batches, optimizer = work.batches(kept), optimizer_of(student, method)
 
     def step() -> None:

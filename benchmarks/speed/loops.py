@@ -94,10 +94,10 @@ def stepping(kept: bool) -> Iterator[None]:
 
 
 def run_steps(work: Work, folder: Path) -> dict[str, Stepper]:
-    """A training of the student alone, one with the teacher, and one where that computes in bfloat16."""
+    """A training of the student alone, one with the teacher, and one where distillation computes in bfloat16."""
     teacher = work.save_teacher(folder / "teacher")
     return {
         "train": Stepper(work.settings(folder / "alone")),
         "distill": Stepper(work.settings(folder / "distilled", teacher)),
-        "distill, teacher in bf16": Stepper(work.settings(folder / "rounded", teacher, teacher_precision="bf16")),
+        "distill in bf16": Stepper(work.settings(folder / "rounded", teacher, distill_precision="bf16")),
     }

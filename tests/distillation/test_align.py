@@ -71,6 +71,22 @@ def test_adaptation_may_see_one_cell_only():
     assert {tuple(place) for place in changed[0].sum(dim=0).nonzero().tolist()} == {(2, 2)}
 
 
+def test_adaptation_may_compute_in_bfloat16():
+    torch.manual_seed(0)
+    adaptation = Adaptation({8: pair(8, 32, 16)})
+    level = torch.randn(2, 32, 6, 7, requires_grad=True)
+    exact = adaptation(level, 8)
+    adaptation.dtype = torch.bfloat16
+    rounded = adaptation(level, 8)
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, exact)
+    assert torch.allclose(rounded, exact, atol=0.02)
+    gradients = [torch.autograd.grad(one.sum(), (level, *adaptation.parameters())) for one in (exact, rounded)]
+    for wanted, found in zip(*gradients, strict=True):
+        assert found.dtype == torch.float32
+        assert torch.allclose(found, wanted, rtol=0.05, atol=0.05)
+
+
 @pytest.mark.parametrize("kernel", [0, 2, 5, -1])
 def test_other_kernels_are_refused(kernel):
     with pytest.raises(InputError, match=f"adaptation_kernel must be 1 or 3, not {kernel}"):

@@ -99,11 +99,11 @@ def test_the_teacher_stays_as_it_was_and_outside_of_every_file(family, tmp_path,
 
 
 @every_family
-def test_a_teacher_may_compute_in_bfloat16(family, tmp_path):
+def test_distillation_may_compute_in_bfloat16(family, tmp_path):
     teacher = save_teacher(tmp_path / "teacher", family)
     given = {"max_steps": 3, "method_options": HEADS | {"warmup": 0.0}}
     exact, rounded, again = (
-        tiny_run(tmp_path / name, family, teacher, teacher_precision=precision, **given).folder
+        tiny_run(tmp_path / name, family, teacher, distill_precision=precision, **given).folder
         for name, precision in (("exact", "run"), ("rounded", "bf16"), ("again", "bf16"))
     )
     assert weights(rounded) == weights(again) != weights(exact)

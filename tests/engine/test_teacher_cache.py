@@ -211,7 +211,7 @@ def test_a_run_with_a_cache_repeats_itself_and_resumes(family, tmp_path):
 @pytest.mark.usefixtures("small_demo")
 def test_another_teacher_or_size_has_files_of_its_own(tmp_path):
     given = {"max_steps": 1, "flip": 0.0, "cache_teacher": str(tmp_path / "cache")}
-    changes = {}, {"size": 96, "max_size": 128}, {"precision": "bf16-mixed"}, {"teacher_precision": "bf16"}
+    changes = {}, {"size": 96, "max_size": 128}, {"precision": "bf16-mixed"}, {"distill_precision": "bf16"}
     for number, change in enumerate(changes):
         teacher = save_teacher(tmp_path / f"teacher{number}", "retinanet")
         tiny_run(tmp_path / f"run{number}", "retinanet", teacher, **given, **change)

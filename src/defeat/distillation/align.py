@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -88,6 +89,9 @@ class Adaptation(nn.Module):
         activation: whether a ReLU follows each convolution.
         kernel: side of each convolution's kernel in cells: 3 (published), or 1, which costs a ninth.
 
+    Attributes:
+        dtype: precision in which the convolutions compute; None for that of their weights.
+
     Raises:
         InputError: the initialisation or the kernel is unknown.
     """
@@ -101,6 +105,7 @@ class Adaptation(nn.Module):
     ) -> None:
         super().__init__()
         self.activation = activation
+        self.dtype: torch.dtype | None = None
         if initialisation not in INITIALISATIONS:
             raise unknown_name("initialisation", initialisation, INITIALISATIONS)
         if kernel not in KERNELS:
@@ -117,8 +122,12 @@ class Adaptation(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, level: Tensor, stride: int) -> Tensor:
-        """Adapt the student's map (B, C, H, W) of a stride; gives (B, C of the teacher, H, W)."""
-        adapted: Tensor = self.layers[str(stride)](level)
+        """Adapt the student's map (B, C, H, W) of a stride; gives (B, C of the teacher, H, W), float32."""
+        if self.dtype is None:
+            adapted: Tensor = self.layers[str(stride)](level)
+        else:
+            with torch.autocast(level.device.type, self.dtype):
+                adapted = self.layers[str(stride)](level).float()
         return adapted.relu() if self.activation else adapted
 
 

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from defeat.distillation.align import Adaptation
 from defeat.distillation.class_map import ClassMap
 from defeat.distillation.regions import Regions, Shape
 from defeat.errors import InputError
@@ -53,6 +54,12 @@ class Method(nn.Module, ABC):
     def negative_weight(self, progress: Progress) -> float:
         """The weight that negatives shall have in the detector's own loss of classes; 1 leaves it as it is."""
         return 1.0
+
+    def adapt_in(self, dtype: torch.dtype | None) -> None:
+        """Let the adaptation layers compute in a lower precision, such as bfloat16; what they give is float32."""
+        for layer in self.modules():
+            if isinstance(layer, Adaptation):
+                layer.dtype = dtype
 
     def painted(self, boxes: Sequence[Tensor], shapes: dict[int, Shape]) -> dict[str, Regions]:
         """The regions of the neck's maps that the method looks at, by name, for pictures; none unless it says so.

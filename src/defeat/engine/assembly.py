@@ -104,8 +104,12 @@ def with_frozen_teacher(parts: Parts, settings: TrainSettings) -> Parts:
     """The same parts with a copy of the teacher that does nothing but give its maps, in the precision asked for."""
     if parts.teacher is None or not isinstance(settings, DistillSettings):
         return parts
-    dtype = torch.bfloat16 if settings.teacher_precision == "bf16" else None
-    return replace(parts, teacher=frozen(parts.teacher, dtype))
+    return replace(parts, teacher=frozen(parts.teacher, lower_precision(settings)))
+
+
+def lower_precision(settings: DistillSettings) -> torch.dtype | None:
+    """What the settings ask for where distillation shall not compute as the rest of the run does."""
+    return torch.bfloat16 if settings.distill_precision == "bf16" else None
 
 
 def evaluation_split(settings: TrainSettings) -> str:
@@ -147,6 +151,7 @@ def pair(student: Detector, teacher: Detector, settings: DistillSettings, consol
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         method = build_method(settings.method, student.info, known, settings.method_options)
+    method.adapt_in(lower_precision(settings))
     for note in [*method.classes.describe(), *method.notes]:
         console.print(note, style="yellow", highlight=False)
     return method

@@ -15,7 +15,7 @@ MOST_WORKERS = 256  # each is a process with memory of its own
 MOST_NODES = 10_000
 Norm = Literal["bn", "syncbn", "bn_eval", "frozen", "gn"]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
-TeacherPrecision = Literal["run", "bf16"]
+DistillPrecision = Literal["run", "bf16"]
 
 
 @dataclass(kw_only=True)
@@ -150,8 +150,8 @@ class DistillSettings(TrainSettings):
     Attributes:
         teacher: run directory of the teacher, or a torchvision model such as torchvision:fasterrcnn_resnet50_fpn_v2.
         teacher_weights: with a torchvision teacher, a file with its state dict, instead of the published weights.
-        teacher_precision: in what the teacher computes its maps: run, as the run says, or bf16, which rounds them, and
-            takes a third of the time where the processor or GPU has instructions for it.
+        distill_precision: in what the teacher's maps and the adaptation layers are computed: run, as the run says, or
+            bf16, which rounds them, and takes a third of the time where the processor or GPU has instructions for it.
         method: distillation method.
         balance: before training, multiply the method's weights by the one factor that makes the gradient of all its
             terms, at the student's neck, so many times that of the detector's own losses; config.yaml gets the weights.
@@ -171,7 +171,7 @@ class DistillSettings(TrainSettings):
 
     teacher: str
     teacher_weights: str | None = None
-    teacher_precision: TeacherPrecision = "run"
+    distill_precision: DistillPrecision = "run"
     method: str = "defeat"
     balance: float | None = None
     class_map: str | dict[str, str | None] | None = None

@@ -225,7 +225,7 @@ def kept_parts(method: Method) -> list[str]:
 def _key(settings: DistillSettings, student: Detector, teacher: Detector, parts: Sequence[str]) -> str:
     """What decides how the maps of an image come out, beside the image."""
     prepared = (student.info.size, student.info.max_size, student.info.size_divisor, student.antialias)
-    precision = (settings.precision, settings.teacher_precision)
+    precision = (settings.precision, settings.distill_precision)
     text = repr((FORMAT, fingerprint(teacher), teacher.info, prepared, precision, list(parts)))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
