@@ -72,7 +72,8 @@ def test_a_loader_that_dies_is_reported_and_the_run_goes_on(step, tmp_path):
 
     sentence = forked(job).value
     assert "A process that loads images died" in sentence
-    assert "killed by signal: Killed" in sentence
+    # In torch's words, which depend on what it notices first: the signal, or that the process no longer answers.
+    assert "killed by signal: Killed" in sentence or "exited unexpectedly" in sentence
     assert "--resume" in sentence
     assert tiny_run(tmp_path / "run", resume=True, **settings).finished
     assert weights(tmp_path / "run") == weights(whole)
