@@ -24,12 +24,16 @@ def interleaved(steps: dict[str, Callable[[], Any]], repeats: int) -> dict[str, 
 
 
 def rounds(steps: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Times]:
-    """Time of each step in each round in milliseconds; they take turns, and a round before the first warms up."""
+    """Time of each step in each round in milliseconds; a round before the first warms up.
+
+    They take turns, in another order in each round: what a step leaves behind in caches meets no other one more often.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
+    order = np.random.default_rng(0)
     for repeat in range(repeats + 1):
-        for name, step in steps.items():
+        for name in order.permutation(list(steps)):
             began = perf_counter()
-            step()
+            steps[name]()
             if torch.accelerator.is_available():
                 torch.accelerator.synchronize()
             if repeat:
