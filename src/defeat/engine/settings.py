@@ -151,7 +151,7 @@ class DistillSettings(TrainSettings):
         teacher: run directory of the teacher, or a torchvision model such as torchvision:fasterrcnn_resnet50_fpn_v2.
         teacher_weights: with a torchvision teacher, a file with its state dict, instead of the published weights.
         distill_precision: in what the teacher's maps and the adaptation layers are computed: run, as the run says, or
-            bf16, which rounds them, and takes a third of the time where the processor or GPU has instructions for it.
+            bf16, which rounds them, and takes half the time or less where the processor has instructions for it.
         method: distillation method.
         balance: before training, multiply the method's weights by the one factor that makes the gradient of all its
             terms, at the student's neck, so many times that of the detector's own losses; config.yaml gets the weights.
