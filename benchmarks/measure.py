@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import tempfile
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from defeat.engine.provenance import commit, machine, versions
 
@@ -42,9 +44,9 @@ def rounds(steps: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Times
 
 
 def peak_memory(make_step: MakeStep, *arguments: Any) -> float:
-    """Peak memory in MiB of three steps in a fresh process with one thread: resident, or on a GPU that of its tensors.
+    """Peak memory of tensors in MiB, of three steps and all that they are made from, in a fresh process.
 
-    An allocator does not give back what another case has used, hence the process.
+    It is the same each time, where what a process has resident differs by a tenth between equal runs.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe()
@@ -68,12 +70,16 @@ def publish(tables: dict[str, dict[str, float]], work: dict[str, Any], out: Path
 
 def _send_peak(pipe: Connection, make_step: MakeStep, arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
-    step = make_step(*arguments)
-    for _ in range(3):
-        step()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+        step = make_step(*arguments)
+        for _ in range(3):
+            step()
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:
         pipe.send(torch.cuda.max_memory_allocated() / 2**20)
         return
-    # Not getrusage, whose peak a child inherits from its parent.
-    status = Path("/proc/self/status").read_text().splitlines()
-    pipe.send(next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM")))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        watched.export_chrome_trace(str(path))
+        events = json.loads(path.read_bytes())["traceEvents"]
+    totals = [event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]"]
+    pipe.send(max(totals) / 2**20)

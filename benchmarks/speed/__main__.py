@@ -34,7 +34,7 @@ from benchmarks.speed.work import SMALL, Work
 
 TEACHER, STUDENT, PUBLISHED = "teacher's forward", "student's step", "published arithmetic"
 DISTILLED, KEPT, HEAD = "distilled step", "distilled step, kept maps", "distilled step, neck and head"
-BFLOAT = "distill in bf16"
+BFLOAT, KEPT_BFLOAT = "distill in bf16", "distilled step in bf16, kept maps"
 TORCHVISION, RIVAL = "torchvision", "torchdistill"
 SMALL_KERNEL = {"adaptation_kernel": 1}
 MEMORY = {STUDENT: student_step, DISTILLED: distilled_step, HEAD: head_step, PUBLISHED: published_arithmetic_step}
@@ -65,6 +65,7 @@ def measure(work: Work, repeats: int, loading: bool) -> dict[str, Times]:
         steps[RIVAL] = rival_step(work, kept)
     with tempfile.TemporaryDirectory() as folder, stepping(kept):
         steps[KEPT] = kept_maps_step(work, Path(folder) / "maps", repeats + 1, kept)
+        steps[KEPT_BFLOAT] = kept_maps_step(work, Path(folder) / "bf16", repeats + 1, kept, torch.bfloat16)
         runs = run_steps(work, Path(folder))
         try:
             return rounds(steps | {name: one.step for name, one in runs.items()}, repeats)

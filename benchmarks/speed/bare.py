@@ -112,15 +112,15 @@ def head_step(work: Work, kept: bool = True) -> Step:
     return distilled_step(work, kept, options={"positive_weight": 0.5, "negative_weight": 0.5})
 
 
-def kept_maps_step(work: Work, folder: Path, rounds: int, kept: bool = True) -> Step:
+def kept_maps_step(work: Work, folder: Path, rounds: int, kept: bool = True, dtype: torch.dtype | None = None) -> Step:
     """The distilled step where the teacher's maps of the first so many batches are on disk already."""
     student, teacher, method = work.pair()
-    teacher = frozen(teacher)
+    teacher = frozen(teacher, dtype)
     count = len(training_images(work.data))
     cache = TeacherCache(folder, ["neck"], {(True, image): f"image-{image}" for image in range(count)})
     for images, _ in zip(work.batches(True), range(rounds), strict=False):
         cache.output(teacher, student.prepare(*images), method.needs)
-    return distilled_step(work, kept, cache)
+    return distilled_step(work, kept, cache, dtype=dtype)
 
 
 def published_arithmetic_step(work: Work, kept: bool = True) -> Step:

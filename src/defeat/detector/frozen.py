@@ -62,10 +62,10 @@ def folded(backbone: nn.Module) -> nn.Module:
     Args:
         backbone: gives maps of body and neck by stride.
     """
-    weight = next(backbone.parameters())
+    weight, copy = next(backbone.parameters()), deepcopy(backbone)
     noise = torch.randn(PROBE, generator=torch.Generator().manual_seed(0)).to(weight)
-    wanted, copy = backbone(noise), deepcopy(backbone)
-    for convolution, norm in _pairs(copy, noise):
+    wanted, pairs = _looked_at(copy, noise)
+    for convolution, norm in pairs:
         _fold(copy, convolution, norm)
     found = copy(noise)
     levels = [(ours[stride], theirs[stride]) for ours, theirs in zip(found, wanted, strict=True) for stride in theirs]
@@ -73,8 +73,8 @@ def folded(backbone: nn.Module) -> nn.Module:
     return copy if same else backbone
 
 
-def _pairs(backbone: nn.Module, images: Tensor) -> list[tuple[Any, Any]]:
-    """Convolutions with the normalisation that reads them, where both take part once."""
+def _looked_at(backbone: nn.Module, images: Tensor) -> tuple[Any, list[tuple[Any, Any]]]:
+    """What a backbone gives, and convolutions with the normalisation that reads them, where both take part once."""
     made: list[tuple[nn.Module, Tensor]] = []
     read: list[tuple[nn.Module, Tensor]] = []
 
@@ -88,14 +88,14 @@ def _pairs(backbone: nn.Module, images: Tensor) -> list[tuple[Any, Any]]:
     watched = [*norms, *(one for one in backbone.modules() if type(one) in PLAIN)]
     handles = [module.register_forward_hook(seen) for module in watched]
     try:
-        backbone(images)
+        given = backbone(images)
     finally:
         for handle in handles:
             handle.remove()
     passes = Counter(module for module, _ in (*made, *read))
     makers = {id(output): convolution for convolution, output in made}  # `made` keeps the outputs alive
     pairs = [(makers[id(level)], norm) for norm, level in read if id(level) in makers]
-    return [pair for pair in pairs if all(passes[module] == 1 for module in pair)]
+    return given, [pair for pair in pairs if all(passes[module] == 1 for module in pair)]
 
 
 def _fold(backbone: nn.Module, convolution: Any, norm: Any) -> None:

@@ -1,6 +1,6 @@
 """The arithmetic that methods share: differences of maps over a region, and divergences of class predictions."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -8,31 +8,62 @@ from torch import Tensor
 
 from defeat.distillation.processes import added, average_count
 
+PIECE = 2**18  # values of a map at a time, so that what is made of them stays in the processor's cache
+SAFE = 1e12  # values up to this have squares whose sum over a batch fits float32
+
+
+class _Piece(NamedTuple):
+    """A part of a map (B, C, H, W)."""
+
+    images: slice
+    channels: slice
+    rows: slice
+
+    def of(self, level: Tensor) -> Tensor:
+        """That part of a map (B, C, H, W), as a view."""
+        return level[self.images, self.channels, self.rows]
+
+    def cells(self, values: Tensor) -> Tensor:
+        """The values of its cells (b, 1, h, W), of (B, H, W)."""
+        return values[self.images, None, self.rows]
+
+
+def _pieces(level: Tensor) -> list[_Piece]:
+    """Cut a map on a processor into pieces of neighbours in memory; on a GPU it stays whole."""
+    batch, channels, height, width = level.shape
+    whole = slice(None)
+    if level.device.type != "cpu":
+        return [_Piece(whole, whole, whole)]
+    images = _slices(batch, channels * height * width)
+    if level.is_contiguous():
+        return [_Piece(some, part, whole) for some in images for part in _slices(channels, height * width)]
+    return [_Piece(some, whole, part) for some in images for part in _slices(height, channels * width)]
+
+
+def _slices(length: int, values: int) -> list[slice]:
+    """Cut a length into parts of `PIECE` values or fewer, where each place has so many values."""
+    step = max(1, PIECE // max(1, values))
+    return [slice(begin, begin + step) for begin in range(0, length, step)]
+
 
 class _SquaredDifference(torch.autograd.Function):
     """The squared difference, with a backward pass that makes no map but the gradient itself."""
 
     @staticmethod
     def forward(context: Any, student: Tensor, teacher: Tensor) -> Tensor:
-        difference = student - teacher
+        difference = torch.empty_like(student)
+        total = torch.zeros_like(student[:, :1])
+        for piece in _pieces(student):
+            found = torch.sub(piece.of(student), piece.of(teacher), out=piece.of(difference))
+            total[piece.images, :, piece.rows] += found.square().sum(dim=1, keepdim=True)
         context.save_for_backward(difference)
-        if not difference.is_contiguous():  # channels-last
-            norm: Tensor = torch.linalg.vector_norm(difference, dim=1)
-            return norm.square_()
-        total = torch.zeros_like(difference[:, 0])
-        for some in difference.split(CHUNK, dim=1):
-            total += some.square().sum(dim=1)
-        return total
+        return total[:, 0]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (difference,) = context.saved_tensors
         return difference * (2 * gradients[0])[:, None], None
-
-
-CHUNK = 16  # channels at a time, so that what is made of them stays in the processor's cache
-SAFE = 1e12  # values up to this have squares whose sum over a batch fits float32
 
 
 class _Standardised(torch.autograd.Function):
@@ -60,27 +91,33 @@ class _Standardised(torch.autograd.Function):
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         result, share, inverse = context.saved_tensors
         (gradient,) = gradients
-        product = gradient * result
-        first, second = added(torch.stack([one.sum(dim=(0, 2, 3)) for one in (gradient, product)]))[..., None, None]
-        common = torch.mul(result, second, out=product).add_(first).mul_(share[:, None])
-        return torch.sub(gradient, common, out=common).mul_(inverse), None, None
+        pieces, sums = _pieces(result), result.new_zeros(2, result.shape[1])
+        for piece in pieces:
+            some = piece.of(gradient)
+            sums[0, piece.channels] += some.sum(dim=(0, 2, 3))
+            sums[1, piece.channels] += (some * piece.of(result)).sum(dim=(0, 2, 3))
+        first, second = added(sums)[..., None, None]
+        found = torch.empty_like(result)
+        for piece in pieces:
+            common = (piece.of(result) * second[piece.channels]).add_(first[piece.channels]).mul_(piece.cells(share))
+            torch.sub(piece.of(gradient), common, out=piece.of(found)).mul_(inverse[piece.channels])
+        return found, None, None
 
 
 def _centred(level: Tensor, weight: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """A map (B, C, H, W) without the mean of each channel, and the variance of each (C,)."""
-    mean = added(_channel_sums(level, weight)) / count
-    centred = level - mean[:, None, None]
-    return centred, added(_channel_sums(centred.square(), weight)) / count
+    """A map (B, C, H, W) without the mean of each channel, and the variance of each (C,).
 
-
-def _channel_sums(level: Tensor, weight: Tensor) -> Tensor:
-    """Sum (B, C, H, W) over images and cells, with (B, H, W) weights: (C,).
-
-    Not as a matrix product, whose sums are less exact.
+    Sums are not taken as matrix products, which are less exact.
     """
-    if not level.is_contiguous():  # channels-last
-        return torch.stack([(one * cells).sum(dim=(1, 2)) for one, cells in zip(level, weight, strict=True)]).sum(dim=0)
-    return torch.cat([(some * weight[:, None]).sum(dim=(0, 2, 3)) for some in level.split(CHUNK, dim=1)])
+    pieces, sums = _pieces(level), level.new_zeros(2, level.shape[1])
+    for piece in pieces:
+        sums[0, piece.channels] += (piece.of(level) * piece.cells(weight)).sum(dim=(0, 2, 3))
+    mean = (added(sums[0]) / count)[:, None, None]
+    centred = torch.empty_like(level)
+    for piece in pieces:
+        some = torch.sub(piece.of(level), mean[piece.channels], out=piece.of(centred))
+        sums[1, piece.channels] += some.square().mul_(piece.cells(weight)).sum(dim=(0, 2, 3))
+    return centred, added(sums[1]) / count
 
 
 def squared_difference(student: Tensor, teacher: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ def balanced(
 
     Args:
         settings: of the run.
-        parts: what it is made of; neither weights nor random numbers of the run change.
+        parts: what it is made of, with a frozen teacher; neither weights nor random numbers of the run change.
         console: where to say what was measured.
         write: whether to keep what was measured in the run's folder.
 
@@ -129,7 +129,7 @@ def _measured(settings: DistillSettings, parts: Parts) -> list[Pulls]:
     assert parts.teacher is not None
     assert method is not None
     method.to(device)
-    teacher = parts.teacher.to(device).eval().requires_grad_(False)
+    teacher = parts.teacher.to(device)
     loader = run_loader(settings, parts.training, parts.unlabelled)
     past_warm_up = Progress(step=1, steps=1, epoch=0, epochs=settings.epochs)
     pulls = []

@@ -40,8 +40,8 @@ class DetectionModule(LightningModule):
         student: the detector to train.
         settings: the run's settings.
         method: turns both detectors' outputs into losses; None to train the student alone.
-        teacher: a trained detector; it stays outside the module tree, so that no checkpoint, copy or mode switch
-            ever touches it.
+        teacher: a trained detector, in eval mode and without gradients; it stays outside the module tree, so that no
+            checkpoint, copy or mode switch ever touches it.
         cache: what the teacher has computed before, if that is kept.
         notify: called with a sentence that the user should read while the run goes on.
     """
@@ -61,7 +61,7 @@ class DetectionModule(LightningModule):
         self.method = method
         self.settings = settings
         self.cache = cache
-        self._outside = (teacher.eval().requires_grad_(False),) if teacher is not None else ()
+        self._outside = (teacher,) if teacher is not None else ()
         self.first_steps = FirstSteps(method) if method is not None else None
         self.loss_watch, self.pull_watch, self.notify = LossWatch(), PullWatch(), notify
         self.evaluator = Evaluator(student.info.classes)

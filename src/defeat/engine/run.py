@@ -107,10 +107,9 @@ def run(settings: TrainSettings, console: Console | None = None) -> RunResult:
 def _run(settings: TrainSettings, directory: RunDirectory, console: Console) -> RunResult:
     began = perf_counter()
     figure = expected(settings.expected)
-    parts = assemble(settings, console)
+    parts = with_frozen_teacher(assemble(settings, console), settings)
     if isinstance(settings, DistillSettings):
         settings, parts = balanced(settings, parts, console)
-    parts = with_frozen_teacher(parts, settings)
     training, evaluation, student = parts.training, parts.evaluation, parts.student
     teacher, method = parts.teacher, parts.method
     checkpoint = directory.open("distill" if method else "train", settings)

@@ -19,7 +19,7 @@ from defeat.distillation import Method
 from defeat.distillation.align import LevelPair
 from defeat.distillation.class_map import ClassMap, listed
 from defeat.distillation.imitation import MapImitation
-from defeat.engine.assembly import Parts, assemble
+from defeat.engine.assembly import Parts, assemble, with_frozen_teacher
 from defeat.engine.balance import balanced, method_weights
 from defeat.engine.checkpoint import RunDirectory
 from defeat.engine.estimate import UNLABELLED, RunCost, estimate_parts
@@ -132,7 +132,8 @@ def make_plan(settings: DistillSettings, console: Console | None = None) -> Plan
     directory = RunDirectory(settings.out)
     directory.require_free(settings)
     parts = assemble(settings, console, UNLABELLED)
-    settings, parts = balanced(settings, parts, console, write=False)
+    settings, weighed = balanced(settings, with_frozen_teacher(parts, settings), console, write=False)
+    parts = replace(parts, method=weighed.method)
     cost = estimate_parts(settings, parts)
     made = _planned(settings, parts, cost)
     write_into(directory.folder, FILE, (json.dumps(made.to_dict(), indent=2) + "\n").encode())
