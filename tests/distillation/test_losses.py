@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from defeat.distillation import losses
 from defeat.distillation.losses import (
     absolute_difference,
     divisive_difference,
@@ -16,6 +17,7 @@ from defeat.distillation.losses import (
     softmax_divergence,
     squared_difference,
     standardise,
+    standardised_difference,
 )
 
 
@@ -85,10 +87,58 @@ def test_the_gradient_of_standardise_is_that_of_its_arithmetic(memory_format):
     level = torch.randn(2, 3, 4, 5, generator=generator, dtype=torch.float64).contiguous(memory_format=memory_format)
     valid = torch.rand(2, 4, 5, generator=generator) < 0.7
     assert torch.autograd.gradcheck(lambda one: standardise(one, valid), level.requires_grad_())
-    weight = valid[:, None].double()
-    mean = (level * weight).sum((0, 2, 3), keepdim=True) / weight.sum()
-    variance = ((level - mean).square() * weight).sum((0, 2, 3), keepdim=True) / weight.sum()
+    mean, variance = moments(level, valid)
     assert torch.allclose(standardise(level, valid), (level - mean) / (variance + 1e-6).sqrt())
+
+
+@pytest.fixture(params=[1, 30, 2**18])
+def pieces(request, monkeypatch):
+    """Cuts a map of 2 x 3 x 4 x 5 into 120 cells, 6 rows or so, or not at all."""
+    monkeypatch.setattr(losses, "PIECE", request.param)
+
+
+@pytest.mark.usefixtures("pieces")
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_both_sides_standardised_at_once_are_the_same_as_one_after_the_other(memory_format):
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(2, 2, 3, 4, 5, generator=generator, dtype=torch.float64)
+    student, teacher = (one.contiguous(memory_format=memory_format) for one in maps)
+    valid = torch.rand(2, 4, 5, generator=generator) < 0.7
+    student.requires_grad_()
+
+    def apart(one):
+        mean, variance = moments(one, valid)
+        aside, other = moments(teacher, valid)
+        found = (one - mean) / (variance + 1e-6).sqrt() - (teacher - aside) / (other + 1e-6).sqrt()
+        return found.square().sum(dim=1)
+
+    weight = torch.rand(2, 4, 5, generator=generator, dtype=torch.float64)
+    found, wanted = standardised_difference(student, teacher, valid), apart(student)
+    assert torch.allclose(found, wanted)
+    gradients = [torch.autograd.grad((one * weight).sum(), student)[0] for one in (found, wanted)]
+    assert torch.allclose(*gradients)
+    assert torch.autograd.gradcheck(lambda one: standardised_difference(one, teacher, valid), student)
+    assert torch.autograd.gradcheck(lambda one: standardise(one, valid), student)
+    assert torch.autograd.gradcheck(lambda one: squared_difference(one, teacher), student)
+    assert torch.allclose(squared_difference(student, teacher), (student - teacher).square().sum(dim=1))
+
+
+def moments(level, valid):
+    """Mean and variance of each channel over the valid cells."""
+    weight = valid[:, None].to(level.dtype)
+    mean = (level * weight).sum((0, 2, 3), keepdim=True) / weight.sum()
+    return mean, ((level - mean).square() * weight).sum((0, 2, 3), keepdim=True) / weight.sum()
+
+
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_both_sides_standardised_at_once_bear_huge_values(side):
+    student, teacher = torch.tensor([[[[1.0, 2.0, 4.0]]]]), torch.tensor([[[[3.0, 1.0, 2.0]]]])
+    valid = torch.ones(1, 1, 3, dtype=torch.bool)
+    wanted = standardised_difference(student, teacher, valid)
+    assert wanted.max() > 1
+    huge = {"student": student, "teacher": teacher}
+    huge[side] = 5e37 * huge[side]
+    assert torch.allclose(standardised_difference(huge["student"], huge["teacher"], valid), wanted, atol=1e-4)
 
 
 def test_a_constant_channel_becomes_zero_with_a_finite_gradient():
@@ -246,3 +296,13 @@ def test_no_temporary_of_both_regions_is_larger_than_the_map():
         per_cell = squared_difference(student, teacher)
         (3 * region_mean(per_cell, region, 16) + 12 * region_mean(per_cell, ~region, 16)).backward()
     assert largest.elements == student.numel()
+
+
+def test_differences_keep_no_map_for_the_backward_pass_but_their_own():
+    student, teacher = torch.randn(2, 16, 12, 20, requires_grad=True), torch.randn(2, 16, 12, 20)
+    valid, kept = torch.ones(2, 12, 20, dtype=torch.bool), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda one: one):
+        found = standardised_difference(student, teacher, valid), squared_difference(student, teacher)
+    maps = [one for one in kept if one.numel() == student.numel()]
+    assert {one.data_ptr() for one in maps} == {student.data_ptr(), teacher.data_ptr()}
+    assert all(one.requires_grad for one in found)

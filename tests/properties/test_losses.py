@@ -16,6 +16,7 @@ from defeat.distillation.losses import (
     softmax_divergence,
     squared_difference,
     standardise,
+    standardised_difference,
 )
 from tests.properties.draws import LARGEST, logit_pairs, map_pairs, numbers, properties, shuffled
 
@@ -182,6 +183,16 @@ def test_standardised_losses_are_finite_for_every_finite_map(drawn, channels_las
         return region_mean(squared_difference(found, wanted), valid, level.shape[1])
 
     value, gradient = with_gradient(loss, level)
+    assert value.isfinite()
+    assert gradient.isfinite().all()
+    value, gradient = with_gradient(
+        lambda found: region_mean(
+            standardised_difference(found.contiguous(memory_format=memory), level.float().flip(1) / 3, valid),
+            valid,
+            level.shape[1],
+        ),
+        level,
+    )
     assert value.isfinite()
     assert gradient.isfinite().all()
     found = standardise(level.float(), valid)

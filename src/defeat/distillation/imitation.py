@@ -8,7 +8,13 @@ from torch import Tensor, nn
 
 from defeat.distillation.align import Adaptation, LevelPair, paired_levels, resized_map
 from defeat.distillation.base import Method
-from defeat.distillation.losses import DIFFERENCES, region_mean, standardise
+from defeat.distillation.losses import (
+    DIFFERENCES,
+    region_mean,
+    squared_difference,
+    standardise,
+    standardised_difference,
+)
 from defeat.distillation.regions import Regions, Shape
 from defeat.distillation.schedule import Schedule
 from defeat.errors import unknown_name
@@ -103,7 +109,7 @@ class MapImitation(nn.Module):
             valid = student.valid[stride]
             inside = torch.ones_like(valid) if self.count_padding else valid
             wanted = self._wanted(teacher, self.levels[stride], shapes[stride])
-            per_cell = self.difference(*self._scaled(self.adaptation(level, stride), wanted, inside))  # (B, H, W)
+            per_cell = self._difference(self.adaptation(level, stride), wanted, inside)
             region = regions[stride].to(per_cell.dtype) * inside
             cells = {"object": region, "background": inside.to(per_cell.dtype) - region}
             for name, term in terms.items():
@@ -129,10 +135,13 @@ class MapImitation(nn.Module):
             for one in resized
         ]
 
-    def _scaled(self, found: Tensor, wanted: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
-        if self.scale == "none":
-            return found, wanted
-        return (standardise(found, inside) if self.scale == "standardise" else found), standardise(wanted, inside)
+    def _difference(self, found: Tensor, wanted: Tensor, inside: Tensor) -> Tensor:
+        """The difference of both sides on the scale that was asked for, summed over the channels: (B, H, W)."""
+        if self.scale == "standardise":
+            if self.difference is squared_difference:
+                return standardised_difference(found, wanted, inside)
+            found = standardise(found, inside)
+        return self.difference(found, wanted if self.scale == "none" else standardise(wanted, inside))
 
 
 class NeckMethod(Method):

@@ -1,5 +1,6 @@
 """The arithmetic that methods share: differences of maps over a region, and divergences of class predictions."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -46,44 +47,82 @@ def _slices(length: int, values: int) -> list[slice]:
     return [slice(begin, begin + step) for begin in range(0, length, step)]
 
 
-class _SquaredDifference(torch.autograd.Function):
-    """The squared difference, with a backward pass that makes no map but the gradient itself."""
-
-    @staticmethod
-    def forward(context: Any, student: Tensor, teacher: Tensor) -> Tensor:
-        difference = torch.empty_like(student)
-        total = torch.zeros_like(student[:, :1])
-        for piece in _pieces(student):
-            found = torch.sub(piece.of(student), piece.of(teacher), out=piece.of(difference))
-            total[piece.images, :, piece.rows] += found.square().sum(dim=1, keepdim=True)
-        context.save_for_backward(difference)
-        return total[:, 0]
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (difference,) = context.saved_tensors
-        return difference * (2 * gradients[0])[:, None], None
+Look = Callable[[_Piece], tuple[Tensor, Tensor]]
 
 
-class _Standardised(torch.autograd.Function):
-    """Masked standardisation, with a backward pass of a few passes over the map.
+class _Scale(NamedTuple):
+    """Mean and inverse deviation of each channel of a map (C, 1, 1), in sums over the cells of all processes."""
+
+    mean: Tensor
+    inverse: Tensor
+
+    def of(self, piece: _Piece, level: Tensor) -> Tensor:
+        """A piece of a map, standardised."""
+        return (piece.of(level) - self.mean[piece.channels]).mul_(self.inverse[piece.channels])
+
+
+def _scale(level: Tensor, weight: Tensor, count: Tensor, eps: float) -> _Scale:
+    """How to standardise a map (B, C, H, W) over its cells, which have weights (B, H, W) and this sum of weights.
+
+    Where a square or a sum overflows, the inverse is zero or not a number. Sums are not taken as matrix products, which
+    are less exact.
+    """
+    pieces, sums = _pieces(level), level.new_zeros(2, level.shape[1])
+    for piece in pieces:
+        sums[0, piece.channels] += (piece.of(level) * piece.cells(weight)).sum(dim=(0, 2, 3))
+    mean = (added(sums[0]) / count)[:, None, None]
+    for piece in pieces:
+        squares = (piece.of(level) - mean[piece.channels]).square_()
+        sums[1, piece.channels] += squares.mul_(piece.cells(weight)).sum(dim=(0, 2, 3))
+    return _Scale(mean, torch.rsqrt(added(sums[1]) / count + eps)[:, None, None])
+
+
+def _are_safe(*scales: _Scale) -> bool:
+    """Whether nothing overflowed."""
+    return bool((torch.cat([one.inverse for one in scales]) > 0).all())
+
+
+def _gradient_before(like: Tensor, look: Look, share: Tensor, inverse: Tensor) -> Tensor:
+    """The gradient of a map that was standardised.
 
     With weights w of the cells, n their sum, y the result and r the inverse deviation, the gradient g of y becomes
     `r (g - w / n (sum(g) + y sum(g y)))`; the sums are those of each channel, over the cells of all processes.
+
+    Args:
+        like: (B, C, H, W), whose shape and layout the gradient gets.
+        look: gives y and g of a piece.
+        share: (B, H, W), w / n.
+        inverse: (C, 1, 1), r.
     """
+    pieces, sums = _pieces(like), like.new_zeros(2, like.shape[1])
+    for piece in pieces:
+        result, gradient = look(piece)
+        sums[0, piece.channels] += gradient.sum(dim=(0, 2, 3))
+        sums[1, piece.channels] += (gradient * result).sum(dim=(0, 2, 3))
+    first, second = added(sums)[..., None, None]
+    found = torch.empty_like(like)
+    for piece in pieces:
+        result, gradient = look(piece)
+        common = (result * second[piece.channels]).add_(first[piece.channels]).mul_(piece.cells(share))
+        torch.sub(gradient, common, out=piece.of(found)).mul_(inverse[piece.channels])
+    return found
+
+
+class _Standardised(torch.autograd.Function):
+    """Masked standardisation, with a backward pass of a few passes over the map."""
 
     @staticmethod
     def forward(context: Any, level: Tensor, weight: Tensor, eps: float) -> Tensor:
         count = added(weight.sum())
-        centred, variance = _centred(level, weight, count)
-        shrink: Tensor | float = 1.0
-        if not bool(variance.isfinite().all()):  # a square or a sum overflowed; the result does not depend on the scale
+        scale, shrink = _scale(level, weight, count, eps), None
+        if not _are_safe(scale):  # the result does not depend on the scale
             shrink = 1 / added((level.abs().amax(dim=(0, 2, 3)) / SAFE).clamp(min=1))[:, None, None]
-            centred, variance = _centred(level * shrink, weight, count)
-        inverse = torch.rsqrt(variance + eps)[:, None, None]
-        result = centred.mul_(inverse)
-        context.save_for_backward(result, weight / count, inverse * shrink)
+            level = level * shrink
+            scale = _scale(level, weight, count, eps)
+        result = torch.empty_like(level)
+        for piece in _pieces(level):
+            piece.of(result).copy_(scale.of(piece, level))
+        context.save_for_backward(result, weight / count, scale.inverse if shrink is None else scale.inverse * shrink)
         return result
 
     @staticmethod
@@ -91,33 +130,55 @@ class _Standardised(torch.autograd.Function):
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         result, share, inverse = context.saved_tensors
         (gradient,) = gradients
-        pieces, sums = _pieces(result), result.new_zeros(2, result.shape[1])
-        for piece in pieces:
-            some = piece.of(gradient)
-            sums[0, piece.channels] += some.sum(dim=(0, 2, 3))
-            sums[1, piece.channels] += (some * piece.of(result)).sum(dim=(0, 2, 3))
-        first, second = added(sums)[..., None, None]
-        found = torch.empty_like(result)
-        for piece in pieces:
-            common = (piece.of(result) * second[piece.channels]).add_(first[piece.channels]).mul_(piece.cells(share))
-            torch.sub(piece.of(gradient), common, out=piece.of(found)).mul_(inverse[piece.channels])
-        return found, None, None
+        return _gradient_before(result, lambda one: (one.of(result), one.of(gradient)), share, inverse), None, None
 
 
-def _centred(level: Tensor, weight: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """A map (B, C, H, W) without the mean of each channel, and the variance of each (C,).
+class _SquaredDifference(torch.autograd.Function):
+    """The squared difference of two maps as they are. It keeps the maps alone, and makes no map but the gradient."""
 
-    Sums are not taken as matrix products, which are less exact.
-    """
-    pieces, sums = _pieces(level), level.new_zeros(2, level.shape[1])
-    for piece in pieces:
-        sums[0, piece.channels] += (piece.of(level) * piece.cells(weight)).sum(dim=(0, 2, 3))
-    mean = (added(sums[0]) / count)[:, None, None]
-    centred = torch.empty_like(level)
-    for piece in pieces:
-        some = torch.sub(piece.of(level), mean[piece.channels], out=piece.of(centred))
-        sums[1, piece.channels] += some.square().mul_(piece.cells(weight)).sum(dim=(0, 2, 3))
-    return centred, added(sums[1]) / count
+    @staticmethod
+    def forward(context: Any, student: Tensor, teacher: Tensor) -> Tensor:
+        context.save_for_backward(student, teacher)
+        return _summed_squares(student, lambda one: one.of(student) - one.of(teacher))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        student, teacher = context.saved_tensors
+        found, twice = torch.empty_like(student), 2 * gradients[0]
+        for piece in _pieces(student):
+            difference = torch.sub(piece.of(student), piece.of(teacher), out=piece.of(found))
+            difference.mul_(piece.cells(twice))
+        return found, None
+
+
+class _StandardisedDifference(torch.autograd.Function):
+    """The squared difference of two maps that are both standardised, which it does again in the backward pass."""
+
+    @staticmethod
+    def forward(context: Any, student: Tensor, teacher: Tensor, share: Tensor, own: _Scale, other: _Scale) -> Tensor:
+        context.save_for_backward(student, teacher, share, *own, *other)
+        return _summed_squares(student, lambda one: own.of(one, student).sub_(other.of(one, teacher)))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        student, teacher, share, *both = context.saved_tensors
+        own, other, twice = _Scale(*both[:2]), _Scale(*both[2:]), 2 * gradients[0]
+
+        def look(piece: _Piece) -> tuple[Tensor, Tensor]:
+            result = own.of(piece, student)
+            return result, (result - other.of(piece, teacher)).mul_(piece.cells(twice))
+
+        return _gradient_before(student, look, share, own.inverse), None, None, None, None
+
+
+def _summed_squares(like: Tensor, difference: Callable[[_Piece], Tensor]) -> Tensor:
+    """The squares of a difference, which is given piece by piece, summed over the channels: (B, H, W)."""
+    total = torch.zeros_like(like[:, 0])
+    for piece in _pieces(like):
+        total[piece.images, piece.rows] += difference(piece).square_().sum(dim=1)
+    return total
 
 
 def squared_difference(student: Tensor, teacher: Tensor) -> Tensor:
@@ -146,6 +207,27 @@ def divisive_difference(student: Tensor, teacher: Tensor) -> Tensor:
     the teacher's values are at least 0.01 from zero and the student's at most 1e6.
     """
     return (1 - student / (teacher + 1e-8)).square().sum(dim=1)
+
+
+def standardised_difference(student: Tensor, teacher: Tensor, valid: Tensor, eps: float = 1e-6) -> Tensor:
+    """`squared_difference` of two maps, both as `standardise` gives them, without a map in between.
+
+    Args:
+        student: (B, C, H, W), any finite values.
+        teacher: likewise; it gets no gradient.
+        valid: (B, H, W) bool; at least one cell is valid.
+        eps: added to the variance.
+
+    Returns:
+        (B, H, W).
+    """
+    weight = valid.to(student.dtype)
+    count = added(weight.sum())
+    own, other = (_scale(one.detach(), weight, count, eps) for one in (student, teacher))
+    if not _are_safe(own, other):
+        return squared_difference(standardise(student, valid, eps), standardise(teacher, valid, eps))
+    found: Tensor = _StandardisedDifference.apply(student, teacher, weight / count, own, other)
+    return found
 
 
 DIFFERENCES = {"squared": squared_difference, "absolute": absolute_difference, "divisive": divisive_difference}
