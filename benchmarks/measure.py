@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import tempfile
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -48,6 +49,7 @@ def peak_memory(make_step: MakeStep, *arguments: Any) -> float:
 
     It is the same each time, where what a process has resident differs by a tenth between equal runs.
     """
+    os.environ["KINETO_LOG_LEVEL"] = "6"  # the profiler otherwise reports a missing GPU as an error
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe()
     process = context.Process(target=_send_peak, args=(sender, make_step, arguments))
