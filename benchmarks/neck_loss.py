@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import interleaved, peak_memory, publish
-from defeat.distillation.losses import region_mean, squared_difference, standardised_difference
+from defeat.distillation.differences import squared_difference, standardised_difference
+from defeat.distillation.losses import region_mean
 from defeat.distillation.regions import gaussian_regions, near_object_regions, object_regions
 
 BATCH, HEIGHT, WIDTH, CHANNELS = 2, 800, 1344, 256

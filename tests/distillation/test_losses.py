@@ -7,18 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from defeat.distillation import losses
-from defeat.distillation.losses import (
+from defeat.distillation import differences
+from defeat.distillation.differences import (
     absolute_difference,
     divisive_difference,
-    masked_mean,
-    region_mean,
-    sigmoid_divergence,
-    softmax_divergence,
     squared_difference,
     standardise,
     standardised_difference,
 )
+from defeat.distillation.losses import masked_mean, region_mean, sigmoid_divergence, softmax_divergence
 
 
 def test_squared_difference_sums_over_channels():
@@ -94,7 +91,7 @@ def test_the_gradient_of_standardise_is_that_of_its_arithmetic(memory_format):
 @pytest.fixture(params=[1, 30, 2**18])
 def pieces(request, monkeypatch):
     """Cuts a map of 2 x 3 x 4 x 5 into 120 cells, 6 rows or so, or not at all."""
-    monkeypatch.setattr(losses, "PIECE", request.param)
+    monkeypatch.setitem(differences.PIECE, "cpu", request.param)
 
 
 @pytest.mark.usefixtures("pieces")

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from defeat.distillation.classification import ClassTerm, Predictions
-from defeat.distillation.losses import DIFFERENCES, region_mean
+from defeat.distillation.differences import DIFFERENCES
+from defeat.distillation.losses import region_mean
 from defeat.distillation.regions import (
     backbone_regions,
     gaussian_regions,

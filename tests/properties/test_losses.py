@@ -5,18 +5,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from defeat.distillation.losses import (
+from defeat.distillation.differences import (
     absolute_difference,
     divisive_difference,
+    squared_difference,
+    standardise,
+    standardised_difference,
+)
+from defeat.distillation.losses import (
     masked_mean,
     region_mean,
     sigmoid_cross_entropy,
     sigmoid_divergence,
     softmax_cross_entropy,
     softmax_divergence,
-    squared_difference,
-    standardise,
-    standardised_difference,
 )
 from tests.properties.draws import LARGEST, logit_pairs, map_pairs, numbers, properties, shuffled
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from defeat.distillation import METHODS, build_method
+from defeat.distillation.differences import standardise
 from defeat.distillation.imitation import SCALES, MapImitation
-from defeat.distillation.losses import standardise
 from defeat.distillation.regions import PAINTERS
 from tests.distillation.made_up import boxed, dense, info, output, proposals
 from tests.properties.draws import DTYPES, numbers, properties, shuffled

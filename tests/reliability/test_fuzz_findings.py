@@ -12,7 +12,8 @@ from defeat.data import open_dataset
 from defeat.data.dataset import Annotation, SplitBuilder
 from defeat.distillation.align import resized_map
 from defeat.distillation.class_map import ClassMap
-from defeat.distillation.losses import region_mean, standardise
+from defeat.distillation.differences import standardise
+from defeat.distillation.losses import region_mean
 from defeat.errors import InputError
 from fuzz.targets import TARGETS, TINY, run
 

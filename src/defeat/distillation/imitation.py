@@ -8,13 +8,8 @@ from torch import Tensor, nn
 
 from defeat.distillation.align import Adaptation, LevelPair, paired_levels, resized_map
 from defeat.distillation.base import Method
-from defeat.distillation.losses import (
-    DIFFERENCES,
-    region_mean,
-    squared_difference,
-    standardise,
-    standardised_difference,
-)
+from defeat.distillation.differences import DIFFERENCES, squared_difference, standardise, standardised_difference
+from defeat.distillation.losses import region_mean
 from defeat.distillation.regions import Regions, Shape
 from defeat.distillation.schedule import Schedule
 from defeat.errors import unknown_name
@@ -42,7 +37,7 @@ class MapImitation(nn.Module):
         background_weight: weight of the rest; 0 leaves the term out.
         strides: strides of the student's levels that take part; None for all.
         missing_levels: what becomes of those whose stride the teacher lacks, see `paired_levels`.
-        difference: `squared`, `absolute` or `divisive`, see `defeat.distillation.losses`.
+        difference: `squared`, `absolute` or `divisive`, see `defeat.distillation.differences`.
         scale: what makes the terms independent of the magnitude of features. `standardise`: both sides get zero mean
             and unit variance in every channel of a level; `teacher`: the teacher's side alone does, and the adaptation
             layer has to find that scale; `none`: the published arithmetic, whose weights fit one pair of networks only.
