@@ -12,6 +12,7 @@ alike. Where torchdistill is installed (pip install torchdistill, in an environm
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,13 +36,13 @@ from benchmarks.speed.work import SMALL, Work
 TEACHER, STUDENT, PUBLISHED = "teacher's forward", "student's step", "published arithmetic"
 DISTILLED, KEPT, HEAD = "distilled step", "distilled step, kept maps", "distilled step, neck and head"
 BFLOAT, KEPT_BFLOAT = "distill in bf16", "distilled step in bf16, kept maps"
-TORCHVISION, RIVAL = "torchvision", "torchdistill"
+TORCHVISION, RIVAL, LIMIT = "torchvision", "torchdistill", "limit"
 SMALL_KERNEL = {"adaptation_kernel": 1}
 MEMORY = {STUDENT: student_step, DISTILLED: distilled_step, HEAD: head_step, PUBLISHED: published_arithmetic_step}
 
 
-def measure(work: Work, repeats: int, loading: bool) -> dict[str, Times]:
-    """Milliseconds of a step of each case in each round."""
+def measure(work: Work, repeats: int, loading: bool, only: Sequence[str] = ()) -> dict[str, Times]:
+    """Milliseconds of a step of each case in each round; of some cases only where they are named."""
     kept = not loading
     if kept:
         work.decode(repeats + 1)
@@ -68,23 +69,29 @@ def measure(work: Work, repeats: int, loading: bool) -> dict[str, Times]:
         steps[KEPT_BFLOAT] = kept_maps_step(work, Path(folder) / "bf16", repeats + 1, kept, torch.bfloat16)
         runs = run_steps(work, Path(folder))
         try:
-            return rounds(steps | {name: one.step for name, one in runs.items()}, repeats)
+            cases = steps | {name: one.step for name, one in runs.items()}
+            return rounds({name: step for name, step in cases.items() if not only or name in only}, repeats)
         finally:
             for one in runs.values():
                 one.end()
 
 
-def ratios(found: dict[str, Times]) -> dict[str, float]:
-    """Medians over the rounds of ratios within a round: what slows the machine down for a while slows both sides."""
-    limit = found[STUDENT] + found[TEACHER]
+def ratios(found: dict[str, Times]) -> dict[str, Times]:
+    """Ratios within each round: what slows the machine down for a while slows both sides."""
+    sums = found | ({LIMIT: found[STUDENT] + found[TEACHER]} if {STUDENT, TEACHER} <= found.keys() else {})
     made = [name for name in found if name.startswith("distill")]
-    alone = [name for name in found if name not in (STUDENT, TORCHVISION, RIVAL)]
-    compared = {f"{name} : limit": found[name] / limit for name in made}
-    compared |= {f"{name} : {STUDENT}": found[name] / found[STUDENT] for name in alone}
-    compared[f"train : {TORCHVISION}"] = found["train"] / found[TORCHVISION]
-    others = [name for name in (PUBLISHED, RIVAL) if name in found]
-    compared |= {f"{other} : {name}": found[other] / found[name] for other in others for name in ("distill", BFLOAT)}
-    return {name: float(np.median(one)) for name, one in compared.items()}
+    pairs = [(name, LIMIT) for name in made]
+    pairs += [(name, STUDENT) for name in found if name not in (STUDENT, TORCHVISION, RIVAL)]
+    pairs += [("train", TORCHVISION)]
+    pairs += [(other, name) for other in (PUBLISHED, RIVAL) for name in ("distill", BFLOAT)]
+    return {f"{one} : {other}": sums[one] / sums[other] for one, other in pairs if {one, other} <= sums.keys()}
+
+
+def uncertainty(values: Times) -> float:
+    """Half the width of a 95 % interval of the median (bootstrap over the rounds)."""
+    samples = np.random.default_rng(0).choice(values, (2000, len(values)))
+    low, high = np.percentile(np.median(samples, axis=1), [2.5, 97.5])
+    return float(high - low) / 2
 
 
 def memory(work: Work) -> dict[str, float]:
@@ -107,16 +114,19 @@ def main() -> None:
     parser.add_argument("--precision", default="32-true", choices=["32-true", "bf16-mixed"])
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--loading", action="store_true", help="decode images within the steps")
+    parser.add_argument("--only", nargs="+", default=[], metavar="CASE", help="some of the cases, by their names")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     given = vars(parser.parse_args())
-    repeats, loading, out = given.pop("repeats"), given.pop("loading"), given.pop("out")
+    repeats, loading, only, out = (given.pop(name) for name in ("repeats", "loading", "only", "out"))
     torch.set_num_threads(1)
     work = Work(**given)
-    found = measure(work, repeats, loading)
+    found = measure(work, repeats, loading, only)
+    compared = ratios(found)
     tables = {
         "milliseconds": {name: round(float(np.median(times)), 1) for name, times in found.items()},
-        "ratios": {name: round(value, 3) for name, value in ratios(found).items()},
-        "peak_mib": {name: round(value) for name, value in memory(work).items()},
+        "ratios": {name: round(float(np.median(values)), 3) for name, values in compared.items()},
+        "uncertainty of ratios": {name: round(uncertainty(values), 3) for name, values in compared.items()},
+        "peak_mib": {} if only else {name: round(value) for name, value in memory(work).items()},
     }
     publish(tables, work.to_dict() | {"repeats": repeats, "loading": loading}, out)
 

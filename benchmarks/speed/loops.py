@@ -49,10 +49,11 @@ class Stepper:
             raise self._error
 
     def end(self) -> None:
-        """End the run."""
+        """End the run, if it ever began."""
         self._enough = True
         self._go.set()
-        self._thread.join(WAIT)
+        if self._thread.is_alive():
+            self._thread.join(WAIT)
 
     def pause(self) -> None:
         """Called by the run after each of its steps."""
