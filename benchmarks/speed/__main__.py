@@ -11,6 +11,7 @@ alike. Where torchdistill is installed (pip install torchdistill, in an environm
 """
 
 import argparse
+import ctypes
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +39,7 @@ DISTILLED, KEPT, HEAD = "distilled step", "distilled step, kept maps", "distille
 BFLOAT, KEPT_BFLOAT = "distill in bf16", "distilled step in bf16, kept maps"
 TORCHVISION, RIVAL, LIMIT = "torchvision", "torchdistill", "limit"
 SMALL_KERNEL = {"adaptation_kernel": 1}
+M_ARENA_MAX = -8  # of glibc's malloc.h
 MEMORY = {STUDENT: student_step, DISTILLED: distilled_step, HEAD: head_step, PUBLISHED: published_arithmetic_step}
 
 
@@ -119,6 +121,8 @@ def main() -> None:
     given = vars(parser.parse_args())
     repeats, loading, only, out = (given.pop(name) for name in ("repeats", "loading", "only", "out"))
     torch.set_num_threads(1)
+    if hasattr(libc := ctypes.CDLL(None), "mallopt"):  # whole runs get threads here, but memory as in a main thread
+        libc.mallopt(M_ARENA_MAX, 1)
     work = Work(**given)
     found = measure(work, repeats, loading, only)
     compared = ratios(found)

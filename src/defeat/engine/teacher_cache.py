@@ -25,11 +25,11 @@ from defeat.engine.settings import DistillSettings
 from defeat.errors import InputError
 from defeat.types import Batch, DetectorOutput, Maps, Target
 
-FORMAT = 1
+FORMAT = 2
 HALF_BYTES = 2
 LEFTOVER_SECONDS = 3600  # a half-written file of this age belongs to a process that is gone
 
-StoredMaps = dict[str, Tensor]  # (C, H, W) in half precision, by `PART.STRIDE`
+StoredMaps = dict[str, Tensor]  # (H, W, C) in half precision, by `PART.STRIDE`
 
 
 @dataclass(frozen=True)
@@ -235,9 +235,9 @@ def _padded(size: tuple[int, int], divisor: int) -> tuple[int, int]:
 
 
 def _halved(level: Tensor) -> Tensor:
-    """In half precision, but for maps whose values that can't hold."""
+    """A map (C, H, W) as (H, W, C), in half precision but for maps whose values that can't hold."""
     half = level.half()
-    return (half if bool(half.isfinite().all()) else level.float()).cpu().contiguous()
+    return (half if bool(half.isfinite().all()) else level.float()).cpu().permute(1, 2, 0).contiguous()
 
 
 def _assembled(stored: Sequence[StoredMaps], batch: Batch) -> Maps:
@@ -247,14 +247,14 @@ def _assembled(stored: Sequence[StoredMaps], batch: Batch) -> Maps:
     for name in stored[0]:
         part, _, text = name.partition(".")
         stride = int(text)
-        shape = (len(stored), stored[0][name].shape[0], ceil(height / stride), ceil(width / stride))
+        shape = (len(stored), ceil(height / stride), ceil(width / stride), stored[0][name].shape[2])
         level = batch.images.new_zeros(shape)
-        if level.device.type == "cpu":  # as the student's maps lie in memory, see Detector.normalise
-            level = level.to(memory_format=torch.channels_last)
         for row, one in zip(level, stored, strict=True):
-            _, rows, columns = one[name].shape
-            row[:, :rows, :columns] = one[name].to(level.device)
-        maps[part][stride] = level
+            rows, columns, _ = one[name].shape
+            row[:rows, :columns] = one[name].to(level.device)
+        level = level.permute(0, 3, 1, 2)
+        # On a processor the student's maps lie in memory like that, see Detector.normalise.
+        maps[part][stride] = level if level.device.type == "cpu" else level.contiguous()
     return Maps(**{part: dict(sorted(levels.items())) for part, levels in maps.items()})
 
 
