@@ -129,7 +129,7 @@ def main() -> None:
     tables = {
         "milliseconds": {name: round(float(np.median(times)), 1) for name, times in found.items()},
         "ratios": {name: round(float(np.median(values)), 3) for name, values in compared.items()},
-        "uncertainty of ratios": {name: round(uncertainty(values), 3) for name, values in compared.items()},
+        "uncertainty_of_ratios": {name: round(uncertainty(values), 3) for name, values in compared.items()},
         "peak_mib": {} if only else {name: round(value) for name, value in memory(work).items()},
     }
     publish(tables, work.to_dict() | {"repeats": repeats, "loading": loading}, out)

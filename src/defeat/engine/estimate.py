@@ -84,12 +84,12 @@ def estimate_run(settings: TrainSettings, console: Console) -> RunCost:
     Raises:
         InputError: something about the settings, the data or the pair is not valid.
     """
-    return estimate_parts(settings, assemble(settings, console, UNLABELLED))
+    return estimate_parts(settings, with_frozen_teacher(assemble(settings, console, UNLABELLED), settings))
 
 
 def estimate_parts(settings: TrainSettings, parts: Parts) -> RunCost:
-    """The same for parts that are there already; their running statistics change, their weights don't."""
-    device, parts = training_device(settings), with_frozen_teacher(parts, settings)
+    """The same for parts that are there already, with a frozen teacher; running statistics change, weights don't."""
+    device = training_device(settings)
     for module in (parts.student, parts.teacher, parts.method):
         if module is not None:
             module.to(device)

@@ -132,10 +132,9 @@ def make_plan(settings: DistillSettings, console: Console | None = None) -> Plan
     directory = RunDirectory(settings.out)
     directory.require_free(settings)
     parts = assemble(settings, console, UNLABELLED)
-    settings, weighed = balanced(settings, with_frozen_teacher(parts, settings), console, write=False)
-    parts = replace(parts, method=weighed.method)
-    cost = estimate_parts(settings, parts)
-    made = _planned(settings, parts, cost)
+    settings, ready = balanced(settings, with_frozen_teacher(parts, settings), console, write=False)
+    cost = estimate_parts(settings, ready)
+    made = _planned(settings, replace(ready, teacher=parts.teacher), cost)
     write_into(directory.folder, FILE, (json.dumps(made.to_dict(), indent=2) + "\n").encode())
     return made
 
