@@ -33,6 +33,18 @@ def test_a_step_is_held_against_its_limit_and_other_ways(family, tmp_path):
 
 
 @pytest.mark.slow
+def test_cases_are_chosen_by_name(tmp_path):
+    words = ["--data", "demo", *SMALL, "--repeats", "1", "--only"]
+    found = result("speed", [*words, "student's step", "distill"], tmp_path)
+    assert found["milliseconds"].keys() == {"student's step", "distill"}
+    assert found["ratios"].keys() == {"distill : student's step"}
+    command = [sys.executable, "-m", "benchmarks.speed", *words, "distil"]
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "Unknown case 'distil'. Did you mean 'distill'?" in refused.stderr
+
+
+@pytest.mark.slow
 def test_growth_waiting_and_start_are_measured(tmp_path):
     growth = result("speed.growth", ["--data", "demo", *SMALL, "--repeats", "1"], tmp_path)["milliseconds"]
     assert {"alone, 1000 boxes an image", "regions, 1000 boxes an image", "distilled, 8 images"} <= growth.keys()

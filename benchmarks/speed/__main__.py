@@ -13,7 +13,9 @@ alike. Where torchdistill is installed (pip install torchdistill, in an environm
 import argparse
 import ctypes
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ import torch
 
 from benchmarks.measure import Times, peak_memory, publish, rounds
 from benchmarks.speed.bare import (
+    Step,
     distilled_step,
     head_step,
     kept_maps_step,
@@ -30,9 +33,10 @@ from benchmarks.speed.bare import (
     teacher_step,
     torchvision_step,
 )
-from benchmarks.speed.loops import run_steps, stepping
+from benchmarks.speed.loops import run_step, stepping
 from benchmarks.speed.rival import installed, rival_step
 from benchmarks.speed.work import SMALL, Work
+from defeat.errors import InputError, unknown_name
 
 TEACHER, STUDENT, PUBLISHED = "teacher's forward", "student's step", "published arithmetic"
 DISTILLED, KEPT, HEAD = "distilled step", "distilled step, kept maps", "distilled step, neck and head"
@@ -43,39 +47,57 @@ M_ARENA_MAX = -8  # of glibc's malloc.h
 MEMORY = {STUDENT: student_step, DISTILLED: distilled_step, HEAD: head_step, PUBLISHED: published_arithmetic_step}
 
 
-def measure(work: Work, repeats: int, loading: bool, only: Sequence[str] = ()) -> dict[str, Times]:
-    """Milliseconds of a step of each case in each round; of some cases only where they are named."""
-    kept = not loading
-    if kept:
-        work.decode(repeats + 1)
-    steps = {
-        STUDENT: student_step(work, kept),
-        TEACHER: teacher_step(work),
-        "teacher's whole forward": teacher_step(work, whole=True),
-        "teacher's forward, folded": teacher_step(work, freeze=True),
-        "teacher's forward, folded, bf16": teacher_step(work, freeze=True, dtype=torch.bfloat16),
-        DISTILLED: distilled_step(work, kept),
-        "distilled step in bf16": distilled_step(work, kept, dtype=torch.bfloat16),
-        "distilled step, 1 x 1 adaptation": distilled_step(work, kept, options=SMALL_KERNEL),
-        "distilled step in bf16, 1 x 1 adaptation": distilled_step(
-            work, kept, options=SMALL_KERNEL, dtype=torch.bfloat16
+def cases(work: Work, kept: bool, folder: Path, count: int, ends: ExitStack) -> dict[str, Callable[[], Step]]:
+    """What makes the step of each case, on images that are kept or decoded anew.
+
+    Args:
+        work: what is computed.
+        kept: whether images are decoded beforehand.
+        folder: where runs and caches are written.
+        count: how many batches the caches keep.
+        ends: ends the runs that were made.
+    """
+    bare = {
+        STUDENT: partial(student_step, work, kept),
+        TEACHER: partial(teacher_step, work),
+        "teacher's whole forward": partial(teacher_step, work, whole=True),
+        "teacher's forward, folded": partial(teacher_step, work, freeze=True),
+        "teacher's forward, folded, bf16": partial(teacher_step, work, freeze=True, dtype=torch.bfloat16),
+        DISTILLED: partial(distilled_step, work, kept),
+        "distilled step in bf16": partial(distilled_step, work, kept, dtype=torch.bfloat16),
+        "distilled step, 1 x 1 adaptation": partial(distilled_step, work, kept, options=SMALL_KERNEL),
+        "distilled step in bf16, 1 x 1 adaptation": partial(
+            distilled_step, work, kept, options=SMALL_KERNEL, dtype=torch.bfloat16
         ),
-        HEAD: head_step(work, kept),
-        PUBLISHED: published_arithmetic_step(work, kept),
-        TORCHVISION: torchvision_step(work, kept),
+        HEAD: partial(head_step, work, kept),
+        PUBLISHED: partial(published_arithmetic_step, work, kept),
+        TORCHVISION: partial(torchvision_step, work, kept),
+        KEPT: partial(kept_maps_step, work, folder / "maps", count, kept),
+        KEPT_BFLOAT: partial(kept_maps_step, work, folder / "bf16", count, kept, torch.bfloat16),
     }
-    if installed():
-        steps[RIVAL] = rival_step(work, kept)
-    with tempfile.TemporaryDirectory() as folder, stepping(kept):
-        steps[KEPT] = kept_maps_step(work, Path(folder) / "maps", repeats + 1, kept)
-        steps[KEPT_BFLOAT] = kept_maps_step(work, Path(folder) / "bf16", repeats + 1, kept, torch.bfloat16)
-        runs = run_steps(work, Path(folder))
-        try:
-            cases = steps | {name: one.step for name, one in runs.items()}
-            return rounds({name: step for name, step in cases.items() if not only or name in only}, repeats)
-        finally:
-            for one in runs.values():
-                one.end()
+    runs = {
+        "train": partial(run_step, work, folder / "train", ends),
+        "distill": partial(run_step, work, folder / "distill", ends, distill=True),
+        BFLOAT: partial(run_step, work, folder / "rounded", ends, distill=True, distill_precision="bf16"),
+    }
+    return bare | ({RIVAL: partial(rival_step, work, kept)} if installed() else {}) | runs
+
+
+def measure(work: Work, repeats: int, loading: bool, only: Sequence[str] = ()) -> dict[str, Times]:
+    """Milliseconds of a step of each case in each round; of some cases only where they are named.
+
+    Raises:
+        InputError: there is no case of a name.
+    """
+    kept = not loading
+    with tempfile.TemporaryDirectory() as folder, stepping(kept), ExitStack() as ends:
+        makers = cases(work, kept, Path(folder), repeats + 1, ends)
+        for name in only:
+            if name not in makers:
+                raise unknown_name("case", name, makers)
+        if kept:
+            work.decode(repeats + 1)
+        return rounds({name: make() for name, make in makers.items() if not only or name in only}, repeats)
 
 
 def ratios(found: dict[str, Times]) -> dict[str, Times]:
@@ -124,7 +146,10 @@ def main() -> None:
     if hasattr(libc := ctypes.CDLL(None), "mallopt"):  # whole runs get threads here, but memory as in a main thread
         libc.mallopt(M_ARENA_MAX, 1)
     work = Work(**given)
-    found = measure(work, repeats, loading, only)
+    try:
+        found = measure(work, repeats, loading, only)
+    except InputError as error:
+        parser.error(str(error))
     compared = ratios(found)
     tables = {
         "milliseconds": {name: round(float(np.median(times)), 1) for name, times in found.items()},

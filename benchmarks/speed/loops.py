@@ -2,13 +2,14 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 from rich.console import Console
 
+from benchmarks.speed.bare import Step
 from benchmarks.speed.work import Work, training_images
 from defeat.engine import assembly
 from defeat.engine.module import DetectionModule
@@ -94,11 +95,9 @@ def stepping(kept: bool) -> Iterator[None]:
             yield
 
 
-def run_steps(work: Work, folder: Path) -> dict[str, Stepper]:
-    """A training of the student alone, one with the teacher, and one where distillation computes in bfloat16."""
-    teacher = work.save_teacher(folder / "teacher")
-    return {
-        "train": Stepper(work.settings(folder / "alone")),
-        "distill": Stepper(work.settings(folder / "distilled", teacher)),
-        "distill in bf16": Stepper(work.settings(folder / "rounded", teacher, distill_precision="bf16")),
-    }
+def run_step(work: Work, folder: Path, ends: ExitStack, distill: bool = False, **options: Any) -> Step:
+    """A step of a training of the student, alone or with the teacher; `ends` ends the run."""
+    teacher = work.save_teacher(folder / "teacher") if distill else None
+    stepper = Stepper(work.settings(folder / "run", teacher, **options))
+    ends.callback(stepper.end)
+    return stepper.step

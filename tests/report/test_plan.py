@@ -56,6 +56,15 @@ def test_a_plan_names_what_meets_what(family, teacher_family, tmp_path):
         assert word in text, word
 
 
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_plan_names_the_kernel_that_adapts(kernel, tmp_path):
+    chosen = {"adaptation_kernel": kernel}
+    teacher = save_teacher(tmp_path / "teacher")
+    made = make_plan(settings(tmp_path / "run", "retinanet", teacher, method_options=chosen), QUIET)
+    assert {one.kernel for one in made.levels} == {kernel}
+    assert f"{kernel} x {kernel} convolution" in printed(made)
+
+
 def test_a_plan_is_written_and_the_run_takes_as_many_steps(tmp_path):
     teacher = save_teacher(tmp_path / "teacher")
     options = {"epochs": 2, "batch_size": 3}

@@ -90,6 +90,7 @@ class Adaptation(nn.Module):
         kernel: side of each convolution's kernel in cells: 3 (published), or 1, which costs a ninth.
 
     Attributes:
+        kernel: as given.
         dtype: precision in which the convolutions compute; None for that of their weights.
 
     Raises:
@@ -104,7 +105,7 @@ class Adaptation(nn.Module):
         kernel: int = 3,
     ) -> None:
         super().__init__()
-        self.activation = activation
+        self.activation, self.kernel = activation, kernel
         self.dtype: torch.dtype | None = None
         if initialisation not in INITIALISATIONS:
             raise unknown_name("initialisation", initialisation, INITIALISATIONS)

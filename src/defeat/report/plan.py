@@ -61,6 +61,13 @@ class PlannedDetector:
 
 
 @dataclass(frozen=True)
+class PlannedLevel(LevelPair):
+    """Levels that meet; a convolution of `kernel` x `kernel` cells adapts the student's channels."""
+
+    kernel: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that `defeat plan` prints and writes.
 
@@ -69,7 +76,7 @@ class Plan:
         teacher: the large detector.
         student: the small one.
         teacher_ap50: AP50 of the teacher on a sample of the training images; None where it was not measured.
-        levels: which levels meet; a convolution adapts the student's channels.
+        levels: which levels meet, and what adapts the student's channels.
         classes: for each class of the student the teacher's classes that meet it, by name.
         method: name of the method.
         weights: weights of its terms that are above zero, by option.
@@ -89,7 +96,7 @@ class Plan:
     teacher: PlannedDetector
     student: PlannedDetector
     teacher_ap50: float | None
-    levels: list[LevelPair]
+    levels: list[PlannedLevel]
     classes: dict[str, list[str]]
     method: str
     weights: dict[str, float]
@@ -225,8 +232,11 @@ def _detector(detector: Detector, dataset: DetectionDataset) -> PlannedDetector:
     )
 
 
-def _levels(method: Method) -> list[LevelPair]:
-    return [one for part in method.modules() if isinstance(part, MapImitation) for one in part.levels.values()]
+def _levels(method: Method) -> list[PlannedLevel]:
+    parts = [part for part in method.modules() if isinstance(part, MapImitation)]
+    return [
+        PlannedLevel(**asdict(one), kernel=part.adaptation.kernel) for part in parts for one in part.levels.values()
+    ]
 
 
 def _classes(classes: ClassMap, names: Sequence[str]) -> dict[str, list[str]]:
@@ -289,9 +299,9 @@ def _detector_row(role: str, one: PlannedDetector) -> tuple[str, ...]:
     return (f"{role}: {one.family}, {one.backbone_name}", *figures, levels)
 
 
-def _how(level: LevelPair) -> str:
+def _how(level: PlannedLevel) -> str:
     resized = "" if level.stride == level.teacher_stride else ", teacher's map resized"
-    return f"convolution{resized}"
+    return f"{level.kernel} x {level.kernel} convolution{resized}"
 
 
 def _class_words(classes: dict[str, list[str]]) -> str:
