@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from defeat.errors import InputError, unknown_name
-from defeat.options import POSITIONAL, command_parser, parsed
+from defeat.options import POSITIONAL, SEVERAL, command_parser, parsed
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -335,8 +335,8 @@ def _named(names: Sequence[str], arguments: Sequence[str]) -> list[str]:
     """Give the words that stand before the first option their names."""
     count = next((place for place, word in enumerate(arguments) if word.startswith("-")), len(arguments))
     words, rest = list(arguments[:count]), list(arguments[count:])
-    if names == ["runs"]:
-        return ([f"--runs=[{','.join(repr(word) for word in words)}]"] if words else []) + rest
+    if names and names[-1] in SEVERAL and len(words) >= len(names):
+        words[len(names) - 1 :] = [json.dumps(words[len(names) - 1 :])]
     if len(words) > len(names):
         raise InputError(f"Unexpected argument {words[len(names)]!r}.")
     return [f"--{name}={word}" for name, word in zip(names, words, strict=False)] + rest

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 HIDDEN = {"--command", "--expected", "--detector_options", "--method_options", "--print_config"}
 POSITIONAL = {"run", "runs", "images"}
+SEVERAL = {"runs", "images"}  # as many as there are words
 
 
 def command_parser(command: str) -> "ArgumentParser":

@@ -2,15 +2,18 @@
 
 import json
 from fractions import Fraction
+from itertools import islice
 
 import pytest
 import torch
 from PIL import Image
 
 from defeat.cli import main
+from defeat.detector import Detector
 from defeat.errors import InputError
 from defeat.report.predict import beside_each_other, find_images, predict
 from defeat.report.videos import VideoWriter, read_frames
+from defeat.types import Detections
 from tests.engine.tiny_runs import save_teacher
 
 
@@ -130,3 +133,125 @@ def test_a_broken_video_is_skipped(run, photos, tmp_path):
     (photos / "broken.mp4").write_bytes(b"no video at all")
     (sentence,) = predict(run, photos, tmp_path / "out").skipped
     assert "broken.mp4 can't be read as a video" in sentence
+
+
+def test_videos_of_one_name_are_both_drawn(run, video, tmp_path):
+    (video.parent / "one.avi").write_bytes(video.read_bytes())
+    found = predict(run, video.parent, tmp_path / "out")
+    assert [path.name for path in found.pictures] == ["one.mp4", "one.mp4.mp4"]  # one.avi comes first
+    assert all(path.is_file() for path in found.pictures)
+    assert (found.images, found.skipped) == (6, [])
+
+
+def test_a_video_that_breaks_off_is_named(run, tmp_path, monkeypatch):
+    path = tmp_path / "clips" / "long.mp4"
+    path.parent.mkdir()
+    writer = VideoWriter(path, Fraction(10), (48, 64))
+    for shade in range(20):
+        writer.add(torch.full((3, 48, 64), shade, dtype=torch.uint8))
+    writer.close()
+    whole = predict(run, path, tmp_path / "whole")
+    assert (whole.images, whole.skipped) == (20, [])
+    monkeypatch.setattr("defeat.report.predict.read_frames", lambda path: islice(read_frames(path), 12))
+    cut = predict(run, path, tmp_path / "cut")
+    assert cut.skipped == [f"{path} breaks off: 12 of its 20 frames could be read."]
+
+
+def test_a_video_that_was_taken_upright_is_seen_upright(tmp_path):
+    av = pytest.importorskip("av")
+    path = tmp_path / "lying.mp4"
+    frame = torch.zeros(3, 32, 64, dtype=torch.uint8)
+    frame[:, :, :16] = 200  # bright at the left, which is at the top once it is turned clockwise
+    writer = VideoWriter(path, Fraction(10), (32, 64))
+    writer.add(frame)
+    writer.close()
+    turned = tmp_path / "turned.mp4"
+    content = bytearray(path.read_bytes())
+    # The matrix of the track header: a, b, u, c, d, v, x, y, w; as phones write it for a quarter turn clockwise.
+    place = content.index(b"tkhd") + 4 + 40
+    one = (1 << 16).to_bytes(4, "big")
+    minus = (-(1 << 16)).to_bytes(4, "big", signed=True)
+    zero, w = bytes(4), (1 << 30).to_bytes(4, "big")
+    assert bytes(content[place : place + 36]) == one + zero * 3 + one + zero * 3 + w
+    content[place : place + 36] = zero + one + zero + minus + zero * 2 + (32 << 16).to_bytes(4, "big") + zero + w
+    turned.write_bytes(content)
+    with av.open(str(turned)) as container:
+        assert next(container.decode(video=0)).rotation == -90
+    ((found, _),) = read_frames(turned)
+    assert found.shape == (3, 64, 32)
+    assert found[:, :12].float().mean() > 150 > 60 > found[:, 24:].float().mean()
+
+
+def test_what_is_below_the_folder_of_results_is_not_looked_at(run, photos):
+    for _ in range(2):
+        found = predict(run, photos, photos / "out")
+        assert found.images == 3
+    assert predict(run, str(photos / "**" / "*"), photos / "out").images == 3
+    assert not (photos / "out" / "out").exists()
+
+
+def test_several_images_and_folders_are_taken_as_a_shell_gives_them(run, photos, tmp_path, capsys):
+    words = ["predict", str(run), str(photos / "a.png"), str(photos / "more"), "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    assert "2 pictures" in capsys.readouterr().out
+    assert (tmp_path / "out" / "a.jpg").is_file()
+    assert (tmp_path / "out" / "more" / "b.jpg").is_file()
+
+
+def test_a_file_in_the_way_of_a_folder_skips_what_would_go_there(run, photos, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "more").write_text("not a folder")
+    found = predict(run, photos, tmp_path / "out")
+    assert len(found.pictures) == 2
+    (sentence,) = found.skipped
+    assert "more can't be made a folder" in sentence
+
+
+@pytest.fixture
+def coco(run, tmp_path):
+    """An annotation file with numbers of its own for the classes of the run, and for two of three images."""
+    names = json.loads((run / "model.json").read_text())["classes"]
+    content = {
+        "images": [{"id": 70, "file_name": "sub/a.png"}, {"id": 50, "file_name": "more/b.jpg"}],
+        "categories": [{"id": 90 - 7 * place, "name": name} for place, name in enumerate(names)],
+        "annotations": [],
+    }
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(content))
+    return path, content
+
+
+def test_results_have_the_numbers_of_an_annotation_file(run, photos, coco, tmp_path, monkeypatch):
+    path, content = coco
+    boxes = torch.tensor([[1.0, 2.0, 30.0, 40.0], [5.0, 5.0, 20.0, 20.0]])
+    two = Detections(boxes, torch.tensor([0.9, 0.4]), torch.tensor([0, 3]))
+    monkeypatch.setattr(Detector, "predict", lambda self, images: [two for _ in images])
+    found = predict(run, photos, tmp_path / "out", annotations=str(path))
+    (sentence,) = found.skipped
+    assert sentence == f"a.jpg is not among the images of {path}."
+    records = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert {(one["file_name"], one["image_id"]) for one in records} == {("a.png", 70), ("more/b.jpg", 50)}
+    numbers = {one["name"]: one["id"] for one in content["categories"]}
+    assert all(one["category_id"] == numbers[one["category_name"]] for one in records)
+    assert [(one["bbox"], one["score"]) for one in records[:2]] == [([1, 2, 29, 38], 0.9), ([5, 5, 15, 15], 0.4)]
+    # As the usual tool reads it.
+    truth = pytest.importorskip("pycocotools.coco").COCO(str(path))
+    assert len(truth.loadRes(str(tmp_path / "out" / "detections.json")).anns) == len(records)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda content: content["categories"].pop(), "has no category"),
+        (lambda content: content.pop("images"), "is not a COCO annotation file"),
+        (lambda content: content["images"].append(3), "is not a COCO annotation file"),
+    ],
+)
+def test_an_annotation_file_that_does_not_fit_is_refused(change, says, run, photos, coco, tmp_path):
+    path, content = coco
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=says):
+        predict(run, photos, tmp_path / "out", annotations=str(path))
+    with pytest.raises(InputError, match="can't be read"):
+        predict(run, photos, tmp_path / "out", annotations=str(tmp_path / "nothing.json"))

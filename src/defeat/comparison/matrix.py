@@ -3,7 +3,7 @@
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,9 @@ PLAN = "bench.yaml"
 METHODS = "none,imitation,fgfi,tadf,defeat"
 # What differs between the cells, or where and how fast they are made.
 OWN = ("method", "method_options", "seed", "out", "resume", "expected")
-FREE = ("workers", "log_every", "checkpoint_every", "cache_teacher", "cache_limit")
+FREE = ("workers", "log_every", "checkpoint_every", "cache_teacher", "cache_limit", "accelerator")
+# Where something lies on a machine; what lies there is compared by its content.
+PLACES = ("data", "teacher", "unlabelled")
 
 
 @dataclass(frozen=True)
@@ -127,14 +129,28 @@ class Matrix:
         except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{folder / PLAN} is damaged.") from error
 
-    def write(self) -> None:
-        """Write the matrix into its folder; one that is there already may have fewer variants and seeds.
+    def join_written(self, elsewhere: bool = False) -> None:
+        """Take over the variants and seeds that the folder has already.
+
+        Args:
+            elsewhere: as in `join`.
+
+        Raises:
+            InputError: it holds a comparison with other settings.
+        """
+        if (self.folder / PLAN).exists():
+            self.join(Matrix.read(self.folder), elsewhere)
+
+    def write(self, elsewhere: bool = False) -> None:
+        """Write the matrix into its folder; one that is there already may have other variants and seeds.
+
+        Args:
+            elsewhere: as in `join`.
 
         Raises:
             InputError: the folder holds a comparison with other settings, or can't be written.
         """
-        if (self.folder / PLAN).exists():
-            self.join(Matrix.read(self.folder))
+        self.join_written(elsewhere)
         content = {
             "settings": self.settings,
             "variants": {name: asdict(variant) for name, variant in self.variants.items()},
@@ -142,17 +158,22 @@ class Matrix:
         }
         write_into(self.folder, PLAN, yaml.safe_dump(_plain(content), sort_keys=False).encode())
 
-    def join(self, other: "Matrix") -> None:
-        """Take over the variants and seeds of another matrix.
+    def join(self, other: "Matrix", elsewhere: bool = False) -> None:
+        """Take over the variants and seeds of another matrix; its variants come first.
+
+        Args:
+            other: the matrix.
+            elsewhere: whether it is of another machine, where data and teacher may lie in other folders.
 
         Raises:
             InputError: its settings are others.
         """
+        free = FREE + PLACES if elsewhere else FREE
         mine, theirs = _plain(self.settings), _plain(setting_defaults() | other.settings)
         changed = [
             f"{name} was {theirs.get(name)!r} and is {mine[name]!r}"
             for name in mine
-            if name not in FREE and mine[name] != theirs.get(name)
+            if name not in free and mine[name] != theirs.get(name)
         ]
         for name in self.variants.keys() & other.variants.keys():
             before, now = _complete(other.variants[name]), _complete(self.variants[name])
@@ -166,7 +187,7 @@ class Matrix:
         self.seeds = max(self.seeds, other.seeds)
 
     def command(self) -> str:
-        """How to repeat the comparison."""
+        """How to repeat the comparison: a line for the methods, and one for each ablation."""
         defaults = DistillSettings(data="-", teacher="-", out="-").to_dict()
         words = ["defeat", "bench", "--out", str(self.folder), "--seeds", str(self.seeds)]
         for name, value in self.settings.items():
@@ -174,18 +195,29 @@ class Matrix:
                 words += [f"--detector.{key.replace('_', '-')}={_text(one)}" for key, one in value.items()]
             elif value != defaults[name]:
                 words.append(f"{option(name)}={_text(value)}")
-        if self.variants.keys() <= {NONE, *METHODS_BY_NAME}:
-            words.append(f"--methods={','.join(self.variants)}")
-        else:
-            words += [f"--ablate={name}" for name, found in ABLATIONS.items() if found.keys() == self.variants.keys()]
-        for variant in self.variants.values():
+        groups = [(f"--methods={','.join(names)}", names)] if (names := self._method_names()) else []
+        groups += [(f"--ablate={name}", list(found)) for name, found in ABLATIONS.items() if self._holds(found)]
+        return "\n".join(shlex.join([*words, choice, *self._method_words(names)]) for choice, names in groups)
+
+    def _method_names(self) -> list[str]:
+        """The variants that are methods as they are; nothing where the student alone is all there is."""
+        names = [name for name in self.variants if name in (NONE, *METHODS_BY_NAME)]
+        return names if names != [NONE] or len(self.variants) == 1 else []
+
+    def _holds(self, ablation: Mapping[str, Variant]) -> bool:
+        return ablation.keys() <= self.variants.keys()
+
+    def _method_words(self, names: Sequence[str]) -> list[str]:
+        """Settings of the methods that differ from their defaults, but for those that an ablation makes."""
+        words: dict[str, None] = {}
+        for name in names:
+            variant = self.variants[name]
             usual = {} if variant.method == NONE else method_defaults(variant.method)
-            words += [
-                f"--{variant.method}.{key.replace('_', '-')}={_text(one)}"
-                for key, one in variant.options.items()
-                if _plain(one) != _plain(usual.get(key)) and self.variants.keys() <= {NONE, *METHODS_BY_NAME}
-            ]
-        return shlex.join(words)
+            made = next((found[name].options for found in ABLATIONS.values() if name in found and name != NONE), {})
+            for key, value in variant.options.items():
+                if key not in made and _plain(value) != _plain(usual.get(key)):
+                    words[f"--{variant.method}.{key.replace('_', '-')}={_text(value)}"] = None
+        return list(words)
 
     def cells(self) -> list[Cell]:
         """All cells."""
@@ -252,7 +284,22 @@ def variants_of(methods: str, ablate: str | None, options: Mapping[str, Mapping[
     for name, variant in chosen_variants.items():
         if variant.method != NONE:
             find_method(variant.method)
-        found[name] = replace(variant, options={**options.get(variant.method, {}), **variant.options})
+        given = options.get(variant.method, {}) if ablate is None else _shared(variant.method, options)
+        found[name] = replace(variant, options={**given, **variant.options})
+    return found
+
+
+def _shared(method: str, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A method's settings in an ablation, whose rows are to differ in what it is about alone.
+
+    Where it is at its default, a setting takes the value that another of the methods was given.
+    """
+    if method == NONE:
+        return {}
+    usual, found = method_defaults(method), dict(options.get(method, {}))
+    for other, given in options.items():
+        changed = {key: value for key, value in given.items() if value != method_defaults(other)[key]}
+        found |= {key: changed[key] for key in changed.keys() & usual if found.get(key, usual[key]) == usual[key]}
     return found
 
 

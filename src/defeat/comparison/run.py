@@ -20,6 +20,7 @@ from defeat.engine.assembly import evaluation_split
 from defeat.engine.checkpoint import is_writer
 from defeat.engine.detections import save_detections
 from defeat.engine.estimate import RunCost, estimate_run
+from defeat.engine.guards import fingerprint
 from defeat.engine.inference import detect_split, training_device
 from defeat.engine.lock import LockedError
 from defeat.engine.provenance import commit, machine, versions
@@ -31,6 +32,7 @@ from defeat.report.runs import RunSummary, read_run
 from defeat.report.tables import PlannedCell, duration, print_cells, print_matrix
 from defeat.report.variants import MatrixResult, compare_variants
 
+UNFINISHED = 2  # as for bad input: one of the cells was refused
 RESULT, TEACHER, TEACHER_DETECTIONS = "bench.json", "teacher.json", "teacher.safetensors"
 
 
@@ -43,16 +45,20 @@ class BenchRun:
             finished yet, and in every process but the first.
         stopped: whether the user stopped it before its last cell.
         signal: how he did.
+        unfinished: folders of the cells that were asked for and could not be trained, or that another process trains.
     """
 
     result: MatrixResult | None = None
     stopped: bool = False
     signal: int = SIGINT
+    unfinished: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
-        """What the command ends with; as `RunResult.exit_code`."""
-        return 128 + self.signal if self.stopped and is_writer() else 0
+        """What the command ends with: as `RunResult.exit_code`, and 2 where a cell that was asked for is unfinished."""
+        if self.stopped and is_writer():
+            return 128 + self.signal
+        return UNFINISHED if self.unfinished else 0
 
 
 def bench(
@@ -70,14 +76,15 @@ def bench(
 
     The folder `out` gets a run directory for each cell, `bench.json` and `report.html`. What is finished stays, what
     was stopped goes on from its checkpoint: repeat the command. Several machines can share the work with `cells`;
-    several processes on one folder leave each other's cells alone.
+    several processes on one folder leave each other's cells alone. A cell that can't be trained is named, and the
+    others go on.
 
     Args:
         methods: methods separated by commas; none is the student alone, which is always part of the matrix.
         seeds: how many seeds: 0, 1, 2 ..
         ablate: instead of methods: regions, to compare what DeFeat's regions teach; balance, to compare fixed weights
             with those of --balance; or unlabelled, to see what the images of --unlabelled add.
-        cells: numbers of the cells to train, e.g. 3-7 or 1,4; all by default.
+        cells: numbers of the cells to train, as --plan counts them, e.g. 3-7 or 1,4; by default all that are asked for.
         plan: print cells, time left and disk space, and train nothing.
         method_options: settings of each method by its name.
         console: where to show progress.
@@ -89,8 +96,14 @@ def bench(
     console = console or Console(stderr=True)
     template = DistillSettings(**options)
     matrix = Matrix.of(template, variants_of(methods, ablate, method_options or {}), seeds)
-    wanted = chosen(cells, len(matrix.cells()))
-    for cell in matrix.cells():
+    asked = {(cell.variant, cell.seed) for cell in matrix.cells()}
+    matrix.join_written()  # which may number the cells anew
+    every = matrix.cells()
+    if cells is None:
+        wanted = [cell for cell in every if (cell.variant, cell.seed) in asked]
+    else:
+        wanted = [every[number - 1] for number in chosen(cells, len(every))]
+    for cell in wanted:
         matrix.cell_settings(cell)  # refused now, not after hours of other cells
     if ablate == "unlabelled" and template.unlabelled is None:
         raise InputError("--ablate unlabelled needs images without annotations: name their folder with --unlabelled.")
@@ -104,15 +117,25 @@ def bench(
         if is_writer():
             console.print("Repeat the command to go on.")
         return BenchRun(stopped=True, signal=stopped.signal)
-    return BenchRun(report(matrix.folder, console) if is_writer() else None)
+    unfinished = tuple(cell.folder for cell in wanted if not matrix.finished(cell))
+    return BenchRun(report(matrix.folder, console) if is_writer() else None, unfinished=unfinished)
 
 
 def evaluate_teacher(matrix: Matrix, console: Console) -> None:
-    """Evaluate the teacher on the split that all cells are tested on, once."""
-    path = matrix.folder / TEACHER
+    """Evaluate the teacher on the split that all cells are tested on, once.
+
+    Raises:
+        InputError: it is another one than the teacher that the folder began with.
+    """
+    path, shared = matrix.folder / TEACHER, matrix.settings
     if path.is_file():
+        before = read_teacher(matrix.folder).get("fingerprint")
+        if before not in (None, fingerprint(load(shared["teacher"], shared["teacher_weights"]))):
+            raise InputError(
+                f"{matrix.folder} was begun with another teacher than {shared['teacher']} is now: its weights have "
+                "changed. Give another --out."
+            )
         return
-    shared = matrix.settings
     settings = DistillSettings(**shared, out=str(matrix.folder))
     device = training_device(settings)
     teacher = load(shared["teacher"], shared["teacher_weights"]).to(device)
@@ -122,13 +145,32 @@ def evaluate_teacher(matrix: Matrix, console: Console) -> None:
     how = (settings.batch_size, settings.workers, console, classes, settings.on_bad_data)
     found = detect_split(teacher, settings.data, split, *how)
     save_detections(matrix.folder / TEACHER_DETECTIONS, found)
-    figures = found.compute().to_dict() | {"teacher": shared["teacher"], "split": split}
+    origin = {"teacher": shared["teacher"], "fingerprint": fingerprint(teacher), "split": split}
+    figures = found.compute().to_dict() | origin
     write_atomically(path, (json.dumps(figures, indent=2) + "\n").encode())
 
 
-def _train(matrix: Matrix, wanted: Sequence[int], console: Console) -> RunResult | None:
+def read_teacher(folder: Path) -> dict[str, Any]:
+    """The teacher's figures in the folder of a comparison.
+
+    Raises:
+        InputError: they are not there, or damaged.
+    """
+    path = folder / TEACHER
+    try:
+        content: dict[str, Any] = json.loads(path.read_bytes())
+        if isinstance(content["metrics"], dict):
+            return content
+    except OSError as error:
+        raise InputError(f"{path} is missing: repeat `defeat bench` with that folder, which writes it.") from error
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise InputError(f"{path} is damaged; delete it and repeat `defeat bench` with that folder.")
+
+
+def _train(matrix: Matrix, wanted: Sequence[Cell], console: Console) -> RunResult | None:
     """Train the wanted cells that are not finished; the run that the user stopped, if he did."""
-    left = [cell for cell in matrix.cells() if cell.number in wanted and not matrix.finished(cell)]
+    left = [cell for cell in wanted if not matrix.finished(cell)]
     began = perf_counter()
     for done, cell in enumerate(left):
         if matrix.finished(cell) and _alone(matrix):  # by another process, in the meantime
@@ -137,10 +179,11 @@ def _train(matrix: Matrix, wanted: Sequence[int], console: Console) -> RunResult
             console.rule(f"cell {cell.number} of {len(matrix.cells())}: {cell.variant}, seed {cell.seed}", align="left")
         try:
             result = run(matrix.cell_settings(cell), console)
-        except LockedError as error:
+        except InputError as error:
             if not _alone(matrix):
                 raise
-            console.print(f"Left out: {error}", highlight=False)
+            state = "Left out" if isinstance(error, LockedError) else f"{cell.folder} failed"
+            console.print(f"{state}: {error}", style="yellow", highlight=False, markup=False)
             continue
         if not result.finished:
             return result
@@ -173,7 +216,8 @@ def report(folder: Path, console: Console) -> MatrixResult | None:
     if not variants.get(NONE):
         console.print("The student alone is not finished yet: no gains to report.", highlight=False)
         return None
-    teacher = json.loads((folder / TEACHER).read_text())
+    teacher = read_teacher(folder)
+    _require_one_teacher({str(folder): teacher.get("fingerprint")} | _teachers_of(variants))
     result = compare_variants(variants, teacher["metrics"], alone=NONE, missing=missing)
     trained = {run.folder.name: _origin_of(run) for runs in variants.values() for run in runs}
     origin = {"versions": versions(), "commit": commit(), "machine": machine(), "settings": matrix.settings}
@@ -183,6 +227,23 @@ def report(folder: Path, console: Console) -> MatrixResult | None:
     path = write_matrix(result, variants, _teacher_run(matrix), folder / "report.html", matrix.command())
     Console().print(f"\nReport: {path}", highlight=False, soft_wrap=True)
     return result
+
+
+def _teachers_of(variants: Mapping[str, Sequence[RunSummary]]) -> dict[str, str]:
+    """Fingerprint of the teacher of each distilled run."""
+    runs = [run for some in variants.values() for run in some if run.command == "distill"]
+    return {str(run.folder): run.teacher_fingerprint for run in runs}
+
+
+def _require_one_teacher(fingerprints: Mapping[str, str | None]) -> None:
+    """Raise InputError where the students of two folders had teachers with different weights, if they recorded it."""
+    known = {folder: one for folder, one in fingerprints.items() if one}
+    first = next(iter(known), "")
+    for folder, one in known.items():
+        if one != known[first]:
+            raise InputError(
+                f"{first} and {folder} belong to teachers with different weights, so their gains can't be compared."
+            )
 
 
 def _origin_of(run: RunSummary) -> dict[str, Any]:
@@ -217,42 +278,44 @@ def merge(folders: Sequence[str], out: str, console: Console | None = None) -> M
         console: where to show progress.
 
     Raises:
-        InputError: the settings of two folders differ, or a folder holds no comparison.
+        InputError: the settings, the data or the teachers of two folders differ, or a folder holds no comparison.
     """
     console = console or Console(stderr=True)
-    target = Path(out)
-    for name in folders:
-        source = Matrix.read(Path(name))
-        joined = Matrix(target, source.settings, dict(source.variants), source.seeds)
-        joined.write()
+    sources = [Matrix.read(Path(name)) for name in folders]
+    _require_one_teacher({str(one.folder): read_teacher(one.folder).get("fingerprint") for one in sources})
+    joined = Matrix(Path(out), sources[0].settings, dict(sources[0].variants), sources[0].seeds)
+    for source in sources:
+        joined.join(source, elsewhere=True)
+    joined.write(elsewhere=True)
+    for source in sources:
         for cell in source.cells():
             if source.finished(cell) and not joined.finished(cell):
                 results = source.directory(cell).results
                 shutil.copytree(
                     source.folder / cell.folder,
-                    target / cell.folder,
+                    joined.folder / cell.folder,
                     ignore=shutil.ignore_patterns("checkpoints", "tensorboard", ".*", results.name),
                     dirs_exist_ok=True,
                 )
                 # The file that makes it a finished run comes last: a copy that is cut short is made again.
                 write_atomically(joined.directory(cell).results, results.read_bytes())
         for file in (TEACHER_DETECTIONS, TEACHER):
-            if (source.folder / file).is_file() and not (target / file).exists():
-                write_atomically(target / file, (source.folder / file).read_bytes())
-    return report(target, console)
+            if (source.folder / file).is_file() and not (joined.folder / file).exists():
+                write_atomically(joined.folder / file, (source.folder / file).read_bytes())
+    return report(joined.folder, console)
 
 
-def _print_plan(matrix: Matrix, wanted: Sequence[int], console: Console) -> None:
+def _print_plan(matrix: Matrix, wanted: Sequence[Cell], console: Console) -> None:
     costs: dict[str, RunCost] = {}
-    for name, variant in matrix.variants.items():
+    for name in dict.fromkeys(cell.variant for cell in wanted):
+        variant = matrix.variants[name]
         console.print(f"measuring {variant.method} ..", highlight=False)
         costs[name] = estimate_run(matrix.cell_settings(Cell(0, name, 0)), console)
     rows = []
-    for cell in matrix.cells():
-        if cell.number in wanted:
-            done = matrix.finished(cell)
-            half = not done and matrix.directory(cell).checkpoint.is_file()
-            state = "done" if done else "begun" if half else ""
-            cost = costs[cell.variant]
-            rows.append(PlannedCell(cell.number, cell.variant, cell.seed, state, cost.seconds, cost.disk_bytes))
+    for cell in wanted:
+        done = matrix.finished(cell)
+        half = not done and matrix.directory(cell).checkpoint.is_file()
+        state = "done" if done else "begun" if half else ""
+        cost = costs[cell.variant]
+        rows.append(PlannedCell(cell.number, cell.variant, cell.seed, state, cost.seconds, cost.disk_bytes))
     print_cells(rows, Console())

@@ -107,7 +107,9 @@ def run(settings: TrainSettings, console: Console | None = None) -> RunResult:
 def _run(settings: TrainSettings, directory: RunDirectory, console: Console) -> RunResult:
     began = perf_counter()
     figure = expected(settings.expected)
-    parts = with_frozen_teacher(assemble(settings, console), settings)
+    parts = assemble(settings, console)
+    taught_by = None if parts.teacher is None else fingerprint(parts.teacher)
+    parts = with_frozen_teacher(parts, settings)
     if isinstance(settings, DistillSettings):
         settings, parts = balanced(settings, parts, console)
     training, evaluation, student = parts.training, parts.evaluation, parts.student
@@ -128,6 +130,7 @@ def _run(settings: TrainSettings, directory: RunDirectory, console: Console) -> 
         save_model(student, directory.folder)
         save_detections(directory.detections, module.last_found)
         results = _results(module, training, evaluation, module.earlier_seconds + perf_counter() - began)
+        results |= {"fingerprint": fingerprint(student), "teacher_fingerprint": taught_by}
         directory.write_results(results)
         _verify(module, evaluation)
         if (results["metrics"]["AP50"] or 0.0) < LEARNED:

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes
 
+from defeat.report.fonts import font_for
 from defeat.types import Detections, Target
 
 GOLDEN = 0.61803398875  # steps of this part of the colour circle never come close to each other early
+SMALLEST_TEXT = 10  # pixels
 TINT = 0.45  # how much of the picture a region or a difference hides where it is strongest
 
 
@@ -102,12 +104,15 @@ def _draw(image: Tensor, boxes: Tensor, labels: Tensor, words: Sequence[str]) ->
     edges = boxes - torch.tensor([0.0, 0.0, 1.0, 1.0])  # exclusive ends: the last pixel of a box is one before its end
     edges[:, 2:] = torch.maximum(edges[:, 2:], edges[:, :2])
     colors = [class_color(label) for label in labels.tolist()]
+    side = min(image.shape[-2:])
     drawn: Tensor = draw_bounding_boxes(
         image,
         edges,
         labels=list(words),
         colors=colors,
-        width=max(1, round(min(image.shape[-2:]) / 150)),
+        width=max(1, round(side / 150)),
+        font=font_for(words),
+        font_size=max(SMALLEST_TEXT, round(side / 36)),
         label_colors=["black" if _is_light(color) else "white" for color in colors],
         fill_labels=True,
     )

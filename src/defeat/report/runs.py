@@ -31,6 +31,9 @@ class RunSummary:
         size: short side of an image after resizing, in pixels.
         method: the distillation method.
         teacher: the run directory of the teacher, or a torchvision name.
+        fingerprint: equal for equal weights of the detector.
+        teacher_fingerprint: that of the teacher.
+        settings: everything that was set for the run, as its `config.yaml` has it.
         data: where the data set was.
         split: the evaluated split.
         on_bad_data: `stop` or `skip`: what the run did with broken images.
@@ -62,6 +65,9 @@ class RunSummary:
     size: int | None = None
     method: str | None = None
     teacher: str | None = None
+    fingerprint: str = ""
+    teacher_fingerprint: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
     data: str = ""
     split: str = ""
     on_bad_data: OnBadData = "stop"
@@ -134,6 +140,9 @@ def read_run(folder: str | Path) -> RunSummary:
         size=_integer(model, "size"),
         method=_text(results, "method") or None,
         teacher=_text(results, "teacher") or None,
+        fingerprint=_text(results, "fingerprint"),
+        teacher_fingerprint=_text(results, "teacher_fingerprint"),
+        settings=RunDirectory(folder).read_config(),
         data=_text(results, "data"),
         split=_text(results, "split"),
         on_bad_data="skip" if _text(results, "on_bad_data") == "skip" else "stop",

@@ -1,11 +1,12 @@
 """Did distillation help? Answered only where two runs differ in nothing but the distillation."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
+from defeat.engine.settings import TrainSettings, option
 from defeat.report.gains import SAMPLES, Bootstrap, Interval, interval_over_images
 from defeat.report.gains import words as words_of
 from defeat.report.runs import RunSummary
@@ -20,7 +21,15 @@ COMPARED = {
     "steps": "steps",
     "seed": "seed",
     "size": "image size",
+    "parameters": "number of weights",
 }
+# Settings of a run that do not decide what is trained, or that are compared as what came of them.
+FREE = {
+    *("out", "resume", "expected", "workers", "log_every", "checkpoint_every", "eval_every", "accelerator"),
+    *("data", "split", "eval_split", "classes", "on_bad_data", "detector", "backbone", "size", "seed"),
+    *("epochs", "max_steps"),
+}
+SETTINGS = {field.name for field in fields(TrainSettings)} - FREE
 
 
 @dataclass(frozen=True)
@@ -51,15 +60,15 @@ class Verdict:
 def roles(runs: Sequence[RunSummary]) -> list[str]:
     """What each run is: `teacher`, `student alone` or `distilled (METHOD)`.
 
-    A run is a teacher when a distilled run among the others names its folder.
+    A run is a teacher when a distilled run among the others had its weights as teacher, wherever it lies now.
     """
-    taught_by = {Path(run.teacher).resolve() for run in runs if run.command == "distill" and run.teacher}
+    distilled = [run for run in runs if run.command == "distill"]
     found = []
     for run in runs:
         if run.command == "distill":
             found.append(f"distilled ({run.method or 'unknown method'})")
         else:
-            found.append("teacher" if run.folder.resolve() in taught_by else "student alone")
+            found.append("teacher" if any(_taught(run, one) for one in distilled) else "student alone")
     return found
 
 
@@ -72,6 +81,10 @@ def differences(run: RunSummary, other: RunSummary) -> list[str]:
             found.append(f"{word} (not recorded)")
         elif mine != theirs:
             found.append(f"{word} ({mine} and {theirs})")
+    for name in sorted(SETTINGS & run.settings.keys() & other.settings.keys()):
+        mine, theirs = run.settings[name], other.settings[name]
+        if mine != theirs:
+            found.append(f"{option(name)} ({mine} and {theirs})")
     return found
 
 
@@ -84,10 +97,14 @@ def verdicts(runs: Sequence[RunSummary]) -> list[Verdict]:
 
 def teacher_of(run: RunSummary, runs: Sequence[RunSummary]) -> RunSummary | None:
     """The run that taught a distilled one, if it is among the others."""
-    if not run.teacher:
-        return None
-    folder = Path(run.teacher).resolve()
-    return next((other for other in runs if other is not run and other.folder.resolve() == folder), None)
+    return next((other for other in runs if other is not run and _taught(other, run)), None)
+
+
+def _taught(teacher: RunSummary, run: RunSummary) -> bool:
+    """Whether a run is the teacher of a distilled one: by its weights, or by its folder where none are recorded."""
+    if teacher.fingerprint and run.teacher_fingerprint:
+        return teacher.fingerprint == run.teacher_fingerprint
+    return bool(run.teacher) and Path(run.teacher or "").resolve() == teacher.folder.resolve()
 
 
 def _judge(run: RunSummary, students: Sequence[RunSummary], teacher: RunSummary | None) -> Verdict:

@@ -33,7 +33,7 @@ def frame_count(path: Path) -> int | None:
 
 
 def read_frames(path: Path) -> Iterator[tuple[Tensor, Fraction]]:
-    """The frames of a video, each (3, H, W) uint8 RGB, with the frames a second.
+    """The frames of a video as a player shows them, each (3, H, W) uint8 RGB, with the frames a second.
 
     Raises:
         InputError: it can't be read.
@@ -44,7 +44,9 @@ def read_frames(path: Path) -> Iterator[tuple[Tensor, Fraction]]:
         rate = Fraction(stream.average_rate or 25)
         try:
             for frame in container.decode(stream):
-                yield torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1).contiguous(), rate
+                picture = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
+                # A phone that is held upright writes lying pictures, and how far they are turned, counter-clockwise.
+                yield picture.rot90(round(frame.rotation / 90), (1, 2)).contiguous(), rate
         except av.FFmpegError as error:
             raise InputError(f"{path} can't be read to its end: {error.strerror}.") from error
 
