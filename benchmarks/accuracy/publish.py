@@ -15,7 +15,15 @@ from defeat.report.gains import Gain, Interval
 from defeat.report.tables import decimal, gain_cells
 
 RESULTS = Path(__file__).parent / "results"
-LOCAL = ("data", "teacher", "teacher_weights", "weights")  # settings that may name a folder or a file of the machine
+LOCAL = (
+    "data",
+    "teacher",
+    "teacher_weights",
+    "weights",
+    "unlabelled",
+    "class_map",
+    "cache_teacher",
+)  # settings that may name a folder or a file of the machine
 HEADS = ["method", "AP", "AP of each seed", "gain", "95 % seeds", "95 % images", "gap closed", "training time"]
 
 

@@ -15,7 +15,10 @@ from defeat.cli import main
 
 @ray.remote(num_gpus=1, max_calls=1, max_retries=3)
 def train_cell(number: int, options: list[str]) -> None:
-    """Train one cell; a task that is started again goes on from the cell's checkpoint."""
+    """Train one cell; a task that is started again goes on from the cell's checkpoint.
+
+    Where its machine died, another one cannot know that: what it prints names the file to delete.
+    """
     if main(["bench", *options, "--cells", str(number)]) != 0:
         raise RuntimeError(f"Cell {number} was not finished; its reason stands above.")
 
@@ -23,4 +26,4 @@ def train_cell(number: int, options: list[str]) -> None:
 if __name__ == "__main__":
     cells, options = int(sys.argv[1]), sys.argv[2:]
     ray.get([train_cell.remote(number, options) for number in range(1, cells + 1)])
-    main(["bench", *options])  # nothing is left to train: the report of all cells
+    sys.exit(main(["bench", *options]))  # nothing is left to train: the report of all cells

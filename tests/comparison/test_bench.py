@@ -1,6 +1,8 @@
 """The matched comparison: cells that differ in the method alone, that can be stopped, shared and joined."""
 
 import json
+import shlex
+from pathlib import Path
 
 import pytest
 import yaml
@@ -8,10 +10,15 @@ from rich.console import Console
 
 from defeat.cli import main
 from defeat.comparison import BenchRun, bench, merge
-from defeat.comparison.matrix import NONE, Cell, Matrix, chosen
+from defeat.comparison.matrix import NONE, Cell, Matrix, chosen, variants_of
+from defeat.detector import save_model
+from defeat.distillation import method_defaults
 from defeat.engine.logs import Checkpoint
+from defeat.engine.run import run
+from defeat.engine.settings import DistillSettings
 from defeat.errors import InputError
-from tests.engine.tiny_runs import save_teacher, settings, weights
+from tests.detector.tiny import tiny_detector
+from tests.engine.tiny_runs import CLASSES, save_teacher, settings, weights
 from tests.reliability.test_locks import locked_by
 
 pytestmark = pytest.mark.usefixtures("small_demo")
@@ -30,10 +37,27 @@ def options(folder, teacher, **changes):
     return given
 
 
-def run_bench(folder, teacher, methods="defeat", seeds=2, **changes):
+def outcome(folder, teacher, methods="defeat", seeds=2, **changes):
     own = {name: changes.pop(name) for name in ("cells", "plan", "ablate", "method_options") if name in changes}
     given = options(folder, teacher, **changes)
-    return bench(methods=methods, seeds=seeds, console=Console(quiet=True), **own, **given).result
+    return bench(methods=methods, seeds=seeds, console=Console(quiet=True), **own, **given)
+
+
+def run_bench(folder, teacher, **changes):
+    return outcome(folder, teacher, **changes).result
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Names of the cells that are begun, in their order."""
+    names = []
+
+    def noted(settings, console):
+        names.append(Path(settings.out).name)
+        return run(settings, console)
+
+    monkeypatch.setattr("defeat.comparison.run.run", noted)
+    return names
 
 
 def figures(folder):
@@ -108,8 +132,9 @@ def test_a_cell_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path
 
 def test_a_cell_that_another_process_trains_is_left_to_it(tmp_path, teacher):
     locked_by(tmp_path / "m" / "defeat-seed0")
-    result = run_bench(tmp_path / "m", teacher)
-    assert result.missing == ("defeat-seed0",)
+    left = outcome(tmp_path / "m", teacher)
+    assert left.result.missing == left.unfinished == ("defeat-seed0",)
+    assert left.exit_code == 2  # so that a scheduler tries again
     assert not (tmp_path / "m" / "defeat-seed0" / "config.yaml").exists()
     (tmp_path / "m" / "defeat-seed0" / ".lock").unlink()
     assert run_bench(tmp_path / "m", teacher).missing == ()
@@ -125,13 +150,110 @@ def test_machines_share_the_cells_and_joined_they_are_the_whole(tmp_path, teache
     assert not (tmp_path / "joined" / "none-seed0" / "checkpoints").exists()
 
 
-def test_a_comparison_may_grow(tmp_path, teacher):
+def test_a_comparison_may_grow(tmp_path, teacher, trained):
     run_bench(tmp_path / "m", teacher, seeds=1)
     before = (tmp_path / "m" / "none-seed0" / "results.json").stat().st_mtime_ns
-    result = run_bench(tmp_path / "m", teacher, methods="fgfi", seeds=2)
-    assert [other.name for other in result.others] == ["defeat", "fgfi"]
-    assert result.alone.seeds == (0, 1)
+    grown = outcome(tmp_path / "m", teacher, methods="fgfi", seeds=2)
+    assert trained == ["none-seed0", "defeat-seed0", "fgfi-seed0", "none-seed1", "fgfi-seed1"]
+    assert [other.name for other in grown.result.others] == ["defeat", "fgfi"]
+    assert grown.result.alone.seeds == (0, 1)
+    assert (grown.result.missing, grown.unfinished, grown.exit_code) == (
+        ("defeat-seed1",),
+        (),
+        0,
+    )  # nobody asked for it
     assert (tmp_path / "m" / "none-seed0" / "results.json").stat().st_mtime_ns == before
+
+
+def test_cells_of_a_grown_comparison_are_those_that_its_plan_counts(tmp_path, teacher, trained, capsys):
+    run_bench(tmp_path / "m", teacher, seeds=1, max_steps=1, cells="1")
+    run_bench(tmp_path / "m", teacher, methods="none,fgfi,defeat", seeds=1, max_steps=1, plan=True)
+    table = [line.split() for line in capsys.readouterr().out.splitlines()]
+    (number,) = [line[0] for line in table if line[1:3] == ["fgfi", "0"]]
+    run_bench(tmp_path / "m", teacher, methods="none,fgfi,defeat", seeds=1, max_steps=1, cells=number)
+    assert trained == ["none-seed0", "fgfi-seed0"]
+
+
+def test_a_cell_that_fails_is_named_and_the_others_go_on(tmp_path, teacher, monkeypatch, capsys):
+    def failing(settings, console):
+        if getattr(settings, "method", NONE) == "fgfi":
+            raise InputError("The loss is not finite.")
+        return run(settings, console)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("defeat.comparison.run.run", failing)
+        given = options(tmp_path / "m", teacher, max_steps=1)
+        done = bench(methods="fgfi,defeat", seeds=1, console=Console(), **given)
+    assert "fgfi-seed0 failed: The loss is not finite." in capsys.readouterr().out
+    assert (done.unfinished, done.exit_code) == (("fgfi-seed0",), 2)
+    assert [other.name for other in done.result.others] == ["defeat"]
+    assert done.result.missing == ("fgfi-seed0",)
+    again = outcome(tmp_path / "m", teacher, methods="fgfi,defeat", seeds=1, max_steps=1)
+    assert (again.unfinished, again.exit_code, again.result.missing) == ((), 0, ())
+
+
+def edited(path, **changes):
+    """Another content of some keys of a YAML or JSON file."""
+    path.write_text(json.dumps(yaml.safe_load(path.read_text()) | changes))
+
+
+def test_machines_may_have_data_and_teacher_elsewhere(tmp_path, teacher):
+    for name, cells in (("one", "1,2"), ("two", "3,4")):
+        run_bench(tmp_path / name, teacher, cells=cells, max_steps=1)
+    plan = tmp_path / "two" / "bench.yaml"
+    settings = yaml.safe_load(plan.read_text())["settings"]
+    edited(plan, settings=settings | {"data": "/scratch/demo", "teacher": "/scratch/teacher", "accelerator": "gpu"})
+    parts = [str(tmp_path / "one"), str(tmp_path / "two")]
+    assert merge(parts, str(tmp_path / "joined"), Console(quiet=True)).missing == ()
+    edited(plan, settings=settings | {"lr": 0.5})
+    with pytest.raises(InputError, match=r"two holds a comparison with other settings: lr was 0.5 and is 0.01"):
+        merge(parts, str(tmp_path / "again"), Console(quiet=True))
+    assert not (tmp_path / "again").exists()
+
+
+def test_comparisons_with_different_teachers_are_not_joined(tmp_path, teacher):
+    for name in ("one", "two"):
+        run_bench(tmp_path / name, teacher, seeds=1, max_steps=1)
+    edited(tmp_path / "two" / "teacher.json", fingerprint="another")
+    parts = [str(tmp_path / "one"), str(tmp_path / "two")]
+    with pytest.raises(InputError, match=r"one and .*two belong to teachers with different weights"):
+        merge(parts, str(tmp_path / "joined"), Console(quiet=True))
+    edited(tmp_path / "one" / "defeat-seed0" / "results.json", teacher_fingerprint="another")
+    with pytest.raises(InputError, match=r"joined and .*joined/defeat-seed0 belong to teachers with different weights"):
+        merge(parts[:1], str(tmp_path / "joined"), Console(quiet=True))
+    (tmp_path / "one" / "teacher.json").unlink()
+    with pytest.raises(InputError, match=r"teacher.json is missing: repeat `defeat bench`"):
+        merge(parts[:1], str(tmp_path / "third"), Console(quiet=True))
+
+
+def test_a_teacher_that_has_changed_is_noticed(tmp_path, teacher):
+    run_bench(tmp_path / "m", teacher, seeds=1, max_steps=1)
+    save_model(tiny_detector("retinanet", seed=5, classes=CLASSES, neck_channels=24), teacher)
+    with pytest.raises(InputError, match=r"was begun with another teacher than .* is now: its weights have changed"):
+        run_bench(tmp_path / "m", teacher, seeds=2, max_steps=1)
+
+
+def test_settings_of_an_ablation_reach_all_of_its_rows_and_stand_in_its_command():
+    given = {"defeat": method_defaults("defeat") | {"adaptation_kernel": 1}, "imitation": method_defaults("imitation")}
+    variants = variants_of("", "regions", given)
+    assert {one.options["adaptation_kernel"] for name, one in variants.items() if name != NONE} == {1}
+    template = DistillSettings(data="demo", teacher="demo", out="m")
+    words = shlex.split(Matrix(Path("m"), Matrix.of(template, variants, 2).settings, variants, 2).command())
+    assert "--ablate=regions" in words
+    assert {"--defeat.adaptation-kernel=1", "--imitation.adaptation-kernel=1"} <= {*words}
+    assert not [word for word in words if "weight" in word and "decay" not in word]
+    # What one of the methods was given itself stays.
+    own = given | {"imitation": method_defaults("imitation") | {"scale": "none"}}
+    own["defeat"] = own["defeat"] | {"scale": "teacher"}
+    assert variants_of("", "regions", own)["both, one weight"].options["scale"] == "none"
+
+
+def test_the_command_of_an_ablation_that_was_joined_with_methods_has_two_lines():
+    template = DistillSettings(data="demo", teacher="demo", out="m")
+    both = variants_of("fgfi", None, {"fgfi": {"phi": 0.3}}) | variants_of("", "regions", {})
+    methods, ablation = Matrix(Path("m"), Matrix.of(template, both, 1).settings, both, 1).command().splitlines()
+    assert "--methods=none,fgfi --fgfi.phi=0.3" in methods
+    assert ablation.endswith("--ablate=regions")
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,11 @@ def look_at(browser, page, width, scratch):
 def test_pages_are_whole_at_the_width_of_a_phone_and_of_a_desk(browser, folder, tmp_path):
     cells = [folder / name for name in ("none-seed0", "defeat-seed0")]
     compare([str(cell) for cell in cells], str(tmp_path / "compare.html"), console=Console(quiet=True))
-    for page in (folder / "report.html", tmp_path / "compare.html"):
+    named = tmp_path / "named.html"  # by a folder whose name is wider than a phone
+    text = (folder / "report.html").read_text()
+    named.write_text(text.replace("demo, split", "my_dataset_of_industrial_surface_defects_2024_final_v2, split"))
+    assert named.read_text() != text
+    for page in (folder / "report.html", tmp_path / "compare.html", named):
         for width in (390, 1280):
             seen = look_at(browser, page, width, tmp_path)
             assert seen["width"] == width

@@ -1,13 +1,14 @@
 """Charts and pictures."""
 
 import warnings
+from importlib.resources import files
 from xml.etree import ElementTree
 
 import pytest
 import torch
 
 from defeat.report.drawing import class_color, draw_detections
-from defeat.report.figures import Line, line_chart, thinned, ticks
+from defeat.report.figures import SHADES, STROKES, Line, legend, line_chart, thinned, ticks
 from defeat.types import Detections
 
 
@@ -86,3 +87,19 @@ def test_boxes_beyond_the_image_and_without_extent_do_no_harm() -> None:
     boxes = torch.tensor([[-5.0, -5.0, 500.0, 500.0], [3.0, 3.0, 3.0, 3.0], [5.0, 5.0, 2.0, 2.0]])
     found = Detections(boxes, torch.full((3,), 0.9), torch.zeros(3, dtype=torch.int64))
     assert draw_detections(torch.zeros(3, 20, 20, dtype=torch.uint8), found, ["cat"]).shape == (3, 20, 20)
+
+
+def test_more_curves_than_colours_have_strokes_of_their_own() -> None:
+    lines = [Line(str(shade), [(0.0, 1.0), (1.0, 2.0)], shade) for shade in range(3 * SHADES)]
+    looks = [(line.color, line.stroke) for line in lines]
+    assert len(set(looks)) == len(lines)
+    svg = ElementTree.fromstring(line_chart(lines, "x", "y"))  # noqa: S314
+    drawn = [
+        (path.get("style"), path.get("class")) for path in svg.findall(".//path") if "curve" in path.get("class", "")
+    ]
+    assert len(set(drawn)) == len(lines)
+    style = files("defeat.report").joinpath("style.css").read_text()
+    for stroke in STROKES[1:]:
+        assert f".chart .{stroke} {{" in style
+        assert f".legend .{stroke} {{" in style
+        assert legend(lines).count(f'class="{stroke}"') == SHADES

@@ -6,17 +6,18 @@ import io
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 
 from defeat.engine.detections import read_detections
-from defeat.report.drawing import draw_target, paint_heat, paint_regions
+from defeat.report import fonts
+from defeat.report.drawing import draw_detections, draw_target, paint_heat, paint_regions
 from defeat.report.figures import GainRow, forest_plot
 from defeat.report.gains import Interval
 from defeat.report.pictures import data_uri, differences_from_teacher, image_changes, make_gallery
 from defeat.report.runs import read_run
 from defeat.report.sections import gallery_section, loss_share, mistakes_section
 from defeat.report.verdict import verdicts
-from defeat.types import Target
+from defeat.types import Detections, Target
 from tests.detector.tiny import tiny_detector
 from tests.engine.tiny_runs import save_teacher, tiny_run
 from tests.report.made_up_runs import write_run
@@ -93,6 +94,52 @@ def test_without_the_data_there_is_a_note_instead_of_pictures(tmp_path):
     assert "No pictures" in gallery.note
     assert str(tmp_path / "gone") in gallery_section(gallery)
     assert not gallery.helped
+
+
+@pytest.mark.usefixtures("small_demo")
+def test_without_a_student_alone_no_picture_claims_a_gain_and_where_nothing_changed_the_inside_is_shown(tmp_path):
+    teacher = save_teacher(tmp_path / "teacher", "faster_rcnn")
+    run = read_run(tiny_run(tmp_path / "distilled", "faster_rcnn", teacher=teacher, epochs=2, lr=0.05).folder)
+    taught_by = write_run(tmp_path / "summary", 1.0)
+    for name in ("model.json", "model.safetensors"):
+        (taught_by / name).write_bytes((teacher / name).read_bytes())
+    page = gallery_section(make_gallery(run, None, read_run(taught_by)))
+    assert "Where it does best" in page
+    assert "gain of the distilled" not in page
+    same = make_gallery(run, run, read_run(taught_by))
+    assert (same.helped, same.hurt) == ((), ())
+    (inside,) = same.inside
+    assert inside.panels[0].title.startswith("object region")
+
+
+@pytest.mark.parametrize("size", [(240, 320), (2000, 3000)])
+def test_words_grow_with_the_picture(size):
+    box = torch.tensor([[0.1, 0.1, 0.9, 0.9]]) * torch.tensor([size[1], size[0], size[1], size[0]])
+    found = Detections(box, torch.tensor([0.9]), torch.tensor([0]))
+    drawn = draw_detections(torch.full((3, *size), 100, dtype=torch.uint8), found, ["a longer name"])
+    changed = (drawn != 100).any(dim=0)
+    height = int(changed[: size[0] // 2, round(0.2 * size[1])].sum())  # of the edge and what lies behind the words
+    assert 0.03 < height / size[0] < 0.08
+
+
+def test_a_font_is_chosen_that_has_the_letters():
+    pytest.importorskip("PIL._imagingft")
+    names = [name for name in fonts.NAMES if fonts._opened(name) is not None]
+    if not names:
+        pytest.skip("no font of the system is known")
+    for words in (["größe é"], ["кошка"]):
+        chosen = fonts.font_for(words)
+        assert chosen in names
+        font = ImageFont.truetype(chosen, 30)
+        assert len({bytes(font.getmask(letter)) for letter in "ößk" + fonts.NO_LETTER}) == 4
+
+
+def test_without_a_font_of_the_system_english_words_are_drawn(monkeypatch):
+    monkeypatch.setattr(fonts, "NAMES", ())
+    fonts._best.cache_clear()
+    found = Detections(torch.tensor([[5.0, 5.0, 35.0, 18.0]]), torch.tensor([0.9]), torch.tensor([0]))
+    assert not torch.equal(draw_detections(GREY, found, ["cat"]), draw_detections(GREY, found, ["dog"]))
+    fonts._best.cache_clear()
 
 
 @pytest.mark.usefixtures("small_demo")

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from defeat.report.runs import read_run
 from defeat.report.tables import COLUMNS, comparison_rows, decimal, duration, print_comparison
+from defeat.report.verdict import verdicts
 from tests.report.made_up_runs import write_run, write_story
 
 
@@ -18,7 +19,8 @@ def _printed(folders: list[Path], width: int = 220) -> str:
 
 
 def test_rows_go_from_the_teacher_to_the_distilled_student(tmp_path: Path) -> None:
-    rows = comparison_rows([read_run(folder) for folder in write_story(tmp_path)])
+    runs = [read_run(folder) for folder in write_story(tmp_path)]
+    rows = comparison_rows(runs, verdicts(runs))
     assert [row.role for row in rows] == ["teacher", "student alone", "distilled (defeat)"]
     assert rows[0].detector == "faster_rcnn resnet101"
     cells = dict(zip((column.title for column in COLUMNS), rows[2].cells, strict=True))
@@ -30,6 +32,7 @@ def test_rows_go_from_the_teacher_to_the_distilled_student(tmp_path: Path) -> No
         "APm": "34.0",
         "APl": "34.0",
         "VOC AP50": "34.0",
+        "gap closed": "40 %",
         "params (M)": "12.50",
         "GFLOPs": "20.2",
         "latency (ms)": "41.0",

@@ -1,13 +1,18 @@
 """Methods held against the student alone, on invented runs."""
 
+import io
+
 import pytest
 import torch
+from rich.console import Console
 
 from defeat.engine.detections import save_detections
 from defeat.engine.evaluate import Evaluator
 from defeat.errors import InputError
 from defeat.report.gains import Bootstrap
+from defeat.report.matrix_page import of_one_seed
 from defeat.report.runs import read_run
+from defeat.report.tables import by_seed, print_matrix
 from defeat.report.variants import compare_variants
 from defeat.report.verdict import verdicts
 from defeat.types import Detections, Target
@@ -131,3 +136,30 @@ def test_runs_that_differ_in_more_than_the_method_are_refused(runs, tmp_path):
 def test_without_the_student_alone_there_is_nothing_to_compare(runs):
     with pytest.raises(InputError, match="nothing to compare"):
         compare_variants({"defeat": runs["defeat"]}, {}, samples=1000)
+
+
+def test_rows_of_other_seeds_say_so_and_have_a_gap_for_each_missing_run(runs):
+    result = compare_variants({"none": runs["none"], "defeat": runs["defeat"][1:2]}, {}, samples=1000)
+    (defeat,) = result.others
+    assert by_seed(defeat, result) == f"- {defeat.ap[0]:.1f} -"
+    assert "By seed: 0, 1, 2; - stands for a run that is not there." in result.unequal_seeds()
+    stream = io.StringIO()
+    print_matrix(result, Console(file=stream, width=200))
+    assert "- stands for a run" in stream.getvalue()
+    assert compare_variants(runs, {}, samples=1000).unequal_seeds() == ""
+
+
+def test_the_gain_of_each_class_is_printed_for_each_method(runs):
+    result = compare_variants(runs | {"same": runs["none"]}, {}, samples=1000)
+    stream = io.StringIO()
+    print_matrix(result, Console(file=stream, width=200))
+    table = stream.getvalue().partition("gain of class")[2]
+    for name in NAMES:
+        (line,) = [line for line in table.splitlines() if line.startswith(name)]
+        assert line.split() == [name, f"{result.others[0].class_gains[name].mean:+.1f}", "+0.0"]
+
+
+def test_sections_of_a_page_show_runs_of_one_seed(runs):
+    some = {"none": runs["none"], "defeat": runs["defeat"][1:2], "other": runs["defeat"][1:]}
+    assert of_one_seed(some, "none") == [runs["none"][1], runs["defeat"][1], runs["defeat"][1]]
+    assert of_one_seed({"defeat": runs["defeat"], "none": runs["none"]}, "none") == [runs["none"][0], runs["defeat"][0]]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from defeat.report.runs import read_run
 from defeat.report.verdict import Verdict, roles, verdicts
@@ -73,6 +74,7 @@ def test_no_gap_is_claimed_for_a_teacher_measured_on_other_data(tmp_path: Path) 
         ({"data_fingerprint": "beef"}, r"data \(beef and f00d\)"),
         ({"data_fingerprint": None}, r"data \(not recorded\)"),
         ({"steps": 10}, r"steps"),
+        ({"parameters": 9}, r"number of weights \(9 and 12500000\)"),
     ],
 )
 def test_nothing_is_claimed_for_runs_that_differ_in_more(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
@@ -82,6 +84,42 @@ def test_nothing_is_claimed_for_runs_that_differ_in_more(tmp_path: Path, changes
     assert verdict.caution == ""
     assert re.search(words, verdict.sentence)
     assert "cannot be compared" in verdict.sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "mine", "theirs", "words"),
+    [
+        ("lr", 0.02, 0.01, r"--lr \(0.02 and 0.01\)"),
+        ("batch_size", 4, 8, r"--batch-size \(4 and 8\)"),
+        ("flip", 0.0, 0.5, "--flip"),
+        ("weights", "none", "auto", "--weights"),
+        ("detector_options", {"head_norm": "gn"}, {}, "head_norm"),
+    ],
+)
+def test_nothing_is_claimed_for_runs_with_other_settings(
+    tmp_path: Path, name: str, mine: object, theirs: object, words: str
+) -> None:
+    folders = write_story(tmp_path)
+    for folder, value in zip(folders, (mine, theirs, theirs), strict=True):
+        (folder / "config.yaml").write_text(
+            yaml.safe_dump({name: value, "workers": len(str(folder)), "out": str(folder)})
+        )
+    (verdict,) = verdicts([read_run(folder) for folder in folders])
+    assert verdict.gain is None
+    assert re.search(words, verdict.sentence)
+    assert not re.search("workers|--out", verdict.sentence)
+
+
+def test_a_teacher_is_known_by_its_weights_wherever_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    distilled, alone, _ = write_story(tmp_path, teacher="moved/since", teacher_fingerprint="abc")
+    moved = write_run(tmp_path / "elsewhere", 40.0, fingerprint="abc")
+    other = write_run(tmp_path / "moved" / "since", 50.0, fingerprint="def")  # at the same place, with other weights
+    runs = [read_run(folder) for folder in (distilled, moved, alone, other)]
+    assert roles(runs) == ["distilled (defeat)", "teacher", "student alone", "student alone"]
+    (verdict,) = verdicts(runs)
+    assert verdict.teacher == runs[1]
+    assert verdict.gap_closed == pytest.approx(40.0)
 
 
 def test_the_comparable_one_of_several_students_is_chosen(tmp_path: Path) -> None:

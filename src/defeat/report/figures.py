@@ -13,16 +13,27 @@ WIDTH, HEIGHT = 420, 230  # small, because the numbers shrink with the picture o
 LEFT, RIGHT, TOP, BOTTOM = 46, 20, 12, 36  # margins for the axes' numbers
 MAX_POINTS = 200
 SHADES = 6
+STROKES = ("", "dashed", "dotted")  # of the lines that come after as many as there are colours
 ROW, NAMES = 30, 128  # height of a row of a forest plot, and the width of its names
 
 
 @dataclass(frozen=True)
 class Line:
-    """A named curve; `shade` chooses its colour, 0..5."""
+    """A named curve; `shade` chooses its colour, and its stroke where there are more curves than colours."""
 
     name: str
     points: list[Point]
     shade: int
+
+    @property
+    def color(self) -> str:
+        """Attribute that sets the colour."""
+        return f'style="--line:var(--series-{self.shade % SHADES})"'
+
+    @property
+    def stroke(self) -> str:
+        """Class that sets the stroke."""
+        return STROKES[min(self.shade // SHADES, len(STROKES) - 1)]
 
 
 def line_chart(lines: Sequence[Line], x_title: str, y_title: str) -> str:
@@ -80,12 +91,13 @@ def _curve(line: Line, x_ticks: list[float], y_ticks: list[float]) -> str:
     places = [
         (_place(x, x_ticks, LEFT, WIDTH - RIGHT), _place(y, y_ticks, HEIGHT - BOTTOM, TOP)) for x, y in line.points
     ]
-    color = f'style="--line:var(--series-{line.shade % SHADES})"'
     title = f"<title>{escape(line.name)}</title>"
     if len(places) == 1:
-        return f'<circle class="point" {color} cx="{places[0][0]:.1f}" cy="{places[0][1]:.1f}" r="4">{title}</circle>'
+        return (
+            f'<circle class="point" {line.color} cx="{places[0][0]:.1f}" cy="{places[0][1]:.1f}" r="4">{title}</circle>'
+        )
     path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
-    return f'<path class="curve" {color} d="M{path}">{title}</path>'
+    return f'<path class="{f"curve {line.stroke}".strip()}" {line.color} d="M{path}">{title}</path>'
 
 
 def _place(value: float, marks: list[float], start: float, end: float) -> float:
@@ -94,11 +106,7 @@ def _place(value: float, marks: list[float], start: float, end: float) -> float:
 
 def legend(lines: Sequence[Line]) -> str:
     """The names of the lines that have points, beside their colours."""
-    items = (
-        f'<li><i style="--line:var(--series-{line.shade % SHADES})"></i>{escape(line.name)}</li>'
-        for line in lines
-        if line.points
-    )
+    items = (f'<li><i class="{line.stroke}" {line.color}></i>{escape(line.name)}</li>' for line in lines if line.points)
     return f'<ul class="legend">{"".join(items)}</ul>'
 
 

@@ -11,7 +11,7 @@ from defeat.errors import InputError
 from defeat.report.pictures import Gallery, example_strips, make_gallery
 from defeat.report.runs import RunSummary
 from defeat.report.sections import bar, curves_section, gallery_section, mistakes_section, shares_section, strip_card
-from defeat.report.tables import COLUMNS, UNKNOWN, comparison_rows
+from defeat.report.tables import COLUMNS, UNKNOWN, ComparisonRow, comparison_rows
 from defeat.report.verdict import Verdict, teacher_of, verdicts
 
 OPEN_CLASSES = 25  # a longer list of classes is folded away at first
@@ -41,13 +41,14 @@ def write_report(runs: Sequence[RunSummary], path: str | Path, judged: Sequence[
 
 def render(runs: Sequence[RunSummary], judged: Sequence[Verdict] | None = None) -> str:
     """The whole page. Whatever came from a run is escaped."""
-    ordered = [row.run for row in comparison_rows(runs)]
     judged = verdicts(runs) if judged is None else judged
+    rows = comparison_rows(runs, judged)
+    ordered = [row.run for row in rows]
     sections = [
         _header(ordered),
         *(_verdict(verdict) for verdict in judged),
         "<h2>Accuracy and cost</h2>",
-        _comparison(runs),
+        _comparison(rows),
         _classes(ordered),
         mistakes_section(ordered),
         curves_section(ordered),
@@ -122,10 +123,10 @@ def _facts(verdict: Verdict) -> list[tuple[str, str]]:
     return facts
 
 
-def _comparison(runs: Sequence[RunSummary]) -> str:
+def _comparison(rows: Sequence[ComparisonRow]) -> str:
     heads = "".join(f'<th scope="col">{escape(title)}</th>' for title in ("run", *(column.title for column in COLUMNS)))
     body = []
-    for row in comparison_rows(runs):
+    for row in rows:
         kind = ' class="distilled"' if row.run.command == "distill" else ""
         label = (
             f'<th scope="row">{escape(row.run.name)}<small>{escape(row.role)}</small>'
@@ -135,8 +136,10 @@ def _comparison(runs: Sequence[RunSummary]) -> str:
     return (
         f'<div class="card scroll"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
         '<p class="soft">AP in percent points: COCO, IoU 0.50 to 0.95; AP50 and AP75 at one IoU; s, m, l by size; '
-        "VOC AP50 is the area under PASCAL VOC's curve. One multiplication with its addition counts as two FLOPs. "
-        f"Latency is the median of one image{_measured(runs)}. {UNKNOWN}: not recorded, or no such object.</p>"
+        "VOC AP50 is the area under PASCAL VOC's curve. Gap closed: the part of the teacher's lead over the student "
+        "alone that distillation won. One multiplication with its addition counts as two FLOPs. "
+        f"Latency is the median of one image{_measured([row.run for row in rows])}. {UNKNOWN}: not recorded, or no "
+        "such object.</p>"
     )
 
 

@@ -10,7 +10,7 @@ from defeat.report.html import page, recipe_card
 from defeat.report.pictures import make_gallery
 from defeat.report.runs import RunSummary
 from defeat.report.sections import curves_section, gallery_section, mistakes_section, shares_section
-from defeat.report.tables import PARTS, decimal, gain_cells
+from defeat.report.tables import PARTS, by_seed, decimal, gain_cells
 from defeat.report.variants import MatrixResult, VariantResult
 
 
@@ -34,15 +34,15 @@ def write_matrix(
         The path.
     """
     best = result.best
-    alone = next(iter(runs[result.alone.name]))
-    shown = [alone, *(some[0] for name, some in runs.items() if name != result.alone.name and some)]
+    shown = of_one_seed(runs, result.alone.name)
+    alone = shown[0]
     sections = [
         f'<header><h1>Which method helped?</h1><p class="soft">{_setting(result, alone)}</p></header>',
         _verdict(result, best),
         "<h2>Gain over the student alone</h2>",
         _forest(result),
         _table(result),
-        _classes(best),
+        _classes(result),
         mistakes_section(shown),
         curves_section(shown),
         shares_section(shown),
@@ -57,6 +57,19 @@ def write_matrix(
     ]
     write_into(path.parent, path.name, page("Which method helped?", sections).encode())
     return path
+
+
+def of_one_seed(runs: Mapping[str, Sequence[RunSummary]], alone: str) -> list[RunSummary]:
+    """The runs of the seed that most variants have (of several the first), so that they differ in the method alone.
+
+    Args:
+        runs: of each variant by its name.
+        alone: name of the student alone, which comes first.
+    """
+    seeds = [run.seed for run in runs[alone]]
+    most = max(seeds, key=lambda seed: sum(run.seed == seed for some in runs.values() for run in some))
+    names = [alone, *(name for name in runs if name != alone)]
+    return [run for name in names for run in runs[name] if run.seed == most]
 
 
 def _setting(result: MatrixResult, run: RunSummary) -> str:
@@ -110,12 +123,14 @@ def _table(result: MatrixResult) -> str:
     body = [_row("teacher", [decimal(result.teacher.get("AP")), *[""] * 5, *_parts(result.teacher), ""])]
     for variant in (result.alone, *result.others):
         gain = variant.gain
-        cells = [decimal(variant.mean), " ".join(decimal(ap) for ap in variant.ap)]
+        cells = [decimal(variant.mean), by_seed(variant, result)]
         cells += [""] * 4 if gain is None else gain_cells(gain, variant.gap_closed)
         time = "" if variant.time_ratio is None else f"{variant.time_ratio:.2f} x"
         body.append(_row(variant.name, [*cells, *_parts(variant.metrics), time], gain is not None and gain.shown))
+    unequal = result.unequal_seeds()
     return (
         f'<div class="card scroll"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+        + (f'<p class="soft">{escape(unequal)}</p>' if unequal else "")
     )
 
 
@@ -132,13 +147,14 @@ def _parts(metrics: Mapping[str, float | None]) -> list[str]:
     return [decimal(metrics.get(name)) for name in PARTS[:-1]]
 
 
-def _classes(best: VariantResult | None) -> str:
-    if best is None or not best.class_gains:
-        return ""
-    ordered = sorted(best.class_gains.items(), key=lambda item: -item[1].mean)
-    rows = [GainRow(name, gain.mean, gain.by_seed, None, gain.over_images) for name, gain in ordered]
-    folded = "" if len(rows) > 25 else " open"
-    return (
-        f"<h2>Gain of each class with {escape(best.name)}</h2><details{folded}><summary>{len(rows)} classes</summary>"
-        f'<div class="card plot">{forest_plot(rows)}</div></details>'
-    )
+def _classes(result: MatrixResult) -> str:
+    best, parts = result.best, []
+    for other in sorted(result.others, key=lambda other: other is not best):
+        ordered = sorted((other.class_gains or {}).items(), key=lambda item: -item[1].mean)
+        rows = [GainRow(name, gain.mean, gain.by_seed, None, gain.over_images) for name, gain in ordered]
+        shown = " open" if other is best and len(rows) <= 25 else ""
+        if rows:
+            words = f"{other.name}, {len(rows)} class{'es' * (len(rows) != 1)}"
+            chart = f'<div class="card plot">{forest_plot(rows)}</div>'
+            parts.append(f"<details{shown}><summary>{escape(words)}</summary>{chart}</details>")
+    return f"<h2>Gain of each class</h2>{''.join(parts)}" if parts else ""

@@ -48,16 +48,19 @@ class Gallery:
     """The pictures of a report.
 
     Attributes:
-        helped: images on which the distilled student gained the most over the one trained alone.
+        helped: images on which the distilled student gained the most over the one trained alone; without that one,
+            those on which it does best.
         hurt: images on which it lost the most.
         inside: the regions that the method looks at, and where student and teacher differ.
         note: why something is missing, empty when nothing is.
+        compared: whether there was a student alone to gain over.
     """
 
     helped: tuple[Strip, ...] = ()
     hurt: tuple[Strip, ...] = ()
     inside: tuple[Strip, ...] = ()
     note: str = ""
+    compared: bool = True
 
 
 def make_gallery(distilled: RunSummary, alone: RunSummary | None, teacher: RunSummary | None) -> Gallery:
@@ -65,7 +68,8 @@ def make_gallery(distilled: RunSummary, alone: RunSummary | None, teacher: RunSu
 
     Args:
         distilled: the run.
-        alone: the same student trained alone, tested on the same images; without it images with objects are shown.
+        alone: the same student trained alone, tested on the same images; without it, the images that the run does best
+            on are shown.
         teacher: the teacher's run, tested anywhere.
     """
     try:
@@ -79,6 +83,7 @@ def make_gallery(distilled: RunSummary, alone: RunSummary | None, teacher: RunSu
     known = order[: int((~np.isnan(changes)).sum())]
     helped = [index for index in known[:SHOWN] if alone is None or changes[index] > 0]
     hurt = [index for index in known[::-1][:SHOWN] if alone is not None and changes[index] < 0]
+    looked_at = helped or hurt or [int(index) for index in known]
     places = {sample.image_id: place for place, sample in enumerate(dataset.samples)}
     ids = sorted(places)
 
@@ -88,8 +93,8 @@ def make_gallery(distilled: RunSummary, alone: RunSummary | None, teacher: RunSu
             _strip(dataset, places[ids[index]], detectors, ": " + words.format(changes[index])) for index in indices
         )
 
-    inside = tuple(_inside(dataset, places[ids[index]], detectors, distilled) for index in helped[:INSIDE])
-    return Gallery(strips(helped), strips(hurt), inside)
+    inside = tuple(_inside(dataset, places[ids[index]], detectors, distilled) for index in looked_at[:INSIDE])
+    return Gallery(strips(helped), strips(hurt), inside, compared=alone is not None)
 
 
 def _tested_on(run: RunSummary) -> DetectionDataset:

@@ -111,8 +111,13 @@ def gallery_section(gallery: Gallery) -> str:
     parts = []
     if gallery.note:
         parts.append(f'<p class="soft">{escape(gallery.note)}</p>')
+    helped = (
+        ("Where it helped the most", "Test images with the largest gain of the distilled student.")
+        if gallery.compared
+        else ("Where it does best", "Test images with the highest AP; what distillation gained there is not known.")
+    )
     for title, words, strips in (
-        ("Where it helped the most", "Test images with the largest gain of the distilled student.", gallery.helped),
+        (*helped, gallery.helped),
         ("Where it hurt the most", "Test images with the largest loss.", gallery.hurt),
         (
             "What the method looks at",

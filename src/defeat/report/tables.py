@@ -10,7 +10,7 @@ from rich.text import Text
 from defeat.engine.evaluate import EvaluationResult
 from defeat.report.gains import Gain, Interval
 from defeat.report.runs import RunSummary
-from defeat.report.variants import MatrixResult
+from defeat.report.variants import MatrixResult, VariantResult
 from defeat.report.verdict import Verdict, roles, verdicts
 
 UNKNOWN = "n/a"
@@ -32,6 +32,14 @@ def duration(seconds: float | None) -> str:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """A run, and the part of its teacher's lead that distillation won, in percent; None where that is not known."""
+
+    run: RunSummary
+    gap_closed: float | None = None
+
+
+@dataclass(frozen=True)
 class Column:
     """A column of figures.
 
@@ -42,12 +50,16 @@ class Column:
     """
 
     title: str
-    value: Callable[[RunSummary], float | None]
+    value: Callable[["Judged"], float | None]
     show: Callable[[float | None], str] = decimal
 
 
-def _metric(name: str) -> Callable[[RunSummary], float | None]:
-    return lambda run: run.metrics.get(name)
+def _metric(name: str) -> Callable[[Judged], float | None]:
+    return lambda one: one.run.metrics.get(name)
+
+
+def _percent(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:.0f} %"
 
 
 def _scaled(value: float | None, unit: float) -> float | None:
@@ -57,14 +69,16 @@ def _scaled(value: float | None, unit: float) -> float | None:
 COLUMNS = (
     *(Column(name, _metric(name)) for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")),
     Column("VOC AP50", _metric("voc_ap50")),
-    Column("params (M)", lambda run: _scaled(run.parameters, 1e6), lambda value: decimal(value, 2)),
-    Column("GFLOPs", lambda run: run.gflops),
-    Column("latency (ms)", lambda run: run.latency_ms),
-    Column("file (MB)", lambda run: _scaled(run.model_bytes, 1e6)),
-    Column("training", lambda run: run.train_seconds, duration),
+    Column("gap closed", lambda one: one.gap_closed, _percent),
+    Column("params (M)", lambda one: _scaled(one.run.parameters, 1e6), lambda value: decimal(value, 2)),
+    Column("GFLOPs", lambda one: one.run.gflops),
+    Column("latency (ms)", lambda one: one.run.latency_ms),
+    Column("file (MB)", lambda one: _scaled(one.run.model_bytes, 1e6)),
+    Column("training", lambda one: one.run.train_seconds, duration),
 )
 PARTS = ("AP50", "AP75", "APs", "APm", "APl", "training time")  # the second table of a matrix
-ACCURACY = 7  # the first columns say how good a detector is, the others what it costs
+MOST_CLASSES = 25  # more are not printed
+ACCURACY = 8  # the first columns say how good a detector is, the others what it costs
 
 
 @dataclass(frozen=True)
@@ -84,14 +98,15 @@ class ComparisonRow:
     cells: tuple[str, ...]
 
 
-def comparison_rows(runs: Sequence[RunSummary]) -> list[ComparisonRow]:
+def comparison_rows(runs: Sequence[RunSummary], judged: Sequence[Verdict] = ()) -> list[ComparisonRow]:
     """A row a run: teachers first, then students alone, then distilled ones, each in the order given."""
+    closed = {one.distilled.folder: one.gap_closed for one in judged}
     rows = [
         ComparisonRow(
             run=run,
             role=role,
             detector=" ".join(part for part in (run.family, run.backbone) if part) or UNKNOWN,
-            cells=tuple(column.show(column.value(run)) for column in COLUMNS),
+            cells=tuple(column.show(column.value(Judged(run, closed.get(run.folder)))) for column in COLUMNS),
         )
         for run, role in zip(runs, roles(runs), strict=True)
     ]
@@ -104,7 +119,8 @@ def print_comparison(runs: Sequence[RunSummary], console: Console, judged: Seque
 
     A console too narrow for the whole table gets two: accuracy, then cost.
     """
-    rows = comparison_rows(runs)
+    judged = verdicts(runs) if judged is None else judged
+    rows = comparison_rows(runs, judged)
     whole = _table(rows, COLUMNS)
     if console.measure(whole, options=console.options.update(width=10_000)).maximum <= console.width:
         console.print(whole)
@@ -112,7 +128,7 @@ def print_comparison(runs: Sequence[RunSummary], console: Console, judged: Seque
         console.print(_table(rows, COLUMNS[:ACCURACY], detector=False))
         console.print()
         console.print(_table(rows, COLUMNS[ACCURACY:], role=False))
-    for verdict in verdicts(runs) if judged is None else judged:
+    for verdict in judged:
         console.print()
         console.print(Text(verdict.sentence, style="bold"))
         if verdict.caution:
@@ -178,17 +194,40 @@ def print_matrix(result: MatrixResult, console: Console) -> None:
     parts.add_row("teacher", *(decimal(result.teacher.get(name)) for name in PARTS[:-1]))
     for variant in (result.alone, *result.others):
         found = [] if variant.gain is None else gain_cells(variant.gain, variant.gap_closed)
-        gains.add_row(Text(variant.name), decimal(variant.mean), " ".join(decimal(ap) for ap in variant.ap), *found)
+        gains.add_row(Text(variant.name), decimal(variant.mean), by_seed(variant, result), *found)
         time = "" if variant.time_ratio is None else f"{variant.time_ratio:.2f} x"
         parts.add_row(Text(variant.name), *(decimal(variant.metrics.get(name)) for name in PARTS[:-1]), time)
-    for table in (gains, parts):
+    classes = _class_table(result)
+    for table in (gains, parts, *([classes] if classes.row_count else [])):
         console.print(table)
         console.print()
+    if unequal := result.unequal_seeds():
+        console.print(f"{unequal}\n", highlight=False)
     for variant in result.others:
         shown = variant.gain is not None and variant.gain.shown
         console.print(Text(variant.sentence(result.images), style="bold" if shown else ""))
     if result.missing:
         console.print(f"\nNot finished yet: {', '.join(result.missing)}", style="yellow", highlight=False)
+
+
+def _class_table(result: MatrixResult) -> Table:
+    """What each method gained on each class; empty where the classes are too many to read."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("gain of class", overflow="fold")
+    gains = {other.name: other.class_gains or {} for other in result.others}
+    for name in gains:
+        table.add_column(Text(name), justify="right")
+    names = [name for name in result.alone.per_class if any(name in found for found in gains.values())]
+    for name in names if len(names) <= MOST_CLASSES else ():
+        cells = (f"{found[name].mean:+.1f}" if name in found else UNKNOWN for found in gains.values())
+        table.add_row(Text(name), *cells)
+    return table
+
+
+def by_seed(variant: VariantResult, result: MatrixResult) -> str:
+    """AP of each seed of the matrix, `-` for one that the variant lacks."""
+    found = dict(zip(variant.seeds, variant.ap, strict=True))
+    return " ".join(decimal(found[seed]) if seed in found else "-" for seed in result.seeds)
 
 
 def gain_cells(gain: Gain, gap_closed: float | None) -> list[str]:

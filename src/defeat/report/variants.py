@@ -104,6 +104,20 @@ class MatrixResult:
         """The method that gained the most; None when there is none."""
         return max(self.others, key=lambda other: other.gain.mean if other.gain else 0.0, default=None)
 
+    @property
+    def seeds(self) -> list[int]:
+        """All seeds that one of the rows has."""
+        return sorted({seed for one in (self.alone, *self.others) for seed in one.seeds})
+
+    def unequal_seeds(self) -> str:
+        """A warning where the rows' means are over other seeds; empty where all have the same."""
+        if all(other.seeds == self.alone.seeds for other in self.others):
+            return ""
+        return (
+            f"By seed: {', '.join(map(str, self.seeds))}; - stands for a run that is not there. Means of AP are over "
+            "other seeds, so compare the gains: each is over the student alone of the same seeds."
+        )
+
     def verdict(self) -> str:
         """The answer in one sentence, for the method that gained the most."""
         best = self.best
