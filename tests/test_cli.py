@@ -292,3 +292,23 @@ def test_a_demo_that_is_stopped_trains_nothing_more(tmp_path, monkeypatch):
     monkeypatch.setattr("defeat.demo.run", stopped)
     assert main(["demo", "--out", str(tmp_path / "demo")]) == 130
     assert begun == [str(tmp_path / "demo" / "teacher")]
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "rest"),
+    [
+        ("predict", ["RUN", "IMAGES .."], "--out OUT [OPTIONS]"),
+        ("compare", ["RUNS .."], "[OPTIONS]"),
+        ("evaluate", ["RUN"], "[OPTIONS]"),
+        ("distill", [], "--data DATA --out OUT --teacher TEACHER [OPTIONS]"),
+        ("methods", [], "[OPTIONS]"),
+    ],
+)
+def test_help_shows_words_as_they_are_typed(command, words, rest, capsys):
+    assert main([command, "--help"]) == 0
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first == " ".join(["usage: defeat", command, *words, rest])
+    told = [line.strip().split("   ")[0] for line in lines]
+    for name in ("RUN", "RUNS ..", "IMAGES .."):
+        assert told.count(name) == (name in words)
+    assert not [line for line in lines if "--run" in line or "--images" in line or line != line.rstrip()]

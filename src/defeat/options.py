@@ -25,9 +25,33 @@ def command_parser(command: str) -> "ArgumentParser":
         def format_help(self) -> str:
             text = super().format_help()
             text = re.sub(r"--(detector|method)_options", r"--\1", text)
-            return re.sub(r"--[a-z][\w.]+", lambda match: match[0].replace("_", "-"), text)
+            text = re.sub(r"--[a-z][\w.]+", lambda match: match[0].replace("_", "-"), text)
+            text = re.sub(
+                r"(?<=^usage: ).*?(?=\n\n|\Z)", lambda match: _usage(match[0]), text, count=1, flags=re.DOTALL
+            )
+            value = r"(?:\[ITEM,\.\.\.\]|[A-Z]+)"
+            named = rf"^  --({'|'.join(POSITIONAL)}) {value}(?:, --\w+\+ {value})?"
+            text = re.sub(
+                named, lambda match: f"  {_positional(match[1])}".ljust(len(match[0])), text, flags=re.MULTILINE
+            )
+            return re.sub(r" +$", "", text, flags=re.MULTILINE)
 
     return ArgumentParser(prog=f"defeat {command}", exit_on_error=False, formatter_class=Dashes)
+
+
+def _usage(text: str) -> str:
+    """A usage as people type it: first words without their option, then what is required, and the rest in a word."""
+    command = " ".join(text.split()[:2])
+    while (without := re.sub(r"\[[^\[\]]*\]", "", text)) != text:  # what stands in brackets can be left out
+        text = without
+    required = re.findall(r"--([\w.-]+)", text)
+    words = [_positional(name) for name in required if name in POSITIONAL]
+    words += [f"--{name} {name.upper()}" for name in required if name not in POSITIONAL]
+    return " ".join([command, *words, "[OPTIONS]"])
+
+
+def _positional(name: str) -> str:
+    return f"{name.upper()}{' ..' * (name in SEVERAL)}"
 
 
 def parsed(parser: "ArgumentParser", arguments: Sequence[str]) -> "Namespace":
