@@ -56,7 +56,9 @@ def test_memory_and_files_stay_flat(workers, tmp_path):
     middle = min(later)
     growth = max(bytes_ for bytes_, _ in later.values()) - later[middle][0]
     assert growth < MORE, seen
-    assert {count for _, count in later.values()} == {later[middle][1]}, seen
+    # For a moment there may be fewer, while a loader's process ends and the next one has not begun; a leak adds up.
+    before = max(count for step, (_, count) in seen.items() if step <= HALF)
+    assert max(count for _, count in later.values()) <= before, seen
 
 
 @pytest.mark.parametrize("step", [5, pytest.param(0, marks=pytest.mark.slow)])

@@ -111,22 +111,18 @@ def predict(
     return work.result
 
 
+@dataclass
 class _Work:
     """Detectors, and what they found so far."""
 
-    def __init__(
-        self, detectors: Sequence[Detector], threshold: float, root: Path, folder: Path, numbers: Numbers
-    ) -> None:
-        self.detectors, self.threshold, self.root, self.folder, self.numbers = (
-            detectors,
-            threshold,
-            root,
-            folder,
-            numbers,
-        )
-        self.result = Predictions()
-        self.records: list[dict[str, object]] = []
-        self._taken: set[Path] = set()
+    detectors: Sequence[Detector]
+    threshold: float
+    root: Path
+    folder: Path
+    numbers: Numbers
+    result: Predictions = field(default_factory=Predictions)
+    records: list[dict[str, object]] = field(default_factory=list)
+    taken: set[Path] = field(default_factory=set)
 
     def look_at(self, path: Path, bar: Progress, task: TaskID) -> None:
         """Draw one file.
@@ -156,9 +152,10 @@ class _Work:
     def _place(self, target: Path, suffix: str) -> Path:
         """Where a picture goes: a.jpg beside a.png, or a.avi beside a.mp4, gets a name that is free."""
         place = target.with_suffix(suffix)
-        if place in self._taken:
-            place = target.with_name(target.name + suffix)
-        self._taken.add(place)
+        while place in self.taken:
+            target = target.with_name(target.name + suffix)
+            place = target
+        self.taken.add(place)
         return place
 
     def _video(self, path: Path, name: str, target: Path, bar: Progress) -> None:
