@@ -6,14 +6,12 @@ from rich.console import Console
 
 from benchmarks.accuracy.publish import table, without_folders
 from defeat.comparison import bench
-from tests.engine.tiny_runs import save_teacher, settings
+from tests.engine.tiny_runs import save_teacher, settings, shared_settings
 
 
 def test_a_kept_comparison_names_no_folder_and_has_its_table(small_demo, tmp_path):
     folder = tmp_path / "m"
-    given = settings(folder, teacher=save_teacher(tmp_path / "teacher"), max_steps=1).to_dict()
-    for name in ("method", "method_options", "seed", "expected"):
-        del given[name]
+    given = shared_settings(settings(folder, teacher=save_teacher(tmp_path / "teacher"), max_steps=1))
     given["cache_teacher"] = str(tmp_path / "maps")
     bench(methods="defeat", seeds=1, console=Console(quiet=True), **given)
     kept = without_folders(json.loads((folder / "bench.json").read_text()))

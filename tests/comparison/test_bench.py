@@ -9,7 +9,7 @@ import yaml
 from rich.console import Console
 
 from defeat.cli import main
-from defeat.comparison import BenchRun, bench, merge
+from defeat.comparison import BenchRun, bench
 from defeat.comparison.matrix import NONE, Cell, Matrix, chosen, variants_of
 from defeat.detector import save_model
 from defeat.distillation import method_defaults
@@ -17,34 +17,13 @@ from defeat.engine.logs import Checkpoint
 from defeat.engine.run import run
 from defeat.engine.settings import DistillSettings
 from defeat.errors import InputError
+from tests.comparison.benches import figures, options, outcome, run_bench
 from tests.detector.tiny import tiny_detector
-from tests.engine.tiny_runs import CLASSES, save_teacher, settings, weights
+from tests.engine.tiny_runs import CLASSES, weights
 from tests.reliability.test_locks import locked_by
 
 pytestmark = pytest.mark.usefixtures("small_demo")
 NOTHING = {"defeat": {"object_weight": 0.0, "background_weight": 0.0}}
-
-
-@pytest.fixture
-def teacher(tmp_path):
-    return save_teacher(tmp_path / "teacher")
-
-
-def options(folder, teacher, **changes):
-    given = settings(folder, teacher=teacher, **changes).to_dict()
-    for name in ("method", "method_options", "seed", "expected"):
-        del given[name]
-    return given
-
-
-def outcome(folder, teacher, methods="defeat", seeds=2, **changes):
-    own = {name: changes.pop(name) for name in ("cells", "plan", "ablate", "method_options") if name in changes}
-    given = options(folder, teacher, **changes)
-    return bench(methods=methods, seeds=seeds, console=Console(quiet=True), **own, **given)
-
-
-def run_bench(folder, teacher, **changes):
-    return outcome(folder, teacher, **changes).result
 
 
 @pytest.fixture
@@ -58,13 +37,6 @@ def trained(monkeypatch):
 
     monkeypatch.setattr("defeat.comparison.run.run", noted)
     return names
-
-
-def figures(folder):
-    content = json.loads((folder / "bench.json").read_text())
-    for variant in (content["alone"], *content["others"]):
-        del variant["time_ratio"]
-    return {name: content[name] for name in ("alone", "others", "teacher", "images", "missing")}
 
 
 def test_every_cell_of_a_seed_begins_and_goes_on_alike(tmp_path, teacher):
@@ -87,20 +59,6 @@ def test_cells_are_tested_on_the_test_split_and_so_is_the_teacher(tmp_path, teac
     assert result.images == 4
     assert json.loads((tmp_path / "m" / "teacher.json").read_text())["split"] == "test"
     assert json.loads((tmp_path / "m" / "none-seed0" / "results.json").read_text())["split"] == "test"
-
-
-def test_each_cell_says_where_it_comes_from_also_after_joining(tmp_path, teacher):
-    run_bench(tmp_path / "m", teacher, seeds=1)
-    path = tmp_path / "m" / "defeat-seed0" / "results.json"
-    elsewhere = json.loads(path.read_text()) | {"machine": {"cpu": "another"}, "commit": "abc"}
-    path.write_text(json.dumps(elsewhere))
-    merge([str(tmp_path / "m")], str(tmp_path / "joined"), Console(quiet=True))
-    content = json.loads((tmp_path / "joined" / "bench.json").read_text())
-    assert list(content["cells"]) == ["none-seed0", "defeat-seed0"]
-    cell = content["cells"]["defeat-seed0"]
-    assert (cell["method"], cell["seed"], cell["machine"], cell["commit"]) == ("defeat", 0, {"cpu": "another"}, "abc")
-    assert (cell["AP"], cell["wall_seconds"]) == (elsewhere["metrics"]["AP"], elsewhere["wall_seconds"])
-    assert cell["versions"] == elsewhere["versions"]
 
 
 def test_a_stopped_comparison_goes_on_as_if_it_never_stopped(tmp_path, teacher, monkeypatch):
@@ -138,16 +96,6 @@ def test_a_cell_that_another_process_trains_is_left_to_it(tmp_path, teacher):
     assert not (tmp_path / "m" / "defeat-seed0" / "config.yaml").exists()
     (tmp_path / "m" / "defeat-seed0" / ".lock").unlink()
     assert run_bench(tmp_path / "m", teacher).missing == ()
-
-
-def test_machines_share_the_cells_and_joined_they_are_the_whole(tmp_path, teacher):
-    run_bench(tmp_path / "whole", teacher)
-    assert run_bench(tmp_path / "one", teacher, cells="1,2") is not None
-    assert run_bench(tmp_path / "two", teacher, cells="3-4") is not None
-    assert figures(tmp_path / "one")["missing"] == ["none-seed1", "defeat-seed1"]
-    merge([str(tmp_path / "one"), str(tmp_path / "two")], str(tmp_path / "joined"), Console(quiet=True))
-    assert figures(tmp_path / "joined") == figures(tmp_path / "whole")
-    assert not (tmp_path / "joined" / "none-seed0" / "checkpoints").exists()
 
 
 def test_a_comparison_may_grow(tmp_path, teacher, trained):
@@ -190,40 +138,6 @@ def test_a_cell_that_fails_is_named_and_the_others_go_on(tmp_path, teacher, monk
     assert done.result.missing == ("fgfi-seed0",)
     again = outcome(tmp_path / "m", teacher, methods="fgfi,defeat", seeds=1, max_steps=1)
     assert (again.unfinished, again.exit_code, again.result.missing) == ((), 0, ())
-
-
-def edited(path, **changes):
-    """Another content of some keys of a YAML or JSON file."""
-    path.write_text(json.dumps(yaml.safe_load(path.read_text()) | changes))
-
-
-def test_machines_may_have_data_and_teacher_elsewhere(tmp_path, teacher):
-    for name, cells in (("one", "1,2"), ("two", "3,4")):
-        run_bench(tmp_path / name, teacher, cells=cells, max_steps=1)
-    plan = tmp_path / "two" / "bench.yaml"
-    settings = yaml.safe_load(plan.read_text())["settings"]
-    edited(plan, settings=settings | {"data": "/scratch/demo", "teacher": "/scratch/teacher", "accelerator": "gpu"})
-    parts = [str(tmp_path / "one"), str(tmp_path / "two")]
-    assert merge(parts, str(tmp_path / "joined"), Console(quiet=True)).missing == ()
-    edited(plan, settings=settings | {"lr": 0.5})
-    with pytest.raises(InputError, match=r"two holds a comparison with other settings: lr was 0.5 and is 0.01"):
-        merge(parts, str(tmp_path / "again"), Console(quiet=True))
-    assert not (tmp_path / "again").exists()
-
-
-def test_comparisons_with_different_teachers_are_not_joined(tmp_path, teacher):
-    for name in ("one", "two"):
-        run_bench(tmp_path / name, teacher, seeds=1, max_steps=1)
-    edited(tmp_path / "two" / "teacher.json", fingerprint="another")
-    parts = [str(tmp_path / "one"), str(tmp_path / "two")]
-    with pytest.raises(InputError, match=r"one and .*two belong to teachers with different weights"):
-        merge(parts, str(tmp_path / "joined"), Console(quiet=True))
-    edited(tmp_path / "one" / "defeat-seed0" / "results.json", teacher_fingerprint="another")
-    with pytest.raises(InputError, match=r"joined and .*joined/defeat-seed0 belong to teachers with different weights"):
-        merge(parts[:1], str(tmp_path / "joined"), Console(quiet=True))
-    (tmp_path / "one" / "teacher.json").unlink()
-    with pytest.raises(InputError, match=r"teacher.json is missing: repeat `defeat bench`"):
-        merge(parts[:1], str(tmp_path / "third"), Console(quiet=True))
 
 
 def test_a_teacher_that_has_changed_is_noticed(tmp_path, teacher):
@@ -350,11 +264,6 @@ def test_a_part_without_the_student_alone_ends_well(tmp_path, teacher, capsys):
     outcome = bench(methods="defeat", seeds=1, cells="2", console=Console(), **given)
     assert (outcome.result, outcome.stopped) == (None, False)
     assert "no gains to report" in capsys.readouterr().out
-
-
-def test_a_folder_without_a_comparison_cannot_be_joined(tmp_path):
-    with pytest.raises(InputError, match=r"holds no comparison: bench.yaml"):
-        merge([str(tmp_path)], str(tmp_path / "out"), Console(quiet=True))
 
 
 def test_a_damaged_plan_is_one_sentence(tmp_path):

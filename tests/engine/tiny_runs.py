@@ -39,6 +39,14 @@ def settings(out: Path, family: str = "retinanet", teacher: Path | None = None, 
     return DistillSettings(**{"teacher": str(teacher), "allow_weak_teacher": True} | given)
 
 
+def shared_settings(template: TrainSettings) -> dict[str, Any]:
+    """What all cells of a comparison share of the settings of a run."""
+    given = template.to_dict()
+    for name in ("method", "method_options", "seed", "expected"):
+        del given[name]
+    return given
+
+
 def tiny_run(out: Path, family: str = "retinanet", teacher: Path | None = None, **changes: Any) -> RunResult:
     return run(settings(out, family, teacher, **changes), Console(quiet=True))
 

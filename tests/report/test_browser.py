@@ -11,7 +11,7 @@ from rich.console import Console
 
 from defeat.comparison import bench
 from defeat.report.compare import compare
-from tests.engine.tiny_runs import save_teacher, settings
+from tests.engine.tiny_runs import save_teacher, settings, shared_settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_demo")]
 # Tells the window around it what a browser made of the page.
@@ -49,9 +49,7 @@ def browser():
 @pytest.fixture
 def folder(tmp_path):
     teacher = save_teacher(tmp_path / "teacher", "faster_rcnn")
-    given = settings(tmp_path / "m", "faster_rcnn", teacher=teacher, epochs=2, lr=0.05, eval_every=1).to_dict()
-    for name in ("method", "method_options", "seed", "expected"):
-        del given[name]
+    given = shared_settings(settings(tmp_path / "m", "faster_rcnn", teacher=teacher, epochs=2, lr=0.05, eval_every=1))
     assert bench(methods="imitation,defeat", seeds=2, console=Console(quiet=True), **given).result is not None
     return tmp_path / "m"
 

@@ -196,16 +196,17 @@ class Matrix:
             elif value != defaults[name]:
                 words.append(f"{option(name)}={_text(value)}")
         groups = [(f"--methods={','.join(names)}", names)] if (names := self._method_names()) else []
-        groups += [(f"--ablate={name}", list(found)) for name, found in ABLATIONS.items() if self._holds(found)]
+        groups += [
+            (f"--ablate={name}", list(found))
+            for name, found in ABLATIONS.items()
+            if found.keys() <= self.variants.keys()
+        ]
         return "\n".join(shlex.join([*words, choice, *self._method_words(names)]) for choice, names in groups)
 
     def _method_names(self) -> list[str]:
         """The variants that are methods as they are; nothing where the student alone is all there is."""
         names = [name for name in self.variants if name in (NONE, *METHODS_BY_NAME)]
         return names if names != [NONE] or len(self.variants) == 1 else []
-
-    def _holds(self, ablation: Mapping[str, Variant]) -> bool:
-        return ablation.keys() <= self.variants.keys()
 
     def _method_words(self, names: Sequence[str]) -> list[str]:
         """Settings of the methods that differ from their defaults, but for those that an ablation makes."""

@@ -128,24 +128,24 @@ def evaluate_teacher(matrix: Matrix, console: Console) -> None:
         InputError: it is another one than the teacher that the folder began with.
     """
     path, shared = matrix.folder / TEACHER, matrix.settings
+    teacher = load(shared["teacher"], shared["teacher_weights"])
+    weights = fingerprint(teacher)
     if path.is_file():
-        before = read_teacher(matrix.folder).get("fingerprint")
-        if before not in (None, fingerprint(load(shared["teacher"], shared["teacher_weights"]))):
+        if read_teacher(matrix.folder).get("fingerprint") not in (None, weights):
             raise InputError(
                 f"{matrix.folder} was begun with another teacher than {shared['teacher']} is now: its weights have "
                 "changed. Give another --out."
             )
         return
     settings = DistillSettings(**shared, out=str(matrix.folder))
-    device = training_device(settings)
-    teacher = load(shared["teacher"], shared["teacher_weights"]).to(device)
+    teacher = teacher.to(training_device(settings))
     split = evaluation_split(settings)
     learned = tuple(settings.classes or class_names(settings.data, settings.split, settings.on_bad_data))
     classes = ClassMap(learned, renamed_classes(teacher.info, learned, settings.class_names).classes)
     how = (settings.batch_size, settings.workers, console, classes, settings.on_bad_data)
     found = detect_split(teacher, settings.data, split, *how)
     save_detections(matrix.folder / TEACHER_DETECTIONS, found)
-    origin = {"teacher": shared["teacher"], "fingerprint": fingerprint(teacher), "split": split}
+    origin = {"teacher": shared["teacher"], "fingerprint": weights, "split": split}
     figures = found.compute().to_dict() | origin
     write_atomically(path, (json.dumps(figures, indent=2) + "\n").encode())
 

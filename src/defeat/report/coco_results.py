@@ -20,19 +20,16 @@ class Numbers:
         self.classes = classes
         self.categories = list(range(len(classes)))
 
-    def require(self, name: str) -> None:
-        """Raise InputError where an image has no number."""
-
     def image(self, count: int, name: str) -> int:
         """Number of an image, which is the `count`th."""
         return count
 
-    def records(self, count: int, name: str, found: Detections) -> Iterator[dict[str, object]]:
+    def records(self, number: int, name: str, found: Detections) -> Iterator[dict[str, object]]:
         """Detections of an image in the form of COCO's result files, with names beside the numbers."""
         for box, score, label in zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True):
             x1, y1, x2, y2 = (round(value, 2) for value in box)
             yield {
-                "image_id": self.image(count, name),
+                "image_id": number,
                 "file_name": name,
                 "category_id": self.categories[label],
                 "category_name": self.classes[label],
@@ -73,12 +70,8 @@ class NumbersOf(Numbers):
         count = Counter(last)
         self.by_last = {name: one for name, one in zip(last, images.values(), strict=True) if count[name] == 1}
 
-    def require(self, name: str) -> None:
-        """Raise InputError where an image has no number."""
-        self.image(0, name)
-
     def image(self, count: int, name: str) -> int:
-        """Number of an image by its name, or by the last part of it where that is found once."""
+        """Number of an image by its name, or by its last part where that is found once; InputError without one."""
         number = self.images.get(name, self.by_last.get(_last(name)))
         if number is None:
             raise InputError(f"{name} is not among the images of {self.path}.")

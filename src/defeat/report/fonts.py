@@ -21,6 +21,7 @@ NAMES = (
     "malgun.ttf",
 )
 NO_LETTER = "\uffff"  # what a font draws for it, it draws for every letter that it lacks
+SCORES = "0123456789. "  # looked for always, so that pictures with other scores share what was found
 TRIED = 32  # size at which letters are looked at
 
 
@@ -30,7 +31,7 @@ def font_for(words: Iterable[str]) -> str | BytesIO:
     Returns:
         Its name or its content, as Pillow opens it.
     """
-    name = _best(frozenset("".join(words)))
+    name = _best(frozenset("".join([*words, SCORES])))
     return name or BytesIO(_own_font().font_bytes)
 
 

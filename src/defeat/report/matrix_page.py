@@ -6,7 +6,7 @@ from pathlib import Path
 
 from defeat.detector.files import write_into
 from defeat.report.figures import GainRow, forest_plot
-from defeat.report.html import page, recipe_card
+from defeat.report.html import OPEN_CLASSES, page, recipe_card
 from defeat.report.pictures import make_gallery
 from defeat.report.runs import RunSummary
 from defeat.report.sections import curves_section, gallery_section, mistakes_section, shares_section
@@ -152,7 +152,7 @@ def _classes(result: MatrixResult) -> str:
     for other in sorted(result.others, key=lambda other: other is not best):
         ordered = sorted((other.class_gains or {}).items(), key=lambda item: -item[1].mean)
         rows = [GainRow(name, gain.mean, gain.by_seed, None, gain.over_images) for name, gain in ordered]
-        shown = " open" if other is best and len(rows) <= 25 else ""
+        shown = " open" if other is best and len(rows) <= OPEN_CLASSES else ""
         if rows:
             words = f"{other.name}, {len(rows)} class{'es' * (len(rows) != 1)}"
             chart = f'<div class="card plot">{forest_plot(rows)}</div>'

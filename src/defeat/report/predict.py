@@ -178,12 +178,12 @@ class _Work:
             raise InputError(f"{path} breaks off: {count} of its {expected} frames could be read.")
 
     def _drawn(self, image: Tensor, name: str, **beside: object) -> Tensor:
-        self.numbers.require(name)
+        number = self.numbers.image(self.result.images + 1, name)
         begin = perf_counter()
         found = [detector.predict([image])[0].cpu() for detector in self.detectors]
         self.result.seconds += perf_counter() - begin
         self.result.images += 1
-        self.records += ({**one, **beside} for one in self.numbers.records(self.result.images, name, found[0]))
+        self.records += ({**one, **beside} for one in self.numbers.records(number, name, found[0]))
         return beside_each_other(
             [
                 draw_detections(image, one, detector.info.classes, self.threshold)

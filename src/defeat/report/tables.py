@@ -50,7 +50,7 @@ class Column:
     """
 
     title: str
-    value: Callable[["Judged"], float | None]
+    value: Callable[[Judged], float | None]
     show: Callable[[float | None], str] = decimal
 
 
@@ -232,8 +232,7 @@ def by_seed(variant: VariantResult, result: MatrixResult) -> str:
 
 def gain_cells(gain: Gain, gap_closed: float | None) -> list[str]:
     """Gain, both intervals and the part of the gap, as they stand in the terminal and on the page."""
-    closed = UNKNOWN if gap_closed is None else f"{gap_closed:.0f} %"
-    return [f"{gain.mean:+.1f}", interval(gain.over_seeds), interval(gain.over_images), closed]
+    return [f"{gain.mean:+.1f}", interval(gain.over_seeds), interval(gain.over_images), _percent(gap_closed)]
 
 
 def interval(found: Interval | None) -> str:
