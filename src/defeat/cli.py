@@ -263,7 +263,7 @@ def bench_options(parser: "ArgumentParser", arguments: Sequence[str]) -> tuple[d
         InputError: an option is unknown, missing or not valid.
     """
     from defeat.comparison import bench as function
-    from defeat.comparison.matrix import ABLATIONS, METHODS, OWN
+    from defeat.comparison.matrix import ABLATIONS, INHERIT, METHODS, OWN
     from defeat.detector import family_options
     from defeat.distillation import METHODS as KNOWN
     from defeat.engine.settings import DistillSettings
@@ -282,7 +282,8 @@ def bench_options(parser: "ArgumentParser", arguments: Sequence[str]) -> tuple[d
     asked = _value(arguments, "--methods") or METHODS
     if ablation := _value(arguments, "--ablate"):
         asked = ",".join(variant.method for variant in ABLATIONS.get(ablation, {}).values())
-    names = [name for name in dict.fromkeys(word.strip() for word in asked.split(",")) if name in KNOWN]
+    methods = dict.fromkeys(word.strip().removesuffix(INHERIT) for word in asked.split(","))
+    names = [name for name in methods if name in KNOWN]
     for name in names:
         parser.add_class_arguments(KNOWN[name], name, skip={"student", "teacher"})
     given = parsed(parser, arguments).as_dict()

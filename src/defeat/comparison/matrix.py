@@ -15,13 +15,13 @@ from defeat.detector.files import write_into
 from defeat.distillation import METHODS as METHODS_BY_NAME
 from defeat.distillation import find_method, method_defaults
 from defeat.engine.checkpoint import RunDirectory
-from defeat.engine.settings import DistillSettings, TrainSettings, at_least, option
-from defeat.engine.settings import defaults as setting_defaults
+from defeat.engine.settings import BEFORE, DistillSettings, TrainSettings, at_least, earlier_defaults, option
 from defeat.errors import InputError, unknown_name
 
 NONE = "none"
+INHERIT = "+inherit"  # ends the name of a variant whose student begins with weights of the teacher
 PLAN = "bench.yaml"
-METHODS = "none,imitation,fgfi,tadf,defeat"
+METHODS = "none,none+inherit,imitation+inherit,fgfi+inherit,tadf+inherit,defeat+inherit"
 # What differs between the cells, or where and how fast they are made.
 OWN = ("method", "method_options", "seed", "out", "resume", "expected")
 FREE = ("workers", "log_every", "checkpoint_every", "cache_teacher", "cache_limit", "accelerator")
@@ -44,11 +44,12 @@ class Variant:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
+ALONE = Variant(NONE, settings={"inherit": "none"})
 PUBLISHED = {"object_weight": 3.0, "background_weight": 12.0, "scale": "none", "initialisation": "published"}
 ABLATIONS: dict[str, dict[str, Variant]] = {
     # How the same region teaches alone, with the other under one weight, and with it under a weight of its own.
     "regions": {
-        NONE: Variant(NONE),
+        NONE: ALONE,
         "object only": Variant("defeat", {"background_weight": 0.0}),
         "background only": Variant("defeat", {"object_weight": 0.0}),
         "both, one weight": Variant("imitation"),
@@ -56,14 +57,14 @@ ABLATIONS: dict[str, dict[str, Variant]] = {
     },
     # Fixed weights, the paper's for VOC and the default, against those that follow from measured gradients.
     "balance": {
-        NONE: Variant(NONE),
+        NONE: ALONE,
         "published weights": Variant("defeat", PUBLISHED),
         "default weights": Variant("defeat"),
         **{f"balance {ratio:g}": Variant("defeat", settings={"balance": ratio}) for ratio in (0.25, 0.5, 1.0)},
     },
     # What images without annotations add, of which --unlabelled names the folder.
     "unlabelled": {
-        NONE: Variant(NONE),
+        NONE: ALONE,
         "annotated images": Variant("defeat", settings={"unlabelled_ratio": 0.0}),
         "all images": Variant("defeat"),
         "all images, pseudo-labels": Variant("defeat", settings={"pseudo_labels": 0.7}),
@@ -103,6 +104,12 @@ class Matrix:
 
     def __init__(self, folder: Path, settings: dict[str, Any], variants: dict[str, Variant], seeds: int) -> None:
         at_least("seeds", seeds, 1, 1000)
+        if "inherit" not in settings:  # written before there was a choice
+            settings = settings | {"inherit": BEFORE["inherit"]}
+            variants = {
+                name: replace(one, settings={"inherit": BEFORE["inherit"]} | one.settings)
+                for name, one in variants.items()
+            }
         self.folder, self.settings, self.variants, self.seeds = folder, settings, variants, seeds
 
     @classmethod
@@ -169,7 +176,7 @@ class Matrix:
             InputError: its settings are others.
         """
         free = FREE + PLACES if elsewhere else FREE
-        mine, theirs = _plain(self.settings), _plain(setting_defaults() | other.settings)
+        mine, theirs = _plain(self.settings), _plain(earlier_defaults() | other.settings)
         changed = [
             f"{name} was {theirs.get(name)!r} and is {mine[name]!r}"
             for name in mine
@@ -197,23 +204,24 @@ class Matrix:
                 words.append(f"{option(name)}={_text(value)}")
         groups = [(f"--methods={','.join(names)}", names)] if (names := self._method_names()) else []
         groups += [
-            (f"--ablate={name}", list(found))
+            (f"--ablate={name}", [variant for variant in self.variants if variant.removesuffix(INHERIT) in found])
             for name, found in ABLATIONS.items()
-            if found.keys() <= self.variants.keys()
+            if found.keys() <= {variant.removesuffix(INHERIT) for variant in self.variants}
         ]
         return "\n".join(shlex.join([*words, choice, *self._method_words(names)]) for choice, names in groups)
 
     def _method_names(self) -> list[str]:
         """The variants that are methods as they are; nothing where the student alone is all there is."""
-        names = [name for name in self.variants if name in (NONE, *METHODS_BY_NAME)]
-        return names if names != [NONE] or len(self.variants) == 1 else []
+        names = [name for name in self.variants if name.removesuffix(INHERIT) in (NONE, *METHODS_BY_NAME)]
+        ablated = {NONE, NONE + INHERIT}  # which are part of every ablation
+        return names if not set(names) <= ablated or set(self.variants) <= ablated else []
 
     def _method_words(self, names: Sequence[str]) -> list[str]:
         """Settings of the methods that differ from their defaults, but for those that an ablation makes."""
         words: dict[str, None] = {}
         for name in names:
             variant = self.variants[name]
-            usual = {} if variant.method == NONE else method_defaults(variant.method)
+            usual = method_defaults(variant.method)
             made = next((found[name].options for found in ABLATIONS.values() if name in found and name != NONE), {})
             for key, value in variant.options.items():
                 if key not in made and _plain(value) != _plain(usual.get(key)):
@@ -237,16 +245,16 @@ class Matrix:
         """The settings of the run of a cell; one that was stopped goes on."""
         variant, directory = self.variants[cell.variant], self.directory(cell)
         own = {"seed": cell.seed, "out": str(directory.folder), "resume": directory.begun}
-        if variant.method == NONE:
-            known = {one.name for one in fields(TrainSettings)}
-            return TrainSettings(**{name: value for name, value in self.settings.items() if name in known} | own)
         settings = self.settings | variant.settings | own
+        if variant.method == NONE and settings["inherit"] == "none":
+            known = {one.name for one in fields(TrainSettings)}
+            return TrainSettings(**{name: value for name, value in settings.items() if name in known})
         return DistillSettings(**settings, method=variant.method, method_options=variant.options)
 
 
 def _complete(variant: Variant) -> dict[str, Any]:
     """Everything that decides a variant; an option that was not there yet when it was written is at its default."""
-    usual = {} if variant.method == NONE else method_defaults(variant.method)
+    usual = method_defaults(variant.method)
     found: dict[str, Any] = _plain({"method": variant.method, **variant.settings, **usual, **variant.options})
     return found
 
@@ -261,13 +269,17 @@ def _plain(content: Any) -> Any:
     return json.loads(json.dumps(content))
 
 
-def variants_of(methods: str, ablate: str | None, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Variant]:
-    """The ways to train the student that a user asks for; the student alone is always the first.
+def variants_of(
+    methods: str, ablate: str | None, options: Mapping[str, Mapping[str, Any]], inherit: str = "none"
+) -> dict[str, Variant]:
+    """The ways to train the student that a user asks for; the baseline without a teacher is always the first.
 
     Args:
-        methods: methods separated by commas.
+        methods: methods separated by commas; with `+inherit` behind its name, a method's student begins with weights of
+            the teacher.
         ablate: name of an ablation, instead of methods.
         options: settings of each method by its name.
+        inherit: what a student takes that inherits; in an ablation, what all take but the baseline.
 
     Raises:
         InputError: a name is not known.
@@ -275,19 +287,30 @@ def variants_of(methods: str, ablate: str | None, options: Mapping[str, Mapping[
     if ablate is not None:
         if ablate not in ABLATIONS:
             raise unknown_name("ablation", ablate, ABLATIONS)
-        chosen_variants = ABLATIONS[ablate]
+        chosen_variants = dict(ABLATIONS[ablate])
+        if inherit != "none":
+            chosen_variants = {NONE: ALONE, NONE + INHERIT: Variant(NONE)} | chosen_variants
     else:
         names = [name.strip() for name in methods.split(",") if name.strip()]
         if not names:
             raise InputError(f"--methods is empty; give some of {', '.join(sorted(METHODS_BY_NAME))}, or none.")
-        chosen_variants = {name: Variant(name) for name in dict.fromkeys([NONE, *names])}
+        if inherit == "none" and any(name.endswith(INHERIT) for name in names):
+            raise InputError(
+                "--methods asks for a student that inherits, and --inherit for none: leave out one of the two."
+            )
+        chosen_variants = {name: _method_variant(name) for name in dict.fromkeys([NONE, *names])}
     found = {}
     for name, variant in chosen_variants.items():
-        if variant.method != NONE:
-            find_method(variant.method)
+        find_method(variant.method)
         given = options.get(variant.method, {}) if ablate is None else _shared(variant.method, options)
         found[name] = replace(variant, options={**given, **variant.options})
     return found
+
+
+def _method_variant(name: str) -> Variant:
+    """A method as it is, or with `+inherit` behind its name."""
+    method = name.removesuffix(INHERIT)
+    return Variant(method, settings={} if name.endswith(INHERIT) else {"inherit": "none"})
 
 
 def _shared(method: str, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

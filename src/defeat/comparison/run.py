@@ -80,7 +80,8 @@ def bench(
     others go on.
 
     Args:
-        methods: methods separated by commas; none is the student alone, which is always part of the matrix.
+        methods: methods separated by commas; with +inherit behind its name (defeat+inherit), the student of a method
+            begins with the teacher's neck and head; none is the baseline without a teacher, always part of the matrix.
         seeds: how many seeds: 0, 1, 2 ..
         ablate: instead of methods: regions, to compare what DeFeat's regions teach; balance, to compare fixed weights
             with those of --balance; or unlabelled, to see what the images of --unlabelled add.
@@ -95,7 +96,7 @@ def bench(
     """
     console = console or Console(stderr=True)
     template = DistillSettings(**options)
-    matrix = Matrix.of(template, variants_of(methods, ablate, method_options or {}), seeds)
+    matrix = Matrix.of(template, variants_of(methods, ablate, method_options or {}, template.inherit), seeds)
     asked = {(cell.variant, cell.seed) for cell in matrix.cells()}
     matrix.join_written()  # which may number the cells anew
     every = matrix.cells()

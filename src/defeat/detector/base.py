@@ -103,6 +103,21 @@ class Detector(nn.Module, ABC):
     def forward_predict(self, batch: Batch) -> list[Detections]:
         """Detect objects in a prepared batch, in pixels of the original images; in eval mode."""
 
+    def part_of(self, name: str) -> str:
+        """The part that a tensor of the state dict belongs to: `backbone`, `neck` or `head`."""
+        if name.startswith("backbone."):
+            return "neck" if name.startswith("backbone.fpn.") else "backbone"
+        return "head"
+
+    @abstractmethod
+    def class_rows(self) -> dict[str, Tensor]:
+        """Say which rows of the head belong to which class.
+
+        Returns:
+            For each tensor of the state dict with rows of classes, by its name: (rows,) int64, the label 0..K-1 of each
+            row, K for the background, -1 for a row that belongs to no class.
+        """
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""

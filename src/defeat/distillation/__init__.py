@@ -9,6 +9,7 @@ from defeat.distillation.methods.classification import Classification
 from defeat.distillation.methods.defeat import DeFeat
 from defeat.distillation.methods.fgfi import FGFI
 from defeat.distillation.methods.imitation import Imitation
+from defeat.distillation.methods.none import NoDistillation
 from defeat.distillation.methods.tadf import TADF
 from defeat.errors import unknown_name
 from defeat.types import DetectorInfo
@@ -22,6 +23,7 @@ __all__ = [
     "DeFeat",
     "Imitation",
     "Method",
+    "NoDistillation",
     "build_method",
     "find_method",
     "method_defaults",
@@ -39,14 +41,15 @@ METHODS: dict[str, type[Method]] = {
 
 
 def find_method(name: str) -> type[Method]:
-    """The class of a method.
+    """The class of a method; `none` is that of no distillation.
 
     Raises:
         InputError: the name is unknown.
     """
-    if name not in METHODS:
-        raise unknown_name("method", name, METHODS)
-    return METHODS[name]
+    known = METHODS | {"none": NoDistillation}
+    if name not in known:
+        raise unknown_name("method", name, known)
+    return known[name]
 
 
 def method_defaults(name: str) -> dict[str, Any]:

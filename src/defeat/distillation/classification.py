@@ -9,6 +9,7 @@ from torch import Tensor
 from defeat.distillation.align import rescale_boxes
 from defeat.distillation.class_map import ClassMap, listed
 from defeat.distillation.losses import (
+    balanced_cross_entropy,
     masked_mean,
     sigmoid_cross_entropy,
     sigmoid_divergence,
@@ -19,7 +20,7 @@ from defeat.errors import InputError, unknown_name
 from defeat.types import DetectorInfo, DetectorOutput
 
 PROPOSALS = ("teacher", "student", "both")
-COMPARISONS = ("kl", "bce")
+COMPARISONS = ("kl", "bce", "balanced")
 AVERAGES = ("all", "group")
 
 
@@ -67,7 +68,9 @@ class ClassTerm:
     Attributes:
         weight: weight of the term; 0 leaves it out.
         group: which predictions it is averaged over, one of `GROUPS`.
-        comparison: `kl`, the divergence KL(teacher || student); or `bce`, the published code's binary cross entropy.
+        comparison: `kl`, the divergence KL(teacher || student); `bce`, the published code's binary cross entropy; or
+            `balanced`, for sigmoid predictions BCKD's cross entropy weighted by how far apart the scores are (softmax
+            predictions keep the divergence).
         temperature: of the divergence, above 0.
         average: what the sum over the group is divided by: `group`, its own number, as published; or `all`, for softmax
             predictions the number of all that are decided, as in the detector's own loss. Of sampled proposals few are
@@ -98,7 +101,9 @@ class ClassTerm:
     def __call__(self, predictions: Predictions) -> Tensor:
         """The weighted mean; zero, with a gradient of zero, where the group is empty."""
         found, wanted = predictions.student, predictions.teacher
-        if self.comparison == "kl":
+        if self.comparison == "balanced" and not predictions.softmax:
+            values = balanced_cross_entropy(found, wanted)
+        elif self.comparison != "bce":
             divergence = softmax_divergence if predictions.softmax else sigmoid_divergence
             values = divergence(found, wanted, self.temperature)
         else:

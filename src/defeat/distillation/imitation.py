@@ -10,11 +10,12 @@ from defeat.distillation.align import Adaptation, LevelPair, paired_levels, resi
 from defeat.distillation.base import Method
 from defeat.distillation.differences import DIFFERENCES, squared_difference, standardise, standardised_difference
 from defeat.distillation.losses import region_mean
-from defeat.distillation.regions import Regions, Shape
+from defeat.distillation.regions import Regions, Shape, box_strides
 from defeat.distillation.schedule import Schedule
 from defeat.errors import unknown_name
 from defeat.types import DetectorInfo, DetectorOutput, Progress, Target
 
+LEVEL_WEIGHTS = ("equal", "objects")
 SCALES = ("standardise", "teacher", "none")
 
 PaintRegions = Callable[[Sequence[Tensor], dict[int, Shape]], Regions]
@@ -44,6 +45,9 @@ class MapImitation(nn.Module):
         initialisation: of the adaptation layers: `default` or `published` (see `Adaptation`).
         adaptation_kernel: side of their kernels, 1 or 3 cells.
         count_padding: whether padded cells count as background, as in the published code.
+        level_weights: what each level counts for in the mean over the levels: `equal` (published), or `objects`: in
+            proportion to the number of boxes that belong to it by their size, so that a level without objects in the
+            batch teaches nothing.
 
     Attributes:
         levels: which levels meet, by the student's stride; empty where both weights are 0.
@@ -69,8 +73,12 @@ class MapImitation(nn.Module):
         initialisation: str = "default",
         adaptation_kernel: int = 3,
         count_padding: bool = False,
+        level_weights: str = "equal",
     ) -> None:
         super().__init__()
+        if level_weights not in LEVEL_WEIGHTS:
+            raise unknown_name("choice of level_weights", level_weights, LEVEL_WEIGHTS)
+        self.level_weights = level_weights
         if difference not in DIFFERENCES:
             raise unknown_name("difference", difference, DIFFERENCES)
         if scale not in SCALES:
@@ -109,7 +117,16 @@ class MapImitation(nn.Module):
             cells = {"object": region, "background": inside.to(per_cell.dtype) - region}
             for name, term in terms.items():
                 term.append(region_mean(per_cell, cells[name], wanted.shape[1]))
-        return {f"{self.part}_{name}": self.weights[name] * torch.stack(term).mean() for name, term in terms.items()}
+        means = {name: self._over_levels(torch.stack(term), targets, list(maps)) for name, term in terms.items()}
+        return {f"{self.part}_{name}": self.weights[name] * mean for name, mean in means.items()}
+
+    def _over_levels(self, values: Tensor, targets: Sequence[Target], strides: Sequence[int]) -> Tensor:
+        """The mean of (L,) values, one of each level."""
+        if self.level_weights == "equal" or not any(len(target.boxes) for target in targets):
+            return values.mean()
+        levels = box_strides(torch.cat([target.boxes for target in targets]), strides)
+        counts = torch.stack([(levels == stride).sum() for stride in strides])
+        return (values * counts).sum() / counts.sum()
 
     def painted(self, boxes: Sequence[Tensor], shapes: dict[int, Shape]) -> Regions:
         """The region on those of the levels that take part."""

@@ -79,6 +79,25 @@ def sigmoid_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
     return 10 * F.binary_cross_entropy_with_logits(student, teacher.sigmoid(), reduction="none").mean(dim=1)
 
 
+def balanced_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
+    """Binary cross entropy with the teacher's scores, times how far apart the scores are, summed over the classes.
+
+    Per class |sigmoid(t) - sigmoid(s)| BCE(s, sigmoid(t)), the factor without gradient (Yang et al., BCKD, ICCV 2023,
+    equation 5). Where both agree nothing pulls, so that the many easy negatives do not outweigh the rest; and unlike a
+    divergence at a high temperature it asks for the very score of the teacher.
+
+    Args:
+        student: (N, K) sigmoid logits.
+        teacher: (N, K) sigmoid logits.
+
+    Returns:
+        (N,), not negative; zero for equal logits.
+    """
+    target = teacher.sigmoid()
+    distance = (target - student.detach().sigmoid()).abs()
+    return (F.binary_cross_entropy_with_logits(student, target, reduction="none") * distance).sum(dim=1)
+
+
 def masked_mean(values: Tensor, mask: Tensor, over: Tensor | None = None) -> Tensor:
     """Mean of (R,) `values` where (R,) bool `mask` is true; zero, with a gradient of zero, where it never is.
 

@@ -24,8 +24,24 @@ Regions = dict[int, Tensor]
 Painter = Callable[[Tensor, Tensor, int, int, Shape], Tensor]
 
 
-def object_regions(boxes: Sequence[Tensor], shapes: dict[int, Shape]) -> Regions:
+def object_regions(
+    boxes: Sequence[Tensor], shapes: dict[int, Shape], canonical_side: float = CANONICAL_SIDE
+) -> Regions:
     """Paint each ground-truth box on the one level that fits its size: the object region of DeFeat.
+
+    Args:
+        boxes: one (G, 4) tensor an image, pixels of the batch.
+        shapes: height and width of each level in cells, by stride.
+        canonical_side: see `box_strides`.
+
+    Returns:
+        (B, H, W) bool by stride.
+    """
+    return _each_box_on_its_level(_paint, boxes, shapes, canonical_side)
+
+
+def object_regions_on_all_levels(boxes: Sequence[Tensor], shapes: dict[int, Shape]) -> Regions:
+    """Paint each ground-truth box on every level, as FGD does (Yang et al., CVPR 2022).
 
     Args:
         boxes: one (G, 4) tensor an image, pixels of the batch.
@@ -34,7 +50,7 @@ def object_regions(boxes: Sequence[Tensor], shapes: dict[int, Shape]) -> Regions
     Returns:
         (B, H, W) bool by stride.
     """
-    return _each_box_on_its_level(_paint, boxes, shapes)
+    return {stride: paint_boxes(boxes, stride, shape) for stride, shape in shapes.items()}
 
 
 def near_object_regions(boxes: Sequence[Tensor], shapes: dict[int, Shape], phi: float = 0.5) -> Regions:
@@ -105,7 +121,7 @@ PAINTERS = {
 }
 
 
-def box_strides(boxes: Tensor, strides: Sequence[int]) -> Tensor:
+def box_strides(boxes: Tensor, strides: Sequence[int], canonical_side: float = CANONICAL_SIDE) -> Tensor:
     """Choose the one level of the pyramid on which each box is painted.
 
     Level `floor(log2(sqrt((w + 1) (h + 1)) / 56))`, counted from stride 4 and clamped to the levels that there are
@@ -114,13 +130,15 @@ def box_strides(boxes: Tensor, strides: Sequence[int]) -> Tensor:
     Args:
         boxes: (G, 4) in pixels of the batch.
         strides: strides of the levels, ascending.
+        canonical_side: boxes of this side up to twice it belong to stride 4, in pixels; 56 as published, for images
+            whose short side has some 600 to 800 pixels.
 
     Returns:
         (G,) int64: a stride of `strides` for each box.
     """
     width, height = (boxes[:, 2:] - boxes[:, :2]).unbind(1)
     side = ((width + 1) * (height + 1)).sqrt()
-    wanted = torch.floor(torch.log2(side / CANONICAL_SIDE + 1e-6)) + math.log2(CANONICAL_STRIDE)
+    wanted = torch.floor(torch.log2(side / canonical_side + 1e-6)) + math.log2(CANONICAL_STRIDE)
     available = torch.tensor(strides, device=boxes.device)
     nearest = (wanted[:, None] - available.double().log2()[None, :]).abs().argmin(dim=1)
     return available[nearest]
@@ -143,9 +161,11 @@ def paint_boxes(boxes: Sequence[Tensor], stride: int, shape: Shape) -> Tensor:
     return _paint(*_joined(boxes), len(boxes), stride, shape)
 
 
-def _each_box_on_its_level(paint: Painter, boxes: Sequence[Tensor], shapes: dict[int, Shape]) -> Regions:
+def _each_box_on_its_level(
+    paint: Painter, boxes: Sequence[Tensor], shapes: dict[int, Shape], canonical_side: float = CANONICAL_SIDE
+) -> Regions:
     corners, image = _joined(boxes)
-    level = box_strides(corners, sorted(shapes))
+    level = box_strides(corners, sorted(shapes), canonical_side)
     return {
         stride: paint(corners[level == stride], image[level == stride], len(boxes), stride, shape)
         for stride, shape in shapes.items()

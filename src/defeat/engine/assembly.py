@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -9,10 +10,14 @@ from rich.console import Console
 from defeat.data import DetectionDataset, open_dataset, split_names
 from defeat.detector import Detector, DetectorSpec, build, load
 from defeat.detector.frozen import frozen
+from defeat.detector.weights import misfits
 from defeat.distillation import Method, build_method, renamed_classes
+from defeat.distillation.inheritance import Inheritance
 from defeat.engine.guards import require_able_teacher
 from defeat.engine.inference import moved, training_device
+from defeat.engine.inheriting import inherit_from
 from defeat.engine.settings import DistillSettings, TrainSettings
+from defeat.engine.teacher_quality import teacher_doubts
 from defeat.engine.unlabelled import detect_unlabelled
 from defeat.errors import InputError
 
@@ -31,6 +36,8 @@ class Parts:
         method: turns both detectors' outputs into losses, None likewise.
         unlabelled: images that are mixed into the batches without annotations, None where there are none.
         teacher_ap50: of the teacher on a sample of the training images, 0..100; None where it was not measured.
+        inherited: what the student took over from the teacher at the start; None without a teacher.
+        doubts: why little can be expected of the teacher, in sentences.
     """
 
     training: DetectionDataset
@@ -40,6 +47,8 @@ class Parts:
     method: Method | None = None
     unlabelled: DetectionDataset | None = None
     teacher_ap50: float | None = None
+    inherited: Inheritance | None = None
+    doubts: tuple[str, ...] = ()
 
 
 def assemble(settings: TrainSettings, console: Console, unlabelled: int | None = None) -> Parts:
@@ -65,14 +74,18 @@ def assemble(settings: TrainSettings, console: Console, unlabelled: int | None =
         return Parts(training, evaluation, student)
     teacher = load(settings.teacher, settings.teacher_weights)
     method = pair(student, teacher, settings, console)
+    inherited = inherit_from(teacher, student, method.classes, settings, console)
     accuracy = None
     if not settings.allow_weak_teacher:
         with moved(teacher, training_device(settings)):
             accuracy = require_able_teacher(teacher, method.classes, training.spread(TEACHER_SAMPLE))
+    doubts = tuple(teacher_doubts(settings.teacher, teacher, student, settings.epochs, accuracy))
+    for doubt in doubts:
+        console.print(doubt, style="yellow", highlight=False, markup=False)
     others = None
     if settings.unlabelled_per_batch:
         others = detect_unlabelled(settings, teacher, method.classes, console, unlabelled)
-    return Parts(training, evaluation, student, teacher, method, others, accuracy)
+    return Parts(training, evaluation, student, teacher, method, others, accuracy, inherited, doubts)
 
 
 def check_devices(settings: TrainSettings) -> None:
@@ -142,7 +155,16 @@ def build_student(settings: TrainSettings, classes: tuple[str, ...]) -> Detector
         frozen_stages=settings.frozen_stages,
         options=settings.detector_options,
     )
-    return build(spec, settings.weights)
+    if not (Path(settings.weights) / "model.json").is_file():
+        return build(spec, settings.weights)
+    student, trained = build(spec, "none"), load(settings.weights)
+    if wrong := misfits(student.state_dict(), trained.state_dict()):
+        raise InputError(
+            f"--weights {settings.weights}: its detector is another than the one to train; {len(wrong)} tensors are "
+            f"missing, unknown or of another shape, e.g. {wrong[0]}."
+        )
+    student.load_state_dict(trained.state_dict())
+    return student
 
 
 def pair(student: Detector, teacher: Detector, settings: DistillSettings, console: Console) -> Method:

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from defeat.detector.files import remove_leftovers, write_atomically, write_into
 from defeat.engine.lock import RunLock
-from defeat.engine.settings import TrainSettings, defaults
+from defeat.engine.settings import TrainSettings, earlier_defaults
 from defeat.errors import InputError
 
 
@@ -127,7 +127,7 @@ class RunDirectory:
         # Where and how often things are written or shown does not change the training.
         free = {"out", "workers", "log_every", "checkpoint_every", "cache_teacher", "cache_limit"}
         if self.checkpoint.is_file():
-            begun = defaults() | begun  # a setting that was not there yet was at its default
+            begun = earlier_defaults() | begun  # a setting that was not there yet was at its default
         changed = [
             f"{name} was {begun[name]!r} and is {content[name]!r}"
             for name in content

@@ -27,6 +27,7 @@ from defeat.engine.datamodule import DetectionDataModule
 from defeat.engine.detections import save_detections
 from defeat.engine.evaluate import EvaluationResult
 from defeat.engine.guards import fingerprint, require_same_detections, require_student_alone
+from defeat.engine.inheriting import keep
 from defeat.engine.logs import Checkpoint, Interrupted, JsonLinesLogger, progress_callback
 from defeat.engine.module import DetectionModule
 from defeat.engine.provenance import machine, versions
@@ -115,6 +116,8 @@ def _run(settings: TrainSettings, directory: RunDirectory, console: Console) -> 
     training, evaluation, student = parts.training, parts.evaluation, parts.student
     teacher, method = parts.teacher, parts.method
     checkpoint = directory.open("distill" if method else "train", settings)
+    if checkpoint is None:
+        keep(parts.inherited, directory.folder)
     cache = None
     if isinstance(settings, DistillSettings) and teacher is not None and method is not None:
         datasets = [one for one in (training, parts.unlabelled) if one is not None]
@@ -131,6 +134,8 @@ def _run(settings: TrainSettings, directory: RunDirectory, console: Console) -> 
         save_detections(directory.detections, module.last_found)
         results = _results(module, training, evaluation, module.earlier_seconds + perf_counter() - began)
         results |= {"fingerprint": fingerprint(student), "teacher_fingerprint": taught_by}
+        if parts.inherited is not None:
+            results["inherited"] = {"parts": parts.inherited.parts, "parameters": parts.inherited.parameters}
         directory.write_results(results)
         _verify(module, evaluation)
         if (results["metrics"]["AP50"] or 0.0) < LEARNED:

@@ -16,6 +16,9 @@ MOST_NODES = 10_000
 Norm = Literal["bn", "syncbn", "bn_eval", "frozen", "gn"]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 DistillPrecision = Literal["run", "bf16"]
+Inherit = Literal["none", "neck", "neck+head", "auto"]
+# What a setting amounted to in runs of a time when it did not exist, where that is not its default.
+BEFORE = {"inherit": "none"}
 
 
 @dataclass(kw_only=True)
@@ -49,7 +52,8 @@ class TrainSettings:
             pretrained) or gn.
         neck_channels: channels of the feature pyramid.
         frozen_stages: stages of the backbone that are not trained: 0 none, 1 the stem, up to 5 all.
-        weights: first weights of the backbone: auto (an installed package, else a download), none, or a file.
+        weights: first weights of the backbone: auto (an installed package, else a download), none, or a file; or a run
+            directory, with whose trained detector this one begins.
         seed: seed of everything that is random.
         eval_every: evaluate every so many epochs, and after the last one; 0 for after the last one only.
         log_every: write losses every so many steps.
@@ -153,6 +157,8 @@ class DistillSettings(TrainSettings):
         distill_precision: in what the teacher's maps and the adaptation layers are computed: run, as the run says, or
             bf16, which rounds them, and takes half the time or less where the processor has instructions for it.
         method: distillation method.
+        inherit: which of the teacher's weights the student begins with, as far as they fit: none, neck, neck+head, or
+            auto (both where the two are of one family with equal necks and anchors).
         balance: before training, multiply the method's weights by the one factor that makes the gradient of all its
             terms, at the student's neck, so many times that of the detector's own losses; config.yaml gets the weights.
         class_map: YAML file with a line `teacher's class: student's class` for each class that the two call by
@@ -173,6 +179,7 @@ class DistillSettings(TrainSettings):
     teacher_weights: str | None = None
     distill_precision: DistillPrecision = "run"
     method: str = "defeat"
+    inherit: Inherit = "auto"
     balance: float | None = None
     class_map: str | dict[str, str | None] | None = None
     unlabelled: str | None = None
@@ -262,10 +269,10 @@ def option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def defaults() -> dict[str, Any]:
-    """Every setting that has a default, with it."""
+def earlier_defaults() -> dict[str, Any]:
+    """Every setting that has a default, with what it amounted to in a run whose file does not name it."""
     known = [one for one in fields(DistillSettings) if one.default is not MISSING]
-    return {one.name: one.default for one in known}
+    return {one.name: one.default for one in known} | BEFORE
 
 
 def at_least(name: str, value: float | None, least: float, most: float | None = None) -> None:

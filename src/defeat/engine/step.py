@@ -35,6 +35,8 @@ def step_losses(
     """
     if method is None or teacher is None:
         return student.forward_train(batch), {}
+    if not method.needs:
+        return student.forward_train(batch, method.negative_weight(progress)), {}
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):
         if cache is None:
             learned = teacher.forward_teacher(teacher.adopt(batch), method.needs)

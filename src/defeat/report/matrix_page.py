@@ -10,7 +10,7 @@ from defeat.report.html import OPEN_CLASSES, page, recipe_card
 from defeat.report.pictures import make_gallery
 from defeat.report.runs import RunSummary
 from defeat.report.sections import curves_section, gallery_section, mistakes_section, shares_section
-from defeat.report.tables import PARTS, by_seed, decimal, gain_cells
+from defeat.report.tables import OVER_INHERITED, PARTS, by_seed, decimal, gain_cells, interval
 from defeat.report.variants import MatrixResult, VariantResult
 
 
@@ -118,13 +118,17 @@ def _forest(result: MatrixResult) -> str:
 
 
 def _table(result: MatrixResult) -> str:
-    titles = ("method", "AP", "by seed", "gain", "95 % over seeds", "95 % over images", "gap closed", *PARTS)
+    last = [OVER_INHERITED] if any(other.gain_over_inherited for other in result.others) else []
+    titles = ("method", "AP", "by seed", "gain", "95 % over seeds", "95 % over images", "gap closed", *last, *PARTS)
     heads = "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
-    body = [_row("teacher", [decimal(result.teacher.get("AP")), *[""] * 5, *_parts(result.teacher), ""])]
+    body = [_row("teacher", [decimal(result.teacher.get("AP")), *[""] * (5 + len(last)), *_parts(result.teacher), ""])]
     for variant in (result.alone, *result.others):
         gain = variant.gain
         cells = [decimal(variant.mean), by_seed(variant, result)]
         cells += [""] * 4 if gain is None else gain_cells(gain, variant.gap_closed)
+        if last:
+            terms = variant.gain_over_inherited
+            cells.append("" if terms is None else f"{terms.mean:+.1f} ({interval(terms.over_images)})")
         time = "" if variant.time_ratio is None else f"{variant.time_ratio:.2f} x"
         body.append(_row(variant.name, [*cells, *_parts(variant.metrics), time], gain is not None and gain.shown))
     unequal = result.unequal_seeds()

@@ -83,6 +83,7 @@ class Plan:
         losses: all losses in a step with the first weights, weighted.
         pulls: gradient of each term at the student's neck over that of the detector's own losses.
         together: the same of all terms together.
+        inherited: what the student begins with of the teacher's weights, in sentences.
         notes: what the pair leaves out or changes, and what to look at.
         step_seconds: predicted time of a training step.
         epoch_seconds: of an epoch, without evaluation.
@@ -103,6 +104,7 @@ class Plan:
     losses: dict[str, float]
     pulls: dict[str, float]
     together: float
+    inherited: list[str]
     notes: list[str]
     step_seconds: float
     epoch_seconds: float
@@ -162,7 +164,8 @@ def _planned(settings: DistillSettings, parts: Parts, cost: RunCost) -> Plan:
         losses=cost.measured.losses,
         pulls=cost.measured.pulls,
         together=cost.measured.together,
-        notes=[*parts.method.classes.describe(), *parts.method.notes, *_warnings(data, cost)],
+        inherited=[] if parts.inherited is None else parts.inherited.describe(),
+        notes=[*parts.method.classes.describe(), *parts.method.notes, *parts.doubts, *_warnings(data, cost)],
         step_seconds=cost.step_seconds,
         epoch_seconds=cost.epoch_steps * cost.step_seconds,
         run_seconds=cost.seconds,
@@ -273,6 +276,8 @@ def print_plan(made: Plan, console: Console) -> None:
         f"teacher: AP50 {ability} on a sample of the training images (higher where it learned from them)",
         highlight=False,
     )
+    for sentence in made.inherited:
+        console.print(Text(sentence))
     weights = ", ".join(f"{name} {value:g}" for name, value in made.weights.items()) or "none"
     console.print(f"method: {made.method}, weights: {weights}\n", highlight=False)
     pulls = {name: decimal(made.pulls[name], 2) if name in made.pulls else "" for name in made.losses}

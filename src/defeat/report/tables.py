@@ -135,6 +135,9 @@ def print_comparison(runs: Sequence[RunSummary], console: Console, judged: Seque
             console.print(Text(verdict.caution))
 
 
+OVER_INHERITED = "over none+inherit"  # title of the column of what the terms add
+
+
 @dataclass(frozen=True)
 class PlannedCell:
     """A cell of a comparison, before it is trained.
@@ -183,8 +186,10 @@ def print_matrix(result: MatrixResult, console: Console) -> None:
     """Print the methods side by side: what they gained, where and at what cost, and what can be said about each."""
     gains = Table(box=None, header_style="bold", pad_edge=False)
     parts = Table(box=None, header_style="bold", pad_edge=False)
+    terms = {other.name: other.gain_over_inherited for other in result.others}
+    last = (OVER_INHERITED,) if any(terms.values()) else ()
     for table, titles in (
-        (gains, ("AP", "by seed", "gain", "95 % seeds", "95 % images", "gap closed")),
+        (gains, ("AP", "by seed", "gain", "95 % seeds", "95 % images", "gap closed", *last)),
         (parts, PARTS),
     ):
         table.add_column("method", overflow="fold")
@@ -194,6 +199,8 @@ def print_matrix(result: MatrixResult, console: Console) -> None:
     parts.add_row("teacher", *(decimal(result.teacher.get(name)) for name in PARTS[:-1]))
     for variant in (result.alone, *result.others):
         found = [] if variant.gain is None else gain_cells(variant.gain, variant.gap_closed)
+        if (added := terms.get(variant.name)) is not None:
+            found.append(f"{added.mean:+.1f}")
         gains.add_row(Text(variant.name), decimal(variant.mean), by_seed(variant, result), *found)
         time = "" if variant.time_ratio is None else f"{variant.time_ratio:.2f} x"
         parts.add_row(Text(variant.name), *(decimal(variant.metrics.get(name)) for name in PARTS[:-1]), time)

@@ -1,7 +1,7 @@
 """A matrix of runs, methods times seeds, held against the same student alone."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -20,6 +20,7 @@ from defeat.report.gains import (
 from defeat.report.runs import RunSummary
 from defeat.report.verdict import differences, lead_over
 
+INHERITED = "none+inherit"  # the variant that has weights of the teacher, and no other help
 SIZES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
@@ -35,6 +36,8 @@ class VariantResult:
         per_class: mean AP of each class.
         gain: against the student alone; None for that one itself.
         class_gains: the same for each class, without an interval over seeds.
+        gain_over_inherited: against the student that inherits the teacher's weights and has no other help: what the
+            terms of a method add; None where that student is not part of the matrix, and for itself.
         gap_closed: part of the teacher's lead over the student alone that was won, in percent; None where the teacher
             leads by less than a point.
         time_ratio: time spent in training over that of the student alone, mean over the seeds.
@@ -49,6 +52,7 @@ class VariantResult:
     class_gains: dict[str, Gain] | None = None
     gap_closed: float | None = None
     time_ratio: float | None = None
+    gain_over_inherited: Gain | None = None
 
     @property
     def mean(self) -> float:
@@ -60,19 +64,27 @@ class VariantResult:
         gain = self.gain
         if gain is None:
             return f"{self.name}: {self.mean:.1f} AP."
-        text = f"{self.name}: {gain.mean:+.1f} AP"
-        parts = []
-        if gain.over_seeds is not None:
-            parts.append(f"{words(gain.over_seeds)} over {len(self.seeds)} seeds")
-        if gain.over_images is not None:
-            parts.append(f"{words(gain.over_images)} over {images} test images")
-        if parts:
-            text += f" (95 %: {'; '.join(parts)})"
-        if gain.shown:
-            return f"{text}: {'a gain' if gain.mean > 0 else 'a loss'}, shown."
-        if gain.over_seeds is None:
-            return f"{text}: not shown, one seed cannot tell it from chance."
-        return f"{text}: not shown."
+        text = f"{self.name}: {_gain_in_words(gain, images)}."
+        if (terms := self.gain_over_inherited) is not None:
+            text += f" Over a student that inherits alone: {_gain_in_words(terms, images)}."
+        return text
+
+
+def _gain_in_words(gain: Gain, images: int) -> str:
+    """A gain with its intervals, and whether it is significant."""
+    text = f"{gain.mean:+.1f} AP"
+    parts = []
+    if gain.over_seeds is not None:
+        parts.append(f"{words(gain.over_seeds)} over {len(gain.by_seed)} seeds")
+    if gain.over_images is not None:
+        parts.append(f"{words(gain.over_images)} over {images} test images")
+    if parts:
+        text += f" (95 %: {'; '.join(parts)})"
+    if gain.shown:
+        return f"{text}: {'a gain' if gain.mean > 0 else 'a loss'}, shown"
+    if gain.over_seeds is None:
+        return f"{text}: not shown, one seed cannot tell it from chance"
+    return f"{text}: not shown"
 
 
 @dataclass(frozen=True)
@@ -150,15 +162,19 @@ def compare_variants(
         raise InputError(f"No run of the student alone ({alone}) is finished: there is nothing to compare with.")
     first = next(iter(plain.values()))
     bootstrap = Bootstrap(first, samples)
+    inherited = {run.seed: run for run in variants.get(INHERITED, ())}
     results = []
     for name, runs in variants.items():
-        pairs = [(plain[run.seed], run) for run in sorted(runs, key=lambda run: run.seed or 0) if run.seed in plain]
+        pairs = _pairs(plain, runs)
         if not pairs:
             continue
         for one, other in pairs:
             if different := differences(other, one):
                 raise InputError(f"{other.name} and {one.name} can't be compared: {', '.join(different)}.")
-        results.append(_variant(name, pairs, teacher.get("AP"), bootstrap, name == alone))
+        result = _variant(name, pairs, teacher.get("AP"), bootstrap, name == alone)
+        if name not in (alone, INHERITED) and (others := _pairs(inherited, runs)):
+            result = replace(result, gain_over_inherited=_gain(others, bootstrap.gain(others)))
+        results.append(result)
     return MatrixResult(
         alone=next(result for result in results if result.name == alone),
         others=tuple(result for result in results if result.name != alone),
@@ -167,6 +183,20 @@ def compare_variants(
         samples=samples,
         missing=tuple(missing),
     )
+
+
+def _pairs(
+    baseline: Mapping[int | None, RunSummary], runs: Sequence[RunSummary]
+) -> list[tuple[RunSummary, RunSummary]]:
+    """Each run with the baseline of its seed, where there is one, in the order of the seeds."""
+    return [(baseline[run.seed], run) for run in sorted(runs, key=lambda run: run.seed or 0) if run.seed in baseline]
+
+
+def _gain(pairs: Sequence[tuple[RunSummary, RunSummary]], samples: Floats | None) -> Gain:
+    """What the second run of each pair gains on average, given the bootstrap's (S, K) of it."""
+    by_seed = tuple(_ap(run) - _ap(baseline) for baseline, run in pairs)
+    over_images = None if samples is None else interval_over_images(np.nanmean(samples, axis=1))
+    return Gain(fmean(by_seed), by_seed, interval_over_seeds(by_seed), over_images)
 
 
 def _variant(
@@ -188,9 +218,7 @@ def _variant(
     if is_alone:
         return result
     samples = bootstrap.gain(pairs)
-    by_seed = tuple(_ap(run) - _ap(alone) for alone, run in pairs)
-    over_images = None if samples is None else interval_over_images(np.nanmean(samples, axis=1))
-    gain = Gain(fmean(by_seed), by_seed, interval_over_seeds(by_seed), over_images)
+    gain = _gain(pairs, samples)
     lead = lead_over(fmean(_ap(alone) for alone, _ in pairs), teacher_ap)
     ratios = [
         run.train_seconds / alone.train_seconds for alone, run in pairs if run.train_seconds and alone.train_seconds

@@ -167,6 +167,17 @@ class FasterRCNN(Detector):
             for one, size, original in zip(found, batch.sizes, batch.original_sizes, strict=True)
         ]
 
+    def class_rows(self) -> dict[str, Tensor]:
+        """The two last layers of the second stage have a row, or four of boxes, for the background and each class."""
+        classes = len(self.info.classes)
+        rows = torch.tensor([classes, *range(classes)])
+        layers = {"cls_score": rows, "bbox_pred": rows.repeat_interleave(4)}
+        return {
+            f"roi_heads.box_predictor.{layer}.{kind}": labels
+            for layer, labels in layers.items()
+            for kind in ("weight", "bias")
+        }
+
     def _classify(self, features: dict[str, Tensor], boxes: list[Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
         pooled = self.roi_heads.box_roi_pool(features, boxes, batch.sizes)  # (R, C, 7, 7)
         logits, deltas = self.roi_heads.box_predictor(self.roi_heads.box_head(pooled))

@@ -204,6 +204,12 @@ class RetinaNet(Detector):
             for one, size, original in zip(found, batch.sizes, batch.original_sizes, strict=True)
         ]
 
+    def class_rows(self) -> dict[str, Tensor]:
+        """The last layer of the classification head has a row for each anchor of a cell and each class."""
+        rows = torch.cat((torch.full((self.first_label,), -1), torch.arange(len(self.info.classes))))
+        repeated = rows.repeat(self.anchor_generator.num_anchors_per_location()[0])
+        return {f"head.classification_head.cls_logits.{kind}": repeated for kind in ("weight", "bias")}
+
     def _predictions(self, batch: Batch, maps: Maps) -> tuple[dict[str, Tensor], list[Tensor]]:
         levels = list(maps.neck.values())
         # Boxes are decoded in float32 also under autocast, where half precision would move them by pixels.

@@ -1,17 +1,27 @@
 """DeFeat: decoupled features and decoupled proposals (Guo et al., CVPR 2021, arXiv 2103.14475)."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from defeat.distillation.base import Method, check_weights
 from defeat.distillation.classification import ClassImitation, ClassTerm
-from defeat.distillation.imitation import MapImitation
-from defeat.distillation.regions import Regions, Shape, backbone_regions, object_regions
+from defeat.distillation.imitation import MapImitation, PaintRegions
+from defeat.distillation.regions import (
+    CANONICAL_SIDE,
+    Regions,
+    Shape,
+    backbone_regions,
+    object_regions,
+    object_regions_on_all_levels,
+)
 from defeat.distillation.schedule import Schedule
-from defeat.errors import InputError
+from defeat.errors import InputError, unknown_name
 from defeat.types import DetectorInfo, DetectorOutput, Progress, Target
+
+PUBLISHED_SIZE = 800  # short side, in pixels, of the images that the published constants fit
 
 
 class DeFeat(Method):
@@ -53,7 +63,13 @@ class DeFeat(Method):
             or of negative ones, with which positives pull four times as hard or more. One-stage detectors always divide
             by the group. On drawn scenes, at a learning rate near the highest that a lite0 student bears, weights 1 and
             1 gave 0.2 AP with group and 12.1 with all, where the student alone reached 10.7 (one seed).
+        head_comparison: kl, or balanced: for sigmoid predictions BCKD's class-balanced cross entropy.
         proposals: whose proposals both detectors score: teacher, student or both.
+        object_levels: on which levels of the neck an object is painted: published (one, chosen by its size in pixels,
+            with constants for images of 800 pixels), scaled (one, the constants scaled to the size of the student's
+            images), or all, as FGD does.
+        level_weights: what each level of the neck counts for in the mean over the levels: equal (published), or objects
+            (its share of the cells of all objects' own levels in the batch).
         scale: what makes the terms on maps independent of the magnitude of features: standardise (both sides), teacher
             (the teacher's side alone) or none (published).
         initialisation: of the adaptation layers: default or published (near zero).
@@ -88,7 +104,10 @@ class DeFeat(Method):
         positive_temperature: float = 1.0,
         negative_temperature: float = 1.0,
         head_average: str = "all",
+        head_comparison: str = "kl",
         proposals: str = "teacher",
+        object_levels: str = "published",
+        level_weights: str = "equal",
         scale: str = "standardise",
         initialisation: str = "default",
         adaptation_kernel: int = 3,
@@ -124,9 +143,10 @@ class DeFeat(Method):
             student,
             teacher,
             "neck",
-            object_regions,
+            _object_painter(object_levels, student.size),
             object_weight=object_weight,
             background_weight=background_weight,
+            level_weights=level_weights,
             **maps,
         )
         self.backbone = MapImitation(
@@ -140,8 +160,8 @@ class DeFeat(Method):
             **maps,
         )
         terms = {
-            "positive": ClassTerm(positive_weight, "positive", temperature=positive_temperature, average=head_average),
-            "negative": ClassTerm(negative_weight, "negative", temperature=negative_temperature, average=head_average),
+            "positive": ClassTerm(positive_weight, "positive", head_comparison, positive_temperature, head_average),
+            "negative": ClassTerm(negative_weight, "negative", head_comparison, negative_temperature, head_average),
         }
         self.head = ClassImitation(student, teacher, terms, proposals)
         self.notes += self.neck.notes + self.backbone.notes
@@ -168,3 +188,15 @@ class DeFeat(Method):
         """Compute the `object` and `background` terms of neck and backbone, and `head_positive` and `head_negative`."""
         losses = self.neck(student, teacher, targets) | self.backbone(student, teacher, targets)
         return self.schedule.scaled(losses | self.head(student, teacher), progress)
+
+
+def _object_painter(levels: str, size: int) -> PaintRegions:
+    """What paints objects on the neck's levels; `size` is the short side of the student's images in pixels."""
+    painters: dict[str, PaintRegions] = {
+        "published": object_regions,
+        "scaled": partial(object_regions, canonical_side=CANONICAL_SIDE * size / PUBLISHED_SIZE),
+        "all": object_regions_on_all_levels,
+    }
+    if levels not in painters:
+        raise unknown_name("choice of object_levels", levels, painters)
+    return painters[levels]

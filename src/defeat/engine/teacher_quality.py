@@ -1,0 +1,86 @@
+"""Whether a teacher is worth learning from: what its own training says, before a student spends hours on it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from defeat.detector import Detector
+
+RISING = 1.0  # AP points over the last third of a training: it had not converged
+LONGER = 2.0  # times the student's epochs that a teacher should have been trained for, unless its AP was flat
+LARGER = 1.3  # times the student's parameters that a teacher should have
+ABLE = 40.0  # AP50 on images of the training split, many of which the teacher has seen
+
+
+def teacher_doubts(
+    source: str, teacher: Detector, student: Detector, epochs: int, ap50: float | None = None
+) -> list[str]:
+    """Reasons to expect little of a teacher, each with what to do about it.
+
+    A student learns what its teacher knows better. Where the teacher was trained for hardly longer than the student
+    will be, has hardly more parameters, or detects little on images that it may have seen, its lead over a student that
+    is trained alone is small, and so is what distillation can give.
+
+    Args:
+        source: where the teacher comes from: a run directory, or the name of a published model.
+        teacher: the trained detector.
+        student: the detector to train.
+        epochs: how long the student will be trained.
+        ap50: AP50 of the teacher on a sample of the training images, 0..100; None where it was not measured.
+
+    Returns:
+        Sentences; none where nothing speaks against the teacher.
+    """
+    doubts = _doubts_about_training(_results(source), epochs)
+    theirs, ours = (sum(weight.numel() for weight in one.parameters()) for one in (teacher, student))
+    if theirs < LARGER * ours:
+        doubts.append(
+            f"The teacher has {theirs / 1e6:.1f} M parameters and the student {ours / 1e6:.1f} M: a teacher of nearly "
+            "the student's size leads by little. Take a larger --backbone for the teacher."
+        )
+    if ap50 is not None and ap50 < ABLE:
+        doubts.append(
+            f"The teacher reaches AP50 {ap50:.1f} on images of the training split, many of which it may have seen: it "
+            "knows little that could be taught. Train it longer, at a larger --size, or check its classes."
+        )
+    return doubts
+
+
+def _doubts_about_training(results: Mapping[str, Any], epochs: int) -> list[str]:
+    curve = [point for point in results.get("curve") or () if point.get("AP") is not None]
+    ended = results.get("ended") or {}
+    trained = ended.get("epoch") or results.get("epochs")
+    doubts = []
+    rise = _late_rise(curve)
+    if rise is not None and rise[1] - rise[0] >= RISING:
+        doubts.append(
+            f"The teacher's AP was still rising when its training ended ({rise[0]:.1f} to {rise[1]:.1f} over the last "
+            "third): a longer training makes a better teacher. `defeat train --patience 5` trains until AP is flat."
+        )
+    flat = ended.get("reason") == "patience" or (rise is not None and rise[1] - rise[0] < RISING)
+    if trained and not flat and trained < LONGER * epochs:
+        doubts.append(
+            f"The teacher was trained for {trained:g} epochs and the student will be for {epochs}: its lead over a "
+            "student that is trained alone may be too small to teach anything. Train it for longer, until its AP is flat "
+            "(`defeat train --patience 5`)."
+        )
+    return doubts
+
+
+def _late_rise(curve: list[Mapping[str, Any]]) -> tuple[float, float] | None:
+    """AP at two thirds of a training and at its end; None where too few evaluations were made to tell."""
+    if len(curve) < 4:
+        return None
+    late = 2 / 3 * curve[-1]["step"]
+    before = max((point for point in curve if point["step"] <= late), key=lambda point: point["step"], default=None)
+    return None if before is None else (before["AP"], curve[-1]["AP"])
+
+
+def _results(source: str) -> dict[str, Any]:
+    """The final figures of the teacher's run; nothing where it is no run, or they can't be read."""
+    try:
+        content = json.loads((Path(source) / "results.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
