@@ -1,26 +1,45 @@
-"""Make a VOC folder whose training images are parted in two, so that options can be chosen without the test split.
+"""Make a VOC or YOLO folder whose training images are split in two, to choose options without the test split.
 
-    python benchmarks/hold_out.py VOC_FOLDER NEW_FOLDER [--images 150] [--seed 0]
+    python benchmarks/hold_out.py FOLDER NEW_FOLDER [--images 150] [--seed 0]
 
-Images and annotations are linked, not copied. The new folder has the splits `train`, `val` (held out) and `test`.
+Images and annotations are linked, not copied. The new folder has the splits `train`, `val` (held out) and `test`. A
+YOLO folder has `images/train` and `images/test`, and labels likewise.
 """
 
 import argparse
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
 
-def parted(source: Path, part: float, seed: int) -> tuple[list[str], list[str]]:
-    """Names of the training images of a VOC folder: a random part of them, and the others; each in the list's order."""
-    train = (source / "ImageSets" / "Main" / "train.txt").read_text().split()
-    shuffled = train.copy()
+
+def parted(stems: Sequence[str], part: float, seed: int) -> tuple[list[str], list[str]]:
+    """A random part of names of images, and the others; each in the order of the names given."""
+    shuffled = list(stems)
     random.Random(seed).shuffle(shuffled)  # noqa: S311 (no secret)
-    chosen = set(shuffled[: round(part * len(train))])
-    return [stem for stem in train if stem in chosen], [stem for stem in train if stem not in chosen]
+    chosen = set(shuffled[: round(part * len(stems))])
+    return [stem for stem in stems if stem in chosen], [stem for stem in stems if stem not in chosen]
+
+
+def training_stems(source: Path) -> list[str]:
+    """Names of the training images of a VOC or YOLO folder, without their endings."""
+    if is_yolo(source):
+        return sorted(path.stem for path in (source / "images" / "train").iterdir())
+    return (source / "ImageSets" / "Main" / "train.txt").read_text().split()
+
+
+def is_yolo(source: Path) -> bool:
+    """Whether a folder has the layout of YOLO; otherwise it has that of VOC."""
+    return (source / "data.yaml").is_file()
 
 
 def link_splits(source: Path, folder: Path, splits: dict[str, list[str]]) -> None:
-    """Write a VOC folder with these splits and the source's `test`, whose images and annotations are links."""
+    """Write a folder with these splits of the training images and the source's `test`, as links."""
+    (_link_yolo if is_yolo(source) else _link_voc)(source, folder, splits)
+
+
+def _link_voc(source: Path, folder: Path, splits: dict[str, list[str]]) -> None:
     lists = folder / "ImageSets" / "Main"
     lists.mkdir(parents=True)
     for name in ("Annotations", "JPEGImages"):
@@ -31,16 +50,34 @@ def link_splits(source: Path, folder: Path, splits: dict[str, list[str]]) -> Non
         print(f"{split}: {len(stems)} images")
 
 
+def _link_yolo(source: Path, folder: Path, splits: dict[str, list[str]]) -> None:
+    test = sorted(path.stem for path in (source / "images" / "test").iterdir())
+    for split, stems in (splits | {"test": test}).items():
+        origin = "test" if split == "test" else "train"
+        for kind in ("images", "labels"):
+            (folder / kind / split).mkdir(parents=True)
+            files = {path.stem: path for path in (source / kind / origin).iterdir()}
+            for stem in stems:
+                if stem in files:  # an image without objects may have no file of labels
+                    (folder / kind / split / files[stem].name).symlink_to(files[stem].resolve())
+        print(f"{split}: {len(stems)} images")
+    content = yaml.safe_load((source / "data.yaml").read_text())
+    paths = {split: f"images/{split}" for split in (*splits, "test")}
+    (folder / "data.yaml").write_text(
+        yaml.safe_dump({"path": ".", **paths, "names": content["names"]}, sort_keys=False)
+    )
+
+
 def main() -> None:
     """Write the new folder."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--images", type=int, default=150)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    total = len((given.source / "ImageSets" / "Main" / "train.txt").read_text().split())
-    held_out, train = parted(given.source, given.images / total, given.seed)
+    stems = training_stems(given.source)
+    held_out, train = parted(stems, given.images / len(stems), given.seed)
     link_splits(given.source, given.folder, {"train": train, "val": held_out})
 
 

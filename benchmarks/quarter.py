@@ -9,7 +9,7 @@ training images are in NEW_FOLDER/unlabelled.
 import argparse
 from pathlib import Path
 
-from hold_out import link_splits, parted
+from hold_out import link_splits, parted, training_stems
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--part", type=float, default=0.25)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    kept, others = parted(given.source, given.part, given.seed)
+    kept, others = parted(training_stems(given.source), given.part, given.seed)
     link_splits(given.source, given.folder, {"train": kept})
     unlabelled = given.folder / "unlabelled"
     unlabelled.mkdir()

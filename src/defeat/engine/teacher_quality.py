@@ -62,7 +62,7 @@ def _doubts_about_training(results: Mapping[str, Any], epochs: int) -> list[str]
     if trained and not flat and trained < LONGER * epochs:
         doubts.append(
             f"The teacher was trained for {trained:g} epochs and the student will be for {epochs}: its lead over a "
-            "student that is trained alone may be too small to teach anything. Train it for longer, until its AP is flat "
+            "student that is trained alone may be too small to teach anything. Train it until its AP is flat "
             "(`defeat train --patience 5`)."
         )
     return doubts
