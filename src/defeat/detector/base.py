@@ -103,6 +103,10 @@ class Detector(nn.Module, ABC):
     def forward_predict(self, batch: Batch) -> list[Detections]:
         """Detect objects in a prepared batch, in pixels of the original images; in eval mode."""
 
+    def body_parameters(self) -> list[nn.Parameter]:
+        """All weights of the backbone's body, trained or not: everything before the neck."""
+        return list(self.backbone.get_submodule("body").parameters())
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""

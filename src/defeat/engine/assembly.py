@@ -12,6 +12,7 @@ from defeat.detector.frozen import frozen
 from defeat.distillation import Method, build_method, renamed_classes
 from defeat.engine.guards import require_able_teacher
 from defeat.engine.inference import moved, training_device
+from defeat.engine.loggers import require_loggers
 from defeat.engine.settings import DistillSettings, TrainSettings
 from defeat.engine.unlabelled import detect_unlabelled
 from defeat.errors import InputError
@@ -54,9 +55,12 @@ def assemble(settings: TrainSettings, console: Console, unlabelled: int | None =
         InputError: something about the settings, the data or the pair is not valid.
     """
     check_devices(settings)
+    require_loggers(settings)
     policy = settings.on_bad_data
     training = open_dataset(settings.data, settings.split, settings.classes, policy, console)
-    evaluation = open_dataset(settings.data, evaluation_split(settings), training.classes, policy, console)
+    split = evaluation_split(settings)
+    settings.require_no_choice_on(split)
+    evaluation = open_dataset(settings.data, split, training.classes, policy, console)
     for dataset in (training, evaluation):
         if (problems := dataset.report()) is not None:
             console.print(f"{dataset.split}: {problems}", style="yellow", highlight=False, markup=False)
