@@ -74,7 +74,15 @@ COSINE = CHOSEN | {"optimizer": "adamw", "lr": 2e-3, "schedule": "cosine", "epoc
 
 # Without a stop the patient run has its best AP after 2 of its 5 epochs, and its rate falls after the third and fourth.
 @pytest.mark.parametrize(
-    ("given", "step"), [(PATIENT, 6), (PATIENT, 12), (PATIENT, 14), (PATIENT, 20), (COSINE, 4), (COSINE, 10)]
+    ("given", "step"),
+    [
+        pytest.param(PATIENT, 6, marks=pytest.mark.slow),
+        (PATIENT, 14),
+        pytest.param(PATIENT, 12, marks=pytest.mark.slow),
+        pytest.param(PATIENT, 20, marks=pytest.mark.slow),
+        pytest.param(COSINE, 4, marks=pytest.mark.slow),
+        (COSINE, 10),
+    ],
 )
 def test_average_best_student_and_patience_go_on_as_if_they_never_stopped(given, step, tmp_path, monkeypatch):
     teacher = save_teacher(tmp_path / "teacher", "faster_rcnn") if given is COSINE else None

@@ -39,7 +39,8 @@ def _build(name: LoggerName, settings: TrainSettings) -> Logger:
         project = os.environ.get("WANDB_PROJECT", PROJECT)
         service: Logger = WandbLogger(name=folder.name, save_dir=folder, project=project)
     else:
-        experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
-        service = MLFlowLogger(experiment, folder.name, save_dir=str(folder / "mlruns"))
+        # A file of SQLite, unless a server is named: mlflow gives up its own format of folders.
+        server = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{(folder / 'mlflow.db').resolve()}")
+        service = MLFlowLogger(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT), folder.name, server)
     service.log_hyperparams(settings.to_dict())
     return service
