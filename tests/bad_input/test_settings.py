@@ -34,13 +34,13 @@ REASONS = {
             "bg-iou-thresh threshold"
         ),
         "0 is said to be none, all or as many as needed": (
-            "warmup-steps grad-clip frozen-stages eval-every checkpoint-every workers sampling-ratio"
+            "warmup-steps grad-clip frozen-stages eval-every checkpoint-every workers sampling-ratio ema"
         ),
         "0 is a seed": "seed",
     },
     "huge": {
         "a run may be as long, and its parts as rare, as its user wants": (
-            "epochs max-steps warmup-steps eval-every checkpoint-every log-every grad-clip"
+            "epochs max-steps warmup-steps eval-every checkpoint-every log-every grad-clip patience"
         ),
         "a batch of more images than there are holds all of them": "batch-size",
         "a loss that is not finite stops the run with its own sentence": (

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import yaml
 
 from defeat.detector import FAMILIES, load
 from defeat.engine import module
@@ -9,6 +10,7 @@ from defeat.engine.logs import Checkpoint
 from defeat.engine.module import DetectionModule
 from defeat.errors import InputError
 from tests.engine.tiny_runs import lines, results, save_teacher, tiny_run, weights
+from tests.reliability.children import require_same
 
 pytestmark = pytest.mark.usefixtures("small_demo")
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -63,6 +65,81 @@ def test_a_stopped_run_goes_on_as_if_it_never_stopped(step, workers, tmp_path, m
     # The line of the step in which the user stopped may be missing; the others are there once, and in order.
     assert sorted({*steps, step - 1}) == list(range(12))
     assert steps == sorted(set(steps))
+
+
+CHOSEN = {"keep": "best", "ema": 0.9, "backbone_lr_factor": 0.5, "eval_every": 1}
+PATIENT = CHOSEN | {"lr": 0.05, "patience": 1, "epochs": 10}
+COSINE = CHOSEN | {"optimizer": "adamw", "lr": 2e-3, "schedule": "cosine", "epochs": 3}
+
+
+# Without a stop the patient run has its best AP after 2 of its 5 epochs, and its rate falls after the third and fourth.
+@pytest.mark.parametrize(
+    ("given", "step"),
+    [
+        pytest.param(PATIENT, 6, marks=pytest.mark.slow),
+        (PATIENT, 14),
+        pytest.param(PATIENT, 12, marks=pytest.mark.slow),
+        pytest.param(PATIENT, 20, marks=pytest.mark.slow),
+        pytest.param(COSINE, 4, marks=pytest.mark.slow),
+        (COSINE, 10),
+    ],
+)
+def test_average_best_student_and_patience_go_on_as_if_they_never_stopped(given, step, tmp_path, monkeypatch):
+    teacher = save_teacher(tmp_path / "teacher", "faster_rcnn") if given is COSINE else None
+    whole = tiny_run(tmp_path / "whole", "faster_rcnn", teacher, **given).folder
+    with monkeypatch.context() as patch:
+        stop_after(patch, step)
+        assert not tiny_run(tmp_path / "stopped", "faster_rcnn", teacher, **given).finished
+    resumed = tiny_run(tmp_path / "stopped", "faster_rcnn", teacher, resume=True, **given)
+    assert resumed.finished
+    if given is PATIENT:
+        assert results(whole)["ended"]["reason"] == "patience"
+        assert results(whole)["kept"]["step"] < results(whole)["ended"]["step"]
+    require_same(resumed.folder, whole)
+
+
+def test_resuming_a_run_that_patience_ended_changes_nothing(tmp_path):
+    folder = tiny_run(tmp_path / "run", "faster_rcnn", **PATIENT).folder
+    before = {name: results(folder)[name] for name in ("metrics", "curve", "ended", "kept", "fingerprint")}
+    saved = weights(folder)
+    assert tiny_run(tmp_path / "run", "faster_rcnn", resume=True, **PATIENT).finished
+    assert {name: results(folder)[name] for name in before} == before
+    assert weights(folder) == saved
+
+
+def test_a_checkpoint_without_the_average_is_refused(tmp_path):
+    tiny_run(tmp_path / "run", max_steps=1)
+    with pytest.raises(InputError, match=r"ema was None and is 0\.9"):
+        tiny_run(tmp_path / "run", max_steps=1, resume=True, ema=0.9)
+
+
+def test_a_best_student_that_is_not_this_one_is_refused(tmp_path):
+    given = {"keep": "best", "eval_every": 1}
+    path = tiny_run(tmp_path / "run", **given).folder / "checkpoints/last.ckpt"
+    content = torch.load(path, weights_only=True)
+    name = next(iter(content["selection"]["best"]["weights"]))
+    content["selection"]["best"]["weights"][name] = torch.full_like(
+        content["selection"]["best"]["weights"][name], float("nan")
+    )
+    torch.save(content, path)
+    with pytest.raises(InputError, match="the best student that it keeps"):
+        tiny_run(tmp_path / "run", resume=True, **given)
+
+
+def test_a_run_of_a_version_without_these_settings_goes_on(tmp_path, monkeypatch):
+    whole = tiny_run(tmp_path / "whole", epochs=2).folder
+    with monkeypatch.context() as patch:
+        stop_after(patch, 6)
+        folder = tiny_run(tmp_path / "run", epochs=2).folder
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    for name in ("optimizer", "backbone_lr_factor", "schedule", "ema", "keep", "patience", "logger"):
+        del config[name]
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    path = folder / "checkpoints/last.ckpt"
+    content = torch.load(path, weights_only=True)
+    del content["selection"]
+    torch.save(content, path)
+    assert weights(tiny_run(folder, epochs=2, resume=True).folder) == weights(whole)
 
 
 @every_family

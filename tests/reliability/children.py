@@ -189,11 +189,14 @@ def require_same(run: Path, whole: Path) -> None:
     """Make sure that an interrupted run came to what an uninterrupted one does, to the last bit."""
     assert weights(run) == weights(whole)
     assert (run / "detections.safetensors").read_bytes() == (whole / "detections.safetensors").read_bytes()
-    for name in ("metrics", "per_class", "steps", "images", "objects"):
+    for name in ("metrics", "per_class", "steps", "images", "objects", "ended", "kept", "curve"):
         assert results(run)[name] == results(whole)[name], name
     assert lines(run) == lines(whole)
     one, other = (torch.load(folder / "checkpoints/last.ckpt", weights_only=True) for folder in (run, whole))
-    for name in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch", "first_steps", "watches"):
+    for name in (
+        *("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"),
+        *("first_steps", "watches", "selection"),
+    ):
         assert equal(one[name], other[name]), name
     assert [path.name for path in run.rglob(".*")] == []  # neither a lock nor anything half written
 

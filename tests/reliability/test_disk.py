@@ -107,16 +107,18 @@ def test_not_even_a_line_fits(small_disk, tmp_path):
     require_goes_on(out, tmp_path / "whole", epochs=2)
 
 
-def test_a_limit_for_files_ends_a_run_likewise(tmp_path):
+@pytest.mark.parametrize("settings", [{}, {"eval_every": 1, "keep": "best", "ema": 0.9}], ids=["last", "best"])
+def test_a_limit_for_files_ends_a_run_likewise(settings, tmp_path):
     """The write itself fails here, half-way: there is room on the disk."""
-    tiny_run(tmp_path / "whole", epochs=2)
+    settings = {"epochs": 2} | settings
+    tiny_run(tmp_path / "whole", **settings)
     out = tmp_path / "run"
-    sentence = refused(out, 6, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)), epochs=2)
+    sentence = refused(out, 6, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)), **settings)
     assert re.search(
         rf"{out}/checkpoints/last\.ckpt can't be written \(File too large\): it needs [\d,]+ bytes", sentence
     )
     assert [path.name for path in out.rglob(".*")] == []
-    require_goes_on(out, tmp_path / "whole", epochs=2)
+    require_goes_on(out, tmp_path / "whole", **settings)
 
 
 @pytest.mark.slow
@@ -201,7 +203,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(change, says, tmp_path):
 def test_a_checkpoint_from_before_the_number_of_the_format_is_read(tmp_path):
     path = tiny_run(tmp_path / "run", max_steps=1).folder / "checkpoints/last.ckpt"
     content = torch.load(path, weights_only=True)
-    for name in (checkpoint_file.ABOUT, "first_steps", "watches", "log_bytes", "evaluated_step"):
+    for name in (checkpoint_file.ABOUT, "first_steps", "watches", "log_bytes", "evaluated_step", "selection"):
         del content[name]
     torch.save(content, path)
     before = weights(tmp_path / "run")

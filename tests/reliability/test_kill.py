@@ -66,6 +66,19 @@ def test_a_run_killed_again_and_again_comes_to_the_same(tmp_path):
     assert kill_and_resume(tmp_path, kills, tmp_path / "whole") == len(kills)
 
 
+def test_a_killed_run_keeps_its_average_and_its_best_student(tmp_path):
+    given = {"optimizer": "adamw", "lr": 2e-3, "ema": 0.9, "keep": "best", "patience": 1}
+    uninterrupted(tmp_path / "whole", **given)
+    kinds = [
+        (2, "validation_step"),
+        (2, "on_validation_epoch_end"),
+        (5, "half last.ckpt"),
+        (5, "half model.safetensors"),
+    ]
+    kills = [at(count, kind, **given) for count, kind in kinds]
+    assert kill_and_resume(tmp_path, kills, tmp_path / "whole", **given) >= 3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("workers", "seed"), [(0, 1), (1, 2)])
 def test_kills_at_random_events(workers, seed, tmp_path):

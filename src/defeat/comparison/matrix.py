@@ -24,7 +24,7 @@ PLAN = "bench.yaml"
 METHODS = "none,none+inherit,imitation+inherit,fgfi+inherit,tadf+inherit,defeat+inherit"
 # What differs between the cells, or where and how fast they are made.
 OWN = ("method", "method_options", "seed", "out", "resume", "expected")
-FREE = ("workers", "log_every", "checkpoint_every", "cache_teacher", "cache_limit", "accelerator")
+FREE = ("workers", "log_every", "logger", "checkpoint_every", "cache_teacher", "cache_limit", "accelerator")
 # Where something lies on a machine; what lies there is compared by its content.
 PLACES = ("data", "teacher", "unlabelled")
 

@@ -118,6 +118,10 @@ class Detector(nn.Module, ABC):
             row, K for the background, -1 for a row that belongs to no class.
         """
 
+    def body_parameters(self) -> list[nn.Parameter]:
+        """All weights of the backbone's body, trained or not: everything before the neck."""
+        return list(self.backbone.get_submodule("body").parameters())
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""

@@ -3,7 +3,7 @@
 import errno
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from defeat.detector.base import Detector
 from defeat.detector.description import require_description
@@ -22,17 +23,19 @@ FORMAT = 1
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def save_model(detector: Detector, folder: Path) -> None:
+def save_model(detector: Detector, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
     """Write a detector, and nothing but the detector, into a folder; each file is complete or absent.
 
     Args:
         detector: what to save.
         folder: an existing folder.
+        state: a state dict of the detector; by default the one that it has now.
     """
     description = asdict(detector.spec)
     description["mean"], description["std"] = list(detector.info.mean), list(detector.info.std)
     text = json.dumps({"format": FORMAT, **description}, indent=2)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in detector.state_dict().items()}
+    state = detector.state_dict() if state is None else state
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     write_atomically(folder / "model.safetensors", save(weights))
     write_atomically(folder / "model.json", (text + "\n").encode())
 

@@ -16,6 +16,7 @@ from defeat.distillation.inheritance import Inheritance
 from defeat.engine.guards import require_able_teacher
 from defeat.engine.inference import moved, training_device
 from defeat.engine.inheriting import inherit_from
+from defeat.engine.loggers import require_loggers
 from defeat.engine.settings import DistillSettings, TrainSettings
 from defeat.engine.teacher_quality import teacher_doubts
 from defeat.engine.unlabelled import detect_unlabelled
@@ -63,9 +64,12 @@ def assemble(settings: TrainSettings, console: Console, unlabelled: int | None =
         InputError: something about the settings, the data or the pair is not valid.
     """
     check_devices(settings)
+    require_loggers(settings)
     policy = settings.on_bad_data
     training = open_dataset(settings.data, settings.split, settings.classes, policy, console)
-    evaluation = open_dataset(settings.data, evaluation_split(settings), training.classes, policy, console)
+    split = evaluation_split(settings)
+    settings.require_no_choice_on(split)
+    evaluation = open_dataset(settings.data, split, training.classes, policy, console)
     for dataset in (training, evaluation):
         if (problems := dataset.report()) is not None:
             console.print(f"{dataset.split}: {problems}", style="yellow", highlight=False, markup=False)

@@ -125,7 +125,7 @@ class RunDirectory:
             return  # killed before it had written its settings
         begun = self.read_config()
         # Where and how often things are written or shown does not change the training.
-        free = {"out", "workers", "log_every", "checkpoint_every", "cache_teacher", "cache_limit"}
+        free = {"out", "workers", "log_every", "logger", "checkpoint_every", "cache_teacher", "cache_limit"}
         if self.checkpoint.is_file():
             begun = earlier_defaults() | begun  # a setting that was not there yet was at its default
         changed = [

@@ -20,6 +20,7 @@ from defeat.errors import InputError
 
 FORMAT = 1
 ABOUT = "defeat"  # what this program adds to a checkpoint: plain numbers and texts
+STUDENT = "student."  # first part of the names of a student's weights
 PARTS = {"state_dict": dict, "optimizer_states": list, "lr_schedulers": list, "loops": dict}
 
 
@@ -75,6 +76,12 @@ def read_checkpoint(path: Path, module: nn.Module) -> dict[str, Any]:
         raise _refused(path, f"{len(different)} of its tensors are not those of this detector, such as {different[0]}")
     if (name := first_not_finite(weights)) is not None:
         raise _refused(path, f"its weights are not finite ({name})")
+    if (best := (content.get("selection") or {}).get("best")) is not None:
+        own = {
+            name.removeprefix(STUDENT): value for name, value in module.state_dict().items() if name.startswith(STUDENT)
+        }
+        if misfits(own, best["weights"]) or first_not_finite(best["weights"]) is not None:
+            raise _refused(path, "the best student that it keeps is not this one, or has weights that are not finite")
     # What was written before the number was is of the same format.
     found = content.get(ABOUT, {}).get("format", FORMAT)
     if found != FORMAT:

@@ -60,8 +60,12 @@ class DetectionDataModule(LightningDataModule):
         Lightning's own estimate would make the training loader, and with it the first epoch's order, before it knows
         where a resumed run stopped.
         """
-        steps = self.settings.epochs * len(self._training_loader())
+        steps = self.settings.epochs * self.epoch_steps()
         return steps if self.settings.max_steps is None else min(steps, self.settings.max_steps)
+
+    def epoch_steps(self) -> int:
+        """Optimiser steps of an epoch."""
+        return len(self._training_loader())
 
     def _training_loader(self) -> DataLoader:  # type: ignore[type-arg]
         assert self.trainer is not None

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from defeat.data.loader import DetectionLoader, training_augmentation
 from defeat.engine.assembly import Parts, assemble, with_frozen_teacher
+from defeat.engine.averaging import StudentAverage
 from defeat.engine.datamodule import run_loader
 from defeat.engine.gradients import Pulls, measure_pulls
 from defeat.engine.inference import training_device, wait_for
+from defeat.engine.optimisation import build_optimizer
 from defeat.engine.settings import DistillSettings, TrainSettings
 from defeat.engine.step import step_losses, total_loss
 from defeat.engine.teacher_cache import cache_size, kept_parts
@@ -104,15 +106,16 @@ def estimate_parts(settings: TrainSettings, parts: Parts) -> RunCost:
         steps=steps,
         epoch_steps=per_epoch,
         evaluated=ceil(max(1, evaluations) * len(parts.evaluation) / processes),
-        disk_bytes=_disk_bytes(parts, steps // settings.log_every) + _cache_bytes(parts, settings),
+        disk_bytes=_disk_bytes(parts, settings, steps // settings.log_every) + _cache_bytes(parts, settings),
         measured=measured,
     )
 
 
 def _measured_steps(parts: Parts, settings: TrainSettings) -> MeasuredSteps:
-    modules = [module for module in (parts.student, parts.method) if module is not None]
-    trained = [weight for module in modules for weight in module.parameters() if weight.requires_grad]
-    optimizer = torch.optim.SGD(trained, lr=0.0, momentum=settings.momentum)  # the weights stay as they are
+    optimizer = build_optimizer(parts.student, parts.method, settings)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0  # the weights stay as they are
+    average = None if settings.ema is None else StudentAverage(parts.student, settings.ema)
     past_warm_up = Progress(step=1, steps=1, epoch=0, epochs=settings.epochs)
     parts.student.train()
     times: list[float] = []
@@ -128,6 +131,8 @@ def _measured_steps(parts: Parts, settings: TrainSettings) -> MeasuredSteps:
         optimizer.zero_grad()
         total_loss(losses).backward()
         optimizer.step()
+        if average is not None:
+            average.update_parameters(parts.student)
         wait_for(parts.student.device)
         times.append(perf_counter() - begin)
         begin = perf_counter()
@@ -169,10 +174,15 @@ def _cache_bytes(parts: Parts, settings: TrainSettings) -> int:
     return min(size, settings.cache_bytes if settings.cache_bytes is not None else size)
 
 
-def _disk_bytes(parts: Parts, lines: int) -> int:
-    """The student's weights, a checkpoint with momentum, the adaptation layers likewise, logs and detections."""
+def _disk_bytes(parts: Parts, settings: TrainSettings, lines: int) -> int:
+    """The student's weights, a checkpoint of everything that is kept, logs and detections."""
     student = sum(weight.numel() for weight in parts.student.parameters())
     method = 0 if parts.method is None else sum(weight.numel() for weight in parts.method.parameters())
-    weights = FLOAT_BYTES * (student + 2 * (student + method))
     detections = len(parts.evaluation) * 100 * 6 * FLOAT_BYTES
+    moments = 1 if settings.optimizer == "sgd" else 2  # numbers that the optimiser keeps of each weight
+    weights = FLOAT_BYTES * (student + (1 + moments) * (student + method))
+    if settings.ema is not None:
+        weights += FLOAT_BYTES * student
+    if settings.keep == "best":
+        weights += FLOAT_BYTES * student + detections
     return weights + detections + 2 * lines * LOG_BYTES

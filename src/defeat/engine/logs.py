@@ -20,7 +20,6 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from torch import Tensor
 
-from defeat.detector import save_model
 from defeat.detector.files import WriteError, write_atomically
 from defeat.engine.guards import require_finite_weights
 from defeat.engine.module import DetectionModule
@@ -178,7 +177,7 @@ class Checkpoint(Callback):
         require_finite_weights(module, trainer.global_step)
         trainer.save_checkpoint(self.path)
         if trainer.is_global_zero:
-            save_model(module.student, self.folder)
+            module.save_student(self.folder)
 
     @contextmanager
     def interruptible(self, console: Console) -> Iterator[None]:

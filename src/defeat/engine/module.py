@@ -1,6 +1,7 @@
 """What happens in a step: the student's losses, the teacher's view of the same pixels, and their sum."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -9,17 +10,19 @@ import torch
 import torch.distributed
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch import Tensor
 
-from defeat.detector import Detector
+from defeat.detector import Detector, save_model
 from defeat.distillation import Method
+from defeat.engine.averaging import PREFIX, StudentAverage
 from defeat.engine.checkpoint_file import ABOUT, FORMAT
 from defeat.engine.evaluate import EvaluationResult, Evaluator
 from defeat.engine.gradients import measure_pulls
 from defeat.engine.guards import FirstSteps, LossWatch, PullWatch, require_finite
+from defeat.engine.optimisation import build_optimizer, build_schedule
 from defeat.engine.provenance import commit
 from defeat.engine.replay import keep_step
+from defeat.engine.selection import CurvePoint, Outcome, Selection
 from defeat.engine.settings import TrainSettings
 from defeat.engine.step import step_losses, total_loss
 from defeat.engine.teacher_cache import TeacherCache
@@ -61,6 +64,7 @@ class DetectionModule(LightningModule):
         self.method = method
         self.settings = settings
         self.cache = cache
+        self.average = StudentAverage(student, settings.ema) if settings.ema is not None else None
         self._outside = (teacher,) if teacher is not None else ()
         self.first_steps = FirstSteps(method) if method is not None else None
         self.loss_watch, self.pull_watch, self.notify = LossWatch(), PullWatch(), notify
@@ -68,6 +72,7 @@ class DetectionModule(LightningModule):
         self.last_evaluation: EvaluationResult | None = None
         self.last_found: Evaluator | None = None  # what that evaluation is of
         self.evaluated_step: int | None = None
+        self.selection = Selection(settings.keep == "best", settings.patience)
         self.step_seconds: list[float] = []
         self.earlier_seconds = 0.0  # of the parts of a run that was stopped and resumed
         self.commits = [found] if (found := commit()) else []  # of all parts; asked before the sources can change
@@ -77,6 +82,11 @@ class DetectionModule(LightningModule):
     def teacher(self) -> Detector | None:
         """The teacher, if there is one."""
         return self._outside[0] if self._outside else None
+
+    @property
+    def evaluated(self) -> Detector:
+        """What is evaluated and saved: the student, or the average of its weights."""
+        return self.student if self.average is None else self.average.student
 
     def on_fit_start(self) -> None:
         """Put the teacher where the student is."""
@@ -118,7 +128,8 @@ class DetectionModule(LightningModule):
         except InputError as error:
             seed = step_seed(self.settings.seed, self.global_step, self.global_rank)
             about = (self.progress, self.student.info.classes, seed, self.global_rank)
-            kept = keep_step(self.settings.out, self.state_dict(), batch, *about)
+            weights = {name: one for name, one in self.state_dict().items() if not name.startswith(PREFIX)}
+            kept = keep_step(self.settings.out, weights, batch, *about)
             raise InputError(f"{error} To look into it: {kept} holds this step, defeat.replay computes it.") from None
 
     def _pulls(self, terms: dict[str, Tensor], output: DetectorOutput) -> dict[str, float]:
@@ -157,6 +168,7 @@ class DetectionModule(LightningModule):
         checkpoint["evaluated_step"] = self.evaluated_step
         checkpoint["first_steps"] = None if self.first_steps is None else self.first_steps.state()
         checkpoint["watches"] = [dict(vars(watch)) for watch in (self.loss_watch, self.pull_watch)]
+        checkpoint["selection"] = self.selection.state()
         checkpoint["step_seconds"] = list(self.step_seconds)
         checkpoint["wall_seconds"] = self.earlier_seconds + perf_counter() - self._began
 
@@ -173,6 +185,9 @@ class DetectionModule(LightningModule):
             self.first_steps.restore(seen)
         for watch, state in zip((self.loss_watch, self.pull_watch), checkpoint.get("watches", []), strict=False):
             vars(watch).update(state)
+        if "selection" in checkpoint:
+            self.selection.restore(checkpoint["selection"], self.student.info.classes)
+        self.trainer.should_stop = self.selection.over
         self.commits = list(dict.fromkeys([*checkpoint.get("commits", []), *self.commits]))
         self.evaluated_step = checkpoint.get("evaluated_step")
         self.step_seconds = list(checkpoint.get("step_seconds", []))
@@ -196,7 +211,7 @@ class DetectionModule(LightningModule):
         """Detect objects and keep what was found, in the full precision of the model that will be saved."""
         images, targets = batch
         with torch.autocast(self.device.type, enabled=False):
-            found = self.student.predict(images)
+            found = self.evaluated.predict(images)
         self.evaluator.update([one.cpu() for one in found], targets)
 
     def on_validation_epoch_end(self) -> None:
@@ -208,20 +223,52 @@ class DetectionModule(LightningModule):
         metrics = {f"val/{name}": value for name, value in self.last_evaluation.metrics.items() if value is not None}
         self.log_dict(metrics, rank_zero_only=False)
         self.log("AP", metrics.get("val/AP", 0.0), prog_bar=True, logger=False)
+        self._select(self.last_evaluation, self.last_found)
+
+    def _select(self, evaluation: EvaluationResult, found: Evaluator) -> None:
+        """Take in an evaluation; all processes have the same figures, and decide the same."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        step = self.global_step
+        accuracies = (evaluation.metrics["AP"], evaluation.metrics["AP50"])
+        point = CurvePoint(round(step / max(1, data.epoch_steps()), 3), step, *accuracies)
+        sentence = self.selection.look(point, self.evaluated, evaluation, found)
+        if sentence is not None and step < data.steps():
+            self.notify(sentence)
+        self.trainer.should_stop = self.trainer.should_stop or self.selection.over
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """SGD with linear warm-up; the rate falls to a tenth after each milestone."""
-        settings = self.settings
-        optimizer = torch.optim.SGD(
-            parameter_groups(self, settings.weight_decay, settings.norm_decay),
-            lr=settings.lr,
-            momentum=settings.momentum,
-        )
+        """As the settings ask for; see `engine/optimisation.py`."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        steps = data.steps()
-        warmup = min(500, steps // 20) if settings.warmup_steps is None else settings.warmup_steps
-        schedule = LambdaLR(optimizer, learning_rate(steps, warmup, settings.lr_milestones))
+        optimizer = build_optimizer(self.student, self.method, self.settings)
+        schedule = build_schedule(optimizer, self.settings, data.steps(), lambda: self.selection.falls)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def optimizer_step(self, *arguments: Any, **more: Any) -> None:
+        """Take a step, and take its weights into their average: a checkpoint behind it has both."""
+        super().optimizer_step(*arguments, **more)
+        if self.average is not None:
+            self.average.update_parameters(self.student)
+
+    def outcome(self) -> Outcome:
+        """What the run reports and saves, once it is over: the student of the last evaluation, or of the best."""
+        if (best := self.selection.best) is not None:
+            self.evaluated.load_state_dict(best.weights)
+            return Outcome(self.evaluated, best.point, best.evaluation, best.found)
+        assert self.last_evaluation is not None
+        assert self.last_found is not None
+        return Outcome(self.evaluated, self.selection.curve[-1], self.last_evaluation, self.last_found)
+
+    def ended(self) -> dict[str, Any]:
+        """After how many epochs and steps the run ended, and why: `epochs`, `max_steps` or `patience`."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        step, whole = self.global_step, self.settings.epochs * data.epoch_steps()
+        reason = "epochs" if step >= whole else "max_steps" if step >= data.steps() else "patience"
+        return {"epoch": round(step / max(1, data.epoch_steps()), 3), "step": step, "reason": reason}
+
+    def save_student(self, folder: Path) -> None:
+        """Write the student that the run would report if it ended now."""
+        best = self.selection.best
+        save_model(self.evaluated, folder, None if best is None else best.weights)
 
     def median_step(self) -> float | None:
         """Median time of a step in seconds, data loading excluded; None before the first."""
@@ -233,32 +280,6 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) & (2**64 - 1)
     mixed = ((mixed ^ (mixed >> 31)) * 0xD6E8FEB86659FD93) & (2**64 - 1)
     return (mixed ^ (mixed >> 32)) & (2**63 - 1)
-
-
-def learning_rate(steps: int, warmup: int, milestones: Sequence[float] = (8 / 12, 11 / 12)) -> Callable[[int], float]:
-    """The factor of the learning rate at each step.
-
-    Args:
-        steps: steps of the whole run.
-        warmup: steps over which the factor rises linearly to 1.
-        milestones: parts of the run, after each of which the factor falls to a tenth.
-    """
-
-    def factor(step: int) -> float:
-        decay = 0.1 ** sum(step >= steps * part for part in milestones)
-        return decay * min(1.0, (step + 1) / max(1, warmup))
-
-    return factor
-
-
-def parameter_groups(module: nn.Module, weight_decay: float, norm_decay: bool) -> list[dict[str, Any]]:
-    """Trainable parameters for an optimiser; normalisation layers and biases apart when they shall not decay."""
-    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    if norm_decay:
-        return [{"params": trainable, "weight_decay": weight_decay}]
-    decaying = [parameter for parameter in trainable if parameter.ndim > 1]
-    others = [parameter for parameter in trainable if parameter.ndim <= 1]
-    return [{"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
 def gather(state: Any, processes: int) -> Sequence[Any]:

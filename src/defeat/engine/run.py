@@ -5,14 +5,13 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from signal import SIGINT
 from time import perf_counter
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
@@ -28,10 +27,12 @@ from defeat.engine.detections import save_detections
 from defeat.engine.evaluate import EvaluationResult
 from defeat.engine.guards import fingerprint, require_same_detections, require_student_alone
 from defeat.engine.inheriting import keep
+from defeat.engine.loggers import build_loggers
 from defeat.engine.logs import Checkpoint, Interrupted, JsonLinesLogger, progress_callback
 from defeat.engine.module import DetectionModule
 from defeat.engine.provenance import machine, versions
 from defeat.engine.recipes import expected
+from defeat.engine.selection import Outcome
 from defeat.engine.settings import DistillSettings, TrainSettings
 from defeat.engine.teacher_cache import open_cache
 from defeat.errors import InputError
@@ -46,7 +47,8 @@ class RunResult:
 
     Attributes:
         folder: the run directory.
-        evaluation: figures on the evaluation split after the last epoch.
+        evaluation: figures on the evaluation split of the weights that were kept; of a run that is not finished, of the
+            last evaluation.
         finished: false when the user stopped the run, which can then be resumed.
         writer: whether this process is the one of all that writes files.
         signal: how the user stopped a run that is not finished.
@@ -128,16 +130,16 @@ def _run(settings: TrainSettings, directory: RunDirectory, console: Console) -> 
     stopped = _fit(module, data, directory, checkpoint, console)
     if teacher is not None and fingerprint(teacher) != before:
         raise RuntimeError("The teacher's weights changed during training, which must never happen.")
-    if not stopped and module.trainer.is_global_zero:
-        assert module.last_found is not None
-        save_model(student, directory.folder)
-        save_detections(directory.detections, module.last_found)
-        results = _results(module, training, evaluation, module.earlier_seconds + perf_counter() - began)
-        results |= {"fingerprint": fingerprint(student), "teacher_fingerprint": taught_by}
+    outcome = None if stopped else module.outcome()
+    if outcome is not None and module.trainer.is_global_zero:
+        save_model(outcome.student, directory.folder)
+        save_detections(directory.detections, outcome.found)
+        results = _results(module, outcome, training, evaluation, module.earlier_seconds + perf_counter() - began)
+        results |= {"fingerprint": fingerprint(outcome.student), "teacher_fingerprint": taught_by}
         if parts.inherited is not None:
             results["inherited"] = {"parts": parts.inherited.parts, "parameters": parts.inherited.parameters}
         directory.write_results(results)
-        _verify(module, evaluation)
+        _verify(module, outcome, evaluation)
         if (results["metrics"]["AP50"] or 0.0) < LEARNED:
             console.print(
                 f"The detector finds next to nothing (AP50 {results['metrics']['AP50'] or 0.0:.1f}): train for more "
@@ -148,7 +150,7 @@ def _run(settings: TrainSettings, directory: RunDirectory, console: Console) -> 
         if figure is not None:
             console.print(figure.judge(results["metrics"]), highlight=False)
     how = (not stopped, module.trainer.is_global_zero, stopped or SIGINT)
-    return RunResult(directory.folder, module.last_evaluation, *how)
+    return RunResult(directory.folder, module.last_evaluation if outcome is None else outcome.evaluation, *how)
 
 
 def _notifier(console: Console) -> Callable[[str], None]:
@@ -161,15 +163,14 @@ def _notifier(console: Console) -> Callable[[str], None]:
     return notify
 
 
-def _verify(module: DetectionModule, evaluation: DetectionDataset) -> None:
+def _verify(module: DetectionModule, outcome: Outcome, evaluation: DetectionDataset) -> None:
     """Make sure that the saved model is the student that was evaluated."""
     folder = Path(module.settings.out)
-    require_student_alone(folder, module.student)
+    require_student_alone(folder, outcome.student)
     saved = load(folder).to(module.trainer.strategy.root_device)
     images = evaluation.spread(VERIFIED)
-    assert module.last_found is not None
     found = [detections.cpu() for detections in saved.predict([image for image, _ in images])]
-    require_same_detections(found, [module.last_found.found(target.image_id) for _, target in images])
+    require_same_detections(found, [outcome.found.found(target.image_id) for _, target in images])
 
 
 def _fit(
@@ -200,10 +201,7 @@ def _fit(
             enable_progress_bar=console.is_terminal,
             enable_model_summary=False,
             callbacks=[progress_callback(console), saver],
-            logger=[
-                TensorBoardLogger(directory.folder, name="", version="tensorboard"),
-                log,
-            ],
+            logger=[*build_loggers(settings), log],
             plugins=[CheckpointFile(module)],
             default_root_dir=directory.folder,
         )
@@ -266,10 +264,13 @@ def _quiet() -> Iterator[None]:
 
 
 def _results(
-    module: DetectionModule, training: DetectionDataset, evaluation: DetectionDataset, seconds: float
+    module: DetectionModule,
+    outcome: Outcome,
+    training: DetectionDataset,
+    evaluation: DetectionDataset,
+    seconds: float,
 ) -> dict[str, Any]:
-    settings, figures = module.settings, module.last_evaluation
-    assert figures is not None
+    settings, figures = module.settings, outcome.evaluation
     distilled = isinstance(settings, DistillSettings)
     step = module.median_step()
     return {
@@ -288,11 +289,14 @@ def _results(
         "per_class": figures.per_class,
         "images": figures.images,
         "objects": figures.objects,
-        "parameters": sum(parameter.numel() for parameter in module.student.parameters()),
+        "parameters": sum(parameter.numel() for parameter in outcome.student.parameters()),
         "model_bytes": (Path(settings.out) / "model.safetensors").stat().st_size,
         "size": settings.size,
         "epochs": settings.epochs,
         "steps": module.trainer.global_step,
+        "ended": module.ended(),
+        "kept": {"rule": settings.keep, "epoch": outcome.point.epoch, "step": outcome.point.step},
+        "curve": [asdict(point) for point in module.selection.curve],
         "seed": settings.seed,
         "wall_seconds": round(seconds, 1),
         "train_seconds": round(sum(module.step_seconds), 1),

@@ -19,6 +19,9 @@ DistillPrecision = Literal["run", "bf16"]
 Inherit = Literal["none", "neck", "neck+head", "auto"]
 # What a setting amounted to in runs of a time when it did not exist, where that is not its default.
 BEFORE = {"inherit": "none"}
+LoggerName = Literal["tensorboard", "csv", "wandb", "mlflow"]
+MILESTONES = (8 / 12, 11 / 12)
+LEAST_SGD_LR = 0.01  # AdamW diverges with what SGD needs
 
 
 @dataclass(kw_only=True)
@@ -40,12 +43,20 @@ class TrainSettings:
         batch_size: images a step on each device.
         size: short side of an image after resizing, in pixels.
         max_size: upper limit of the long side, in pixels; by default 5/3 of the short side.
-        lr: learning rate after warm-up; 0.01 suits 8 images a step on all devices together.
-        momentum: momentum of the optimiser (SGD), 0..1.
-        weight_decay: weight decay.
-        norm_decay: whether weight decay also applies to normalisation layers and biases.
-        lr_milestones: parts of the run, 0..1, after each of which the learning rate falls to a tenth.
+        optimizer: sgd or adamw.
+        lr: learning rate after warm-up, for 8 images a step on all devices together: 0.01 suits SGD, 0.0001 AdamW.
+        backbone_lr_factor: learning rate of the backbone's body, as a part of that of everything else, above 0, at most
+            1.
+        momentum: momentum of SGD, 0..1; AdamW has its usual 0.9 and 0.999.
+        weight_decay: weight decay; 0.0001 is usual for SGD, 0.0001 to 0.05 for AdamW.
+        norm_decay: whether weight decay of SGD also applies to normalisation layers and biases; that of AdamW never
+            does.
+        schedule: how the learning rate falls after warm-up: step, by --lr-milestones, or cosine, to zero at the end.
+        lr_milestones: with --schedule step, parts of the run, 0..1, after each of which the learning rate falls to a
+            tenth.
         warmup_steps: steps over which the learning rate rises; by default a twentieth of the run, 500 at most.
+        ema: evaluate and save an exponential moving average of the student's weights, of which a step leaves this part,
+            such as 0.9998 (less in the first steps); 0 for none.
         grad_clip: upper limit of the norm of all gradients together; 0 for none.
         flip: probability of mirroring a training image, 0..1.
         norm: normalisation of the backbone: bn, syncbn, bn_eval (pretrained statistics, trained weights), frozen (as
@@ -56,7 +67,14 @@ class TrainSettings:
             directory, with whose trained detector this one begins.
         seed: seed of everything that is random.
         eval_every: evaluate every so many epochs, and after the last one; 0 for after the last one only.
+        keep: which student to report and save: that of the last evaluation, or the best, by AP over all of them; best
+            needs a split to evaluate on that is not test.
+        patience: instead of by --lr-milestones, the learning rate falls to a tenth when AP has not improved by 0.1
+            points in so many evaluations, and the run ends when it has not after the second fall either; needs a
+            split to evaluate on that is not test.
         log_every: write losses every so many steps.
+        logger: where to write losses and figures beside metrics.jsonl: tensorboard, csv, wandb or mlflow, or a list of
+            them such as [tensorboard,csv].
         checkpoint_every: write a checkpoint every so many steps, beside those before and after each evaluation and at
             the end of each epoch; 0 for these alone.
         devices: how many devices on each node, or auto for all.
@@ -82,12 +100,16 @@ class TrainSettings:
     batch_size: int = 8
     size: int = 800
     max_size: int | None = None
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.01
+    backbone_lr_factor: float = 1.0
     momentum: float = 0.9
     weight_decay: float = 1e-4
     norm_decay: bool = True
-    lr_milestones: list[float] = field(default_factory=lambda: [8 / 12, 11 / 12])
+    schedule: Literal["step", "cosine"] = "step"
+    lr_milestones: list[float] = field(default_factory=lambda: list(MILESTONES))
     warmup_steps: int | None = None
+    ema: float | None = None
     grad_clip: float = 35.0
     flip: float = 0.5
     norm: Norm = "bn"
@@ -96,7 +118,10 @@ class TrainSettings:
     weights: str = "auto"
     seed: int = 0
     eval_every: int = 1
+    keep: Literal["best", "last"] = "last"
+    patience: int | None = None
     log_every: int = 10
+    logger: LoggerName | list[LoggerName] = "tensorboard"
     checkpoint_every: int = 1000
     devices: int | Literal["auto"] = 1
     nodes: int = 1
@@ -130,10 +155,65 @@ class TrainSettings:
         for name in ("momentum", "flip"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{option(name)} must be between 0 and 1, not {getattr(self, name)}.")
+        self._check_optimisation()
+        self._check_selection()
+
+    def _check_optimisation(self) -> None:
         if not all(0 <= part <= 1 for part in self.lr_milestones):
             raise InputError(f"--lr-milestones must be between 0 and 1, not {self.lr_milestones}.")
         if not 0 < self.lr < float("inf"):
             raise InputError(f"--lr must be above 0, not {self.lr}.")
+        if self.optimizer == "adamw" and self.lr >= LEAST_SGD_LR:
+            raise InputError(
+                f"--lr {self.lr} is for SGD, AdamW would diverge with it: give about --lr 0.0001 for 8 images a step."
+            )
+        if not 0 < self.backbone_lr_factor <= 1:
+            raise InputError(
+                f"--backbone-lr-factor must be above 0, at most 1, not {self.backbone_lr_factor}; --frozen-stages 5 "
+                "keeps the whole body as it is."
+            )
+        if self.ema is not None and not 0 <= self.ema < 1:
+            raise InputError(f"--ema must be 0 or more and below 1, such as 0.9998, not {self.ema}.")
+        self.ema = self.ema or None
+        if self.lr_milestones and tuple(self.lr_milestones) != MILESTONES:
+            for flag, given in (("--schedule cosine", self.schedule == "cosine"), ("--patience", self.patience)):
+                if given:
+                    raise InputError(
+                        f"--lr-milestones have no use with {flag}, which lowers the learning rate itself: leave them "
+                        "out, or give --lr-milestones=[] where a recipe has them."
+                    )
+
+    def _check_selection(self) -> None:
+        at_least("patience", self.patience, 1)
+        if self.patience is not None and self.schedule == "cosine":
+            raise InputError(
+                "--patience has no use with --schedule cosine, whose learning rate falls by itself: leave out one "
+                "of them."
+            )
+        for flag, given in (("--keep best", self.keep == "best"), ("--patience", self.patience is not None)):
+            if given and self.eval_every == 0:
+                raise InputError(f"{flag} needs evaluations during the training: give --eval-every 1, or more.")
+        if self.eval_split is not None:
+            self.require_no_choice_on(self.eval_split)
+
+    def require_no_choice_on(self, split: str) -> None:
+        """Refuse to choose weights, or the length of the training, on a split that is named `test`.
+
+        Raises:
+            InputError: naming the option.
+        """
+        flag = "--keep best" if self.keep == "best" else "--patience"
+        if split == "test" and (self.keep == "best" or self.patience is not None):
+            raise InputError(
+                f"{flag} on a split named test would choose by the images that judge the result, which flatters every "
+                "figure: give another --eval-split, such as val, and measure afterwards with `defeat evaluate RUN "
+                "--split test`."
+            )
+
+    @property
+    def loggers(self) -> list[LoggerName]:
+        """Names in `logger`, each once."""
+        return [self.logger] if isinstance(self.logger, str) else list(dict.fromkeys(self.logger))
 
     @property
     def long_side(self) -> int:

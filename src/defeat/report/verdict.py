@@ -25,7 +25,8 @@ COMPARED = {
 }
 # Settings of a run that do not decide what is trained, or that are compared as what came of them.
 FREE = {
-    *("out", "resume", "expected", "workers", "log_every", "checkpoint_every", "eval_every", "accelerator"),
+    *("out", "resume", "expected", "workers", "log_every", "logger", "checkpoint_every", "accelerator"),
+    "eval_every",
     *("data", "split", "eval_split", "classes", "on_bad_data", "detector", "backbone", "size", "seed"),
     *("epochs", "max_steps"),
 }
@@ -76,6 +77,8 @@ def differences(run: RunSummary, other: RunSummary) -> list[str]:
     """What makes two runs incomparable, in words: values that differ, and values that were not recorded."""
     found = []
     for attribute, word in COMPARED.items():
+        if attribute == "steps" and run.settings.get("patience") and other.settings.get("patience"):
+            continue  # with --patience each run ends when it has learned enough; the settings are compared below
         mine, theirs = getattr(run, attribute), getattr(other, attribute)
         if mine in (None, "") or theirs in (None, ""):
             found.append(f"{word} (not recorded)")
