@@ -44,9 +44,10 @@ def open_dataset(
     """Open a split of a data set; annotations are read and checked at once, images are decoded when asked for.
 
     Args:
-        path: a VOC, COCO or YOLO folder, a YOLO YAML file, or `demo` for the embedded data set. VOC folders can be
-            joined: the folder that holds the years, or several folders with commas between them. A VOC folder may be
-            followed by `:split`, the one to use where `train` is asked for: `VOC2007:trainval,VOC2012:trainval`.
+        path: a VOC, COCO or YOLO folder, a YOLO YAML file, or `demo` for the embedded data set (`demo:SEED` for other
+            scenes, `demo:SEED:TRAIN` for another number of training scenes). VOC folders can be joined: the folder that
+            holds the years, or several folders with commas between them. A VOC folder may be followed by `:split`, the
+            one to use where `train` is asked for: `VOC2007:trainval,VOC2012:trainval`.
         split: name of the split, e.g. `train`.
         classes: the classes to keep, in the order of their labels; all of the data set when None.
         on_bad_data: what to do when files are broken or missing: `stop` refuses the data set and names them; `skip`
@@ -77,8 +78,9 @@ def split_names(path: str | Path) -> list[str]:
 
 def _recognise(path: str | Path) -> _Source:
     text = str(path)
-    if text == "demo":
-        return _Source(lambda: sorted(demo.SPLITS), lambda split, classes, _: DemoDataset(split, classes=classes))
+    drawn = demo.parse_name(text)
+    if drawn is not None:
+        return _Source(lambda: sorted(demo.SPLITS), lambda split, classes, _: drawn.open(split, classes))
     if not text.strip():
         raise InputError("The path of the data set is empty.")
     if Path(text).exists():

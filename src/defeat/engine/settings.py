@@ -29,7 +29,8 @@ class TrainSettings:
     """Train a detector.
 
     Attributes:
-        data: folder of a VOC, COCO or YOLO data set (several VOC years separated by commas), or `demo`.
+        data: folder of a VOC, COCO or YOLO data set (several VOC years separated by commas), or `demo`: drawn
+            scenes (`demo:SEED` for others, `demo:SEED:TRAIN` for another number of training scenes).
         out: run directory to write; it must not hold another run.
         detector: family of the detector: faster_rcnn or retinanet.
         backbone: name of the backbone: resnet18 to resnet152, or any convolutional network of timm.
