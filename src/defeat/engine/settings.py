@@ -8,6 +8,8 @@ from typing import Any, Literal
 import yaml
 
 from defeat.data import OnBadData
+from defeat.data.augmentations import endless_parts, training_augmentation
+from defeat.data.transforms import Augmentation
 from defeat.detector.description import LARGEST_SIDE
 from defeat.errors import InputError
 
@@ -44,7 +46,10 @@ class TrainSettings:
         lr_milestones: parts of the run, 0..1, after each of which the learning rate falls to a tenth.
         warmup_steps: steps over which the learning rate rises; by default a twentieth of the run, 500 at most.
         grad_clip: upper limit of the norm of all gradients together; 0 for none.
-        flip: probability of mirroring a training image, 0..1.
+        augment: how training images are changed at random: none, flip, standard, strong, or names of parts with commas
+            between them (flip, photometric, photometric_distort, iou_crop, zoom_out, scale_jitter, large_scale_jitter,
+            multi_scale); -NAME behind a level leaves that part out.
+        flip: probability of mirroring a training image, 0..1; without effect where `augment` has no flip.
         norm: normalisation of the backbone: bn, syncbn, bn_eval (pretrained statistics, trained weights), frozen (as
             pretrained) or gn.
         neck_channels: channels of the feature pyramid.
@@ -85,6 +90,7 @@ class TrainSettings:
     lr_milestones: list[float] = field(default_factory=lambda: [8 / 12, 11 / 12])
     warmup_steps: int | None = None
     grad_clip: float = 35.0
+    augment: str = "flip"
     flip: float = 0.5
     norm: Norm = "bn"
     neck_channels: int = 256
@@ -130,6 +136,12 @@ class TrainSettings:
             raise InputError(f"--lr-milestones must be between 0 and 1, not {self.lr_milestones}.")
         if not 0 < self.lr < float("inf"):
             raise InputError(f"--lr must be above 0, not {self.lr}.")
+        _ = self.augmentation
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """How training images are changed at random."""
+        return training_augmentation(self.augment, flip=self.flip, size=self.size)
 
     @property
     def long_side(self) -> int:
@@ -201,6 +213,11 @@ class DistillSettings(TrainSettings):
             self.class_map = read_class_map(self.class_map)
         if self.cache_limit is not None and self.cache_teacher is None:
             raise InputError("--cache-limit needs a folder to limit: give --cache-teacher.")
+        if self.cache_teacher is not None and self.augmentation.views is None:
+            raise InputError(
+                f"--cache-teacher can't keep the maps of --augment {self.augment}, which never shows an image the same "
+                f"way twice ({', '.join(endless_parts(self.augment))}): give --augment flip, or no --cache-teacher."
+            )
         _ = self.cache_bytes
 
     @property
