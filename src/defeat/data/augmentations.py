@@ -17,8 +17,8 @@ from defeat.errors import InputError, unknown_name
 LEVELS: dict[str, tuple[str, ...]] = {
     "none": (),
     "flip": ("flip",),
-    "standard": ("flip", "photometric", "scale_jitter"),
-    "strong": ("flip", "photometric_distort", "iou_crop", "zoom_out", "large_scale_jitter"),
+    "standard": ("flip", "scale_jitter", "photometric"),
+    "strong": ("flip", "iou_crop", "large_scale_jitter", "photometric_distort", "zoom_out"),
 }
 
 
@@ -68,14 +68,21 @@ def endless_parts(augment: str) -> list[str]:
 
 def _parts(flip: float = 0.5, size: int = 800) -> dict[str, Augmentation]:
     """Every part by its name, in the order in which they are applied."""
+    # The flip is first, so that a seed mirrors the same images at every level; colours change after crops, when there
+    # are fewer pixels, and before a canvas is put around them.
     return {
-        "flip": HorizontalFlip(flip),  # first, so that a seed mirrors the same images at every level
-        # The hue stays: to change it takes longer than all other parts together.
-        "photometric": Photometric(v2.ColorJitter(brightness=0.125, contrast=0.25, saturation=0.25)),
-        "photometric_distort": Photometric(v2.RandomPhotometricDistort()),
+        "flip": HorizontalFlip(flip),
         "iou_crop": IoUCrop(),
-        "zoom_out": ZoomOut(size),
         "scale_jitter": ScaleJitter(0.8, 1.25),
         "large_scale_jitter": ScaleJitter(0.5, 2.0),
+        "photometric": Photometric(_mild_distortion()),
+        "photometric_distort": Photometric(v2.RandomPhotometricDistort()),
+        "zoom_out": ZoomOut(size),
         "multi_scale": MultiScale(size),
     }
+
+
+def _mild_distortion() -> v2.Transform:
+    """Brightness, contrast and saturation, each for half of the images; the hue would take longer than all of them."""
+    changes = (v2.ColorJitter(brightness=0.125), v2.ColorJitter(contrast=0.25), v2.ColorJitter(saturation=0.25))
+    return v2.Compose([v2.RandomApply([change], p=0.5) for change in changes])
