@@ -27,6 +27,8 @@ class Target:
         annotated: whether somebody marked all objects. If not, the boxes are what a teacher detected: regions follow
             all of them, a detector learns from those that are not difficult, and the rest of the image is undecided.
         view: which of an augmentation's views of the image this is; 0 is the image as it is in its file.
+        scale: by how much a detector's `prepare` makes the image larger than otherwise, above 0: its short side gets
+            `info.size` times this; its long side still has at most `info.max_size` pixels.
     """
 
     boxes: Tensor
@@ -37,6 +39,7 @@ class Target:
     size: tuple[int, int]
     annotated: bool = True
     view: int = 0
+    scale: float = 1.0
 
     @classmethod
     def empty(cls, image_id: int, size: tuple[int, int]) -> "Target":
@@ -46,7 +49,10 @@ class Target:
 
     def trainable(self) -> "Target":
         """The same target without its difficult and crowd boxes."""
-        keep = ~(self.difficult | self.crowd)
+        return self.kept(~(self.difficult | self.crowd))
+
+    def kept(self, keep: Tensor) -> "Target":
+        """The same target with only those boxes for which `keep`, (G,) bool, is true."""
         return replace(
             self,
             boxes=self.boxes[keep],

@@ -73,7 +73,7 @@ def test_flip_happens_with_its_probability():
 
 @pytest.mark.parametrize("flipped", [0.0, 1.0])
 def test_flip_of_none_or_all(dataset, flipped):
-    loader = training_loader(dataset, batch_size=4, seed=0, workers=0, flip=flipped)
+    loader = training_loader(dataset, batch_size=4, seed=0, workers=0, augmentation=HorizontalFlip(flipped))
     for images, _ in loader:
         for image in images:
             black = (image == 0).all(dim=0).all(dim=0).nonzero().flatten().tolist()
@@ -94,7 +94,8 @@ def test_batches_hold_images_of_one_orientation_and_are_full(dataset):
 
 
 def test_batches_hold_what_the_data_set_holds(dataset):
-    for images, targets in training_loader(dataset, batch_size=3, seed=0, workers=0, flip=0.0):
+    unchanged = HorizontalFlip(0.0)
+    for images, targets in training_loader(dataset, batch_size=3, seed=0, workers=0, augmentation=unchanged):
         for image, target in zip(images, targets, strict=True):
             expected_image, expected = dataset[target.image_id]
             assert torch.equal(image, expected_image)

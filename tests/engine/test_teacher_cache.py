@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 
 from defeat.data import open_dataset
 from defeat.data.dataset import SplitBuilder
-from defeat.data.transforms import HorizontalFlip
 from defeat.detector import FAMILIES, Detector
 from defeat.distillation import build_method
 from defeat.engine import run as engine
@@ -243,16 +242,6 @@ def test_the_run_says_what_the_cache_takes_and_leaves_nothing_half_written(tmp_p
     assert "--cache-limit holds fewer" in text
     assert not old.exists()
     assert new.exists()  # it may belong to a process that is at work
-
-
-def test_an_augmentation_without_end_is_refused(tmp_path, monkeypatch):
-    class Endless(HorizontalFlip):
-        views = None
-
-    monkeypatch.setattr(teacher_cache, "training_augmentation", Endless)
-    given = {"max_steps": 1, "cache_teacher": str(tmp_path / "cache")}
-    with pytest.raises(InputError, match="--cache-teacher can't follow this augmentation"):
-        tiny_run(tmp_path / "run", teacher=save_teacher(tmp_path / "teacher"), **given)
 
 
 def test_a_cache_that_can_not_be_written_is_refused(tmp_path):

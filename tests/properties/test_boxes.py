@@ -31,7 +31,12 @@ def samples(draw):
 def same(one, other):
     fields = ("boxes", "labels", "difficult", "crowd")
     tensors = all(torch.equal(getattr(one, field), getattr(other, field)) for field in fields)
-    return tensors and (one.image_id, one.size, one.view) == (other.image_id, other.size, other.view)
+    return tensors and (one.image_id, one.size, one.view, one.scale) == (
+        other.image_id,
+        other.size,
+        other.view,
+        other.scale,
+    )
 
 
 def sides(rows):

@@ -33,6 +33,7 @@ class PackedBatch:
         image_ids: number of each image.
         annotated: whether each image is.
         views: which view of itself each image is.
+        scales: by how much each image is to be larger than otherwise.
     """
 
     pixels: Tensor
@@ -44,6 +45,7 @@ class PackedBatch:
     image_ids: list[int]
     annotated: list[bool]
     views: list[int]
+    scales: list[float]
 
     def pin_memory(self) -> "PackedBatch":
         """The same batch with its pixels in page-locked memory; called by the DataLoader."""
@@ -55,8 +57,8 @@ class PackedBatch:
         images = [pixels.view(3, *size) for pixels, size in zip(flat, self.sizes, strict=True)]
         boxes, labels = torch.split(self.boxes, self.counts), torch.split(self.labels, self.counts)
         difficult, crowd = (torch.split(flag, self.counts) for flag in self.flags)
-        rows = zip(boxes, labels, difficult, crowd, self.image_ids, self.sizes, self.annotated, self.views, strict=True)
-        return images, [Target(*row) for row in rows]
+        whole = (self.image_ids, self.sizes, self.annotated, self.views, self.scales)
+        return images, [Target(*row) for row in zip(boxes, labels, difficult, crowd, *whole, strict=True)]
 
 
 def pack(items: list[tuple[Tensor, Target] | InputError]) -> PackedBatch | InputError:
@@ -79,6 +81,7 @@ def pack(items: list[tuple[Tensor, Target] | InputError]) -> PackedBatch | Input
         image_ids=[target.image_id for target in targets],
         annotated=[target.annotated for target in targets],
         views=[target.view for target in targets],
+        scales=[target.scale for target in targets],
     )
 
 

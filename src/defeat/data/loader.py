@@ -1,7 +1,7 @@
 """Batches for training and evaluation: `(images, targets)`, lists of the same length, images of different sizes.
 
-The order and the flips depend on the seed and the epoch alone: not on workers, nor on any global generator, and no
-global generator is touched.
+The order and the augmentations depend on the seed and the epoch alone: not on workers, nor on any global generator,
+and no global generator is touched.
 """
 
 import signal
@@ -17,6 +17,8 @@ from defeat.data.sampling import AspectRatioBatchSampler, check_shares, seeded_g
 from defeat.data.transforms import Augmentation, HorizontalFlip
 from defeat.errors import InputError
 from defeat.types import Target
+
+FLIP = HorizontalFlip(0.5)
 
 
 class DetectionLoader(DataLoader[tuple[Images, Targets]]):
@@ -52,7 +54,7 @@ def training_loader(
     batch_size: int,
     seed: int,
     workers: int,
-    flip: float = 0.5,
+    augmentation: Augmentation = FLIP,
     rank: int = 0,
     world_size: int = 1,
     unlabelled: DetectionDataset | None = None,
@@ -63,9 +65,9 @@ def training_loader(
     Args:
         dataset: what to learn from.
         batch_size: images of a batch, on each rank.
-        seed: what order and flips are drawn from.
+        seed: what order and augmentations are drawn from.
         workers: processes that decode images; 0 for this one.
-        flip: probability that an image is mirrored, 0..1.
+        augmentation: how images are changed at random.
         rank: which of the training processes this is.
         world_size: how many training processes share the epoch.
         unlabelled: images without annotations that are mixed in.
@@ -81,7 +83,7 @@ def training_loader(
         others_per_batch=unlabelled_per_batch,
     )
     images: Dataset[tuple[Tensor, Target]] = dataset if unlabelled is None else ConcatDataset([dataset, unlabelled])
-    view = TrainingView(images, training_augmentation(flip), seed)
+    view = TrainingView(images, augmentation, seed)
     return DetectionLoader(
         ErrorsAsItems(view),  # type: ignore[arg-type]
         batch_sampler=sampler,
@@ -92,11 +94,6 @@ def training_loader(
         worker_init_fn=_leave_signals_to_the_run,
         generator=seeded_generator("workers", seed),
     )
-
-
-def training_augmentation(flip: float) -> Augmentation:
-    """How a training image is changed at random, given the probability of mirroring it."""
-    return HorizontalFlip(flip)
 
 
 def evaluation_loader(

@@ -128,7 +128,7 @@ class Detector(nn.Module, ABC):
         return next(self.parameters()).device
 
     def prepare(self, images: Sequence[Tensor], targets: Sequence[Target] | None = None) -> Batch:
-        """Resize images so that the short side has `info.size` pixels, and pad them to one tensor.
+        """Resize images so that the short side has `info.size` times `Target.scale` pixels, and pad them to one tensor.
 
         Args:
             images: RGB images, each (3, H, W), uint8 in 0..255 or float32 in 0..1.
@@ -136,8 +136,11 @@ class Detector(nn.Module, ABC):
                 of images that are not annotated.
         """
         originals = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
-        sizes = [self.resized_size(height, width) for height, width in originals]
-        height, width = (max(sides) for sides in zip(*(self.padded_size(*size) for size in originals), strict=True))
+        scales = [target.scale for target in targets or ()] or [1.0] * len(originals)
+        scaled = list(zip(originals, scales, strict=True))
+        sizes = [self.resized_size(*size, scale) for size, scale in scaled]
+        padded = [self.padded_size(*size, scale) for size, scale in scaled]
+        height, width = (max(sides) for sides in zip(*padded, strict=True))
         tensor = torch.zeros(len(images), 3, height, width, device=self.device)
         for row, image, size in zip(tensor, images, sizes, strict=True):
             row[:, : size[0], : size[1]] = self._resize(image.to(self.device), size)
@@ -148,11 +151,13 @@ class Detector(nn.Module, ABC):
     def adopt(self, batch: Batch) -> Batch:
         """Take over a batch that another detector prepared, so that both look at the same pixels.
 
-        Where the two work at different sizes, the batch is resized by the ratio of their short sides.
+        Where the two work at different sizes, the batch is resized by the ratio of their short sides; where they work
+        at the same, the batch is taken as it is, whatever the scales of its images.
         """
         height, _width = batch.sizes[0]
         original_height, original_width = batch.original_sizes[0]
-        scale = self.resized_size(original_height, original_width)[0] / height
+        drawn = batch.targets[0].scale if batch.targets else 1.0
+        scale = self.resized_size(original_height, original_width, drawn)[0] / height
         if abs(scale - 1) < 1e-2:
             return batch
         sizes = [(max(1, round(h * scale)), max(1, round(w * scale))) for h, w in batch.sizes]
@@ -190,15 +195,16 @@ class Detector(nn.Module, ABC):
             self.train(training)
         return [found[index] for index in range(len(images))]
 
-    def resized_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width that an image has after resizing."""
-        scale = min(self.info.size / min(height, width), self.info.max_size / max(height, width))
-        return max(1, int(height * scale)), max(1, int(width * scale))
+    def resized_size(self, height: int, width: int, scale: float = 1.0) -> tuple[int, int]:
+        """Height and width that an image of this height, width and `Target.scale` has after resizing."""
+        short, long = round(self.info.size * scale), self.info.max_size * min(1.0, scale)
+        ratio = min(short / min(height, width), long / max(height, width))
+        return max(1, int(height * ratio)), max(1, int(width * ratio))
 
-    def padded_size(self, height: int, width: int) -> tuple[int, ...]:
+    def padded_size(self, height: int, width: int, scale: float = 1.0) -> tuple[int, ...]:
         """Height and width that an image has after resizing and its own padding."""
         divisor = self.info.size_divisor
-        return tuple(-(-side // divisor) * divisor for side in self.resized_size(height, width))
+        return tuple(-(-side // divisor) * divisor for side in self.resized_size(height, width, scale))
 
     def normalise(self, batch: Batch) -> Tensor:
         """Subtract the mean and divide by the deviation; padding is zero afterwards. (B, 3, H, W).

@@ -109,7 +109,7 @@ def run_loader(
         batch_size=settings.batch_size,
         seed=settings.seed,
         workers=workers,
-        flip=settings.flip,
+        augmentation=settings.augmentation,
         rank=rank,
         world_size=world_size,
         unlabelled=unlabelled,

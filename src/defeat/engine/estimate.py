@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from defeat.data.loader import DetectionLoader, training_augmentation
+from defeat.data.loader import DetectionLoader
 from defeat.engine.assembly import Parts, assemble, with_frozen_teacher
 from defeat.engine.averaging import StudentAverage
 from defeat.engine.datamodule import run_loader
@@ -169,8 +169,8 @@ def _cache_bytes(parts: Parts, settings: TrainSettings) -> int:
     assert parts.teacher is not None
     assert parts.method is not None
     datasets = [one for one in (parts.training, parts.unlabelled) if one is not None]
-    views = training_augmentation(settings.flip).views or 0
-    size = cache_size(parts.teacher, kept_parts(parts.method), datasets, views).bytes
+    assert settings.augmentation.views is not None
+    size = cache_size(parts.teacher, kept_parts(parts.method), datasets, settings.augmentation.views).bytes
     return min(size, settings.cache_bytes if settings.cache_bytes is not None else size)
 
 

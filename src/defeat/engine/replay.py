@@ -102,6 +102,7 @@ def _read(kept: Path, rank: int) -> tuple[dict[str, Any], tuple[list[Tensor], li
             about = json.loads(file.metadata()["about"])
         fields: dict[str, Any] = load_file(path) | about.pop("lists")
         fields.setdefault("views", [0] * len(fields["sizes"]))  # kept by an earlier version
+        fields.setdefault("scales", [1.0] * len(fields["sizes"]))  # likewise
         fields["sizes"] = [tuple(size) for size in fields["sizes"]]
         return about, PackedBatch(**fields).unpack(), load_file(kept / "weights.safetensors")
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:

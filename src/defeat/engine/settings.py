@@ -8,6 +8,8 @@ from typing import Any, Literal
 import yaml
 
 from defeat.data import OnBadData
+from defeat.data.augmentations import endless_parts, training_augmentation
+from defeat.data.transforms import Augmentation
 from defeat.detector.description import LARGEST_SIDE
 from defeat.errors import InputError
 
@@ -59,7 +61,10 @@ class TrainSettings:
         ema: evaluate and save an exponential moving average of the student's weights, of which a step leaves this part,
             such as 0.9998 (less in the first steps); 0 for none.
         grad_clip: upper limit of the norm of all gradients together; 0 for none.
-        flip: probability of mirroring a training image, 0..1.
+        augment: how training images are changed at random: none, flip, standard, strong, or names of parts with commas
+            between them (flip, photometric, photometric_distort, iou_crop, zoom_out, scale_jitter, large_scale_jitter,
+            multi_scale); -NAME behind a level leaves that part out.
+        flip: probability of mirroring a training image, 0..1; without effect where `augment` has no flip.
         norm: normalisation of the backbone: bn, syncbn, bn_eval (pretrained statistics, trained weights), frozen (as
             pretrained) or gn.
         neck_channels: channels of the feature pyramid.
@@ -112,6 +117,7 @@ class TrainSettings:
     warmup_steps: int | None = None
     ema: float | None = None
     grad_clip: float = 35.0
+    augment: str = "flip"
     flip: float = 0.5
     norm: Norm = "bn"
     neck_channels: int = 256
@@ -156,6 +162,7 @@ class TrainSettings:
         for name in ("momentum", "flip"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{option(name)} must be between 0 and 1, not {getattr(self, name)}.")
+        _ = self.augmentation
         self._check_optimisation()
         self._check_selection()
 
@@ -215,6 +222,11 @@ class TrainSettings:
     def loggers(self) -> list[LoggerName]:
         """Names in `logger`, each once."""
         return [self.logger] if isinstance(self.logger, str) else list(dict.fromkeys(self.logger))
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """How training images are changed at random."""
+        return training_augmentation(self.augment, flip=self.flip, size=self.size)
 
     @property
     def long_side(self) -> int:
@@ -289,6 +301,11 @@ class DistillSettings(TrainSettings):
             self.class_map = read_class_map(self.class_map)
         if self.cache_limit is not None and self.cache_teacher is None:
             raise InputError("--cache-limit needs a folder to limit: give --cache-teacher.")
+        if self.cache_teacher is not None and self.augmentation.views is None:
+            raise InputError(
+                f"--cache-teacher can't keep the maps of --augment {self.augment}, which never shows an image the same "
+                f"way twice ({', '.join(endless_parts(self.augment))}): give --augment flip, or no --cache-teacher."
+            )
         _ = self.cache_bytes
 
     @property

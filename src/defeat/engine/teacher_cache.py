@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from defeat.data import DetectionDataset
-from defeat.data.loader import training_augmentation
 from defeat.detector import Detector
 from defeat.detector.files import WriteError, write_atomically
 from defeat.distillation import Method
@@ -162,16 +161,12 @@ def open_cache(
         console: where to say what is needed.
 
     Raises:
-        InputError: the augmentation makes more views than can be kept, or the folder can't be written.
+        InputError: the folder can't be written.
     """
     if settings.cache_teacher is None:
         return None
-    views = training_augmentation(settings.flip).views
-    if views is None:
-        raise InputError(
-            "--cache-teacher can't follow this augmentation, which never makes the same view of an image twice: leave "
-            "out one of the two."
-        )
+    views = settings.augmentation.views
+    assert views is not None  # which the settings have made sure of
     parts = kept_parts(method)
     folder = Path(settings.cache_teacher) / _key(settings, student, teacher, parts)
     try:
