@@ -11,8 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
-from defeat.comparison.matrix import METHODS, NONE, Cell, Matrix, chosen, variants_of
-from defeat.data import class_names
+from defeat.comparison.matrix import METHODS, NONE, PLAN, Cell, Matrix, chosen, variants_of
+from defeat.data import class_names, open_dataset
 from defeat.detector import load
 from defeat.detector.files import write_atomically
 from defeat.distillation import ClassMap, renamed_classes
@@ -20,6 +20,7 @@ from defeat.engine.assembly import evaluation_split
 from defeat.engine.checkpoint import is_writer
 from defeat.engine.detections import save_detections
 from defeat.engine.estimate import RunCost, estimate_run
+from defeat.engine.fitting import as_begun, choose, is_chosen
 from defeat.engine.guards import fingerprint
 from defeat.engine.inference import detect_split, training_device
 from defeat.engine.lock import LockedError
@@ -94,8 +95,9 @@ def bench(
         InputError: an option, the data, the teacher or the folder is not valid.
     """
     console = console or Console(stderr=True)
-    template = DistillSettings(**options)
-    matrix = Matrix.of(template, variants_of(methods, ablate, method_options or {}), seeds)
+    variants = variants_of(methods, ablate, method_options or {})
+    template = _without_auto(DistillSettings(**options), console)
+    matrix = Matrix.of(template, variants, seeds)
     asked = {(cell.variant, cell.seed) for cell in matrix.cells()}
     matrix.join_written()  # which may number the cells anew
     every = matrix.cells()
@@ -119,6 +121,24 @@ def bench(
         return BenchRun(stopped=True, signal=stopped.signal)
     unfinished = tuple(cell.folder for cell in wanted if not matrix.finished(cell))
     return BenchRun(report(matrix.folder, console) if is_writer() else None, unfinished=unfinished)
+
+
+def _without_auto(template: DistillSettings, console: Console) -> DistillSettings:
+    """Choose what is left to data and teacher once, for all cells; a comparison that is there already has its values.
+
+    Raises:
+        InputError: the data or the teacher are not valid.
+    """
+    if is_chosen(template):
+        return template
+    folder = Path(template.out)
+    if (folder / PLAN).exists():
+        return as_begun(template, Matrix.read(folder).settings).applied(template)
+    training = open_dataset(template.data, template.split, template.classes, template.on_bad_data, console)
+    choices = choose(template, training, load(template.teacher, template.teacher_weights))
+    if is_writer():
+        console.print(f"auto: {choices.describe()}", highlight=False, soft_wrap=True)
+    return choices.applied(template)
 
 
 def evaluate_teacher(matrix: Matrix, console: Console) -> None:

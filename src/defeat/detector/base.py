@@ -173,8 +173,7 @@ class Detector(nn.Module, ABC):
 
     def resized_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width that an image has after resizing."""
-        scale = min(self.info.size / min(height, width), self.info.max_size / max(height, width))
-        return max(1, int(height * scale)), max(1, int(width * scale))
+        return resized_size(height, width, self.info.size, self.info.max_size)
 
     def padded_size(self, height: int, width: int) -> tuple[int, ...]:
         """Height and width that an image has after resizing and its own padding."""
@@ -204,6 +203,12 @@ class Detector(nn.Module, ABC):
         if not self.antialias:
             resized = F.interpolate(resized[None], size=size, mode="bilinear", align_corners=False)[0]
         return resized
+
+
+def resized_size(height: int, width: int, size: int, max_size: int) -> tuple[int, int]:
+    """Height and width of an image whose short side becomes `size`, or whose long side `max_size`, if that is less."""
+    scale = min(size / min(height, width), max_size / max(height, width))
+    return max(1, int(height * scale)), max(1, int(width * scale))
 
 
 def valid_cells(batch: Batch, maps: dict[int, Tensor]) -> dict[int, Tensor]:

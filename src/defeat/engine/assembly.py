@@ -1,7 +1,7 @@
 """Makes the parts of a run from its settings: data, student, teacher, method."""
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from rich.console import Console
@@ -10,6 +10,7 @@ from defeat.data import DetectionDataset, open_dataset, split_names
 from defeat.detector import Detector, DetectorSpec, build, load
 from defeat.detector.frozen import frozen
 from defeat.distillation import Method, build_method, renamed_classes
+from defeat.engine.fitting import Choices, choose
 from defeat.engine.guards import require_able_teacher
 from defeat.engine.inference import moved, training_device
 from defeat.engine.settings import DistillSettings, TrainSettings
@@ -31,6 +32,7 @@ class Parts:
         method: turns both detectors' outputs into losses, None likewise.
         unlabelled: images that are mixed into the batches without annotations, None where there are none.
         teacher_ap50: of the teacher on a sample of the training images, 0..100; None where it was not measured.
+        choices: values of the settings that were left to the data; what comes after needs the settings with them.
     """
 
     training: DetectionDataset
@@ -40,6 +42,7 @@ class Parts:
     method: Method | None = None
     unlabelled: DetectionDataset | None = None
     teacher_ap50: float | None = None
+    choices: Choices = field(default_factory=Choices)
 
 
 def assemble(settings: TrainSettings, console: Console, unlabelled: int | None = None) -> Parts:
@@ -60,10 +63,12 @@ def assemble(settings: TrainSettings, console: Console, unlabelled: int | None =
     for dataset in (training, evaluation):
         if (problems := dataset.report()) is not None:
             console.print(f"{dataset.split}: {problems}", style="yellow", highlight=False, markup=False)
+    teacher = load(settings.teacher, settings.teacher_weights) if isinstance(settings, DistillSettings) else None
+    choices = choose(settings, training, teacher)
+    settings = choices.applied(settings)
     student = build_student(settings, training.classes)
-    if not isinstance(settings, DistillSettings):
-        return Parts(training, evaluation, student)
-    teacher = load(settings.teacher, settings.teacher_weights)
+    if not isinstance(settings, DistillSettings) or teacher is None:
+        return Parts(training, evaluation, student, choices=choices)
     method = pair(student, teacher, settings, console)
     accuracy = None
     if not settings.allow_weak_teacher:
@@ -72,7 +77,7 @@ def assemble(settings: TrainSettings, console: Console, unlabelled: int | None =
     others = None
     if settings.unlabelled_per_batch:
         others = detect_unlabelled(settings, teacher, method.classes, console, unlabelled)
-    return Parts(training, evaluation, student, teacher, method, others, accuracy)
+    return Parts(training, evaluation, student, teacher, method, others, accuracy, choices)
 
 
 def check_devices(settings: TrainSettings) -> None:
@@ -138,7 +143,7 @@ def build_student(settings: TrainSettings, classes: tuple[str, ...]) -> Detector
         size=settings.size,
         max_size=settings.long_side,
         norm=settings.norm,
-        neck_channels=settings.neck_channels,
+        neck_channels=int(settings.number("neck_channels")),
         frozen_stages=settings.frozen_stages,
         options=settings.detector_options,
     )

@@ -214,7 +214,7 @@ class DetectionModule(LightningModule):
         settings = self.settings
         optimizer = torch.optim.SGD(
             parameter_groups(self, settings.weight_decay, settings.norm_decay),
-            lr=settings.lr,
+            lr=settings.number("lr"),
             momentum=settings.momentum,
         )
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]

@@ -9,6 +9,7 @@ import yaml
 
 from defeat.data import OnBadData
 from defeat.detector.description import LARGEST_SIDE
+from defeat.detector.options import AUTO
 from defeat.errors import InputError
 
 MOST_WORKERS = 256  # each is a process with memory of its own
@@ -16,6 +17,11 @@ MOST_NODES = 10_000
 Norm = Literal["bn", "syncbn", "bn_eval", "frozen", "gn"]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 DistillPrecision = Literal["run", "bf16"]
+
+
+def fitted(usual: float) -> Any:
+    """A setting that follows from data, teacher or devices by default; `usual` is its value before that was so."""
+    return field(default=AUTO, metadata={"usual": usual})
 
 
 @dataclass(kw_only=True)
@@ -37,7 +43,8 @@ class TrainSettings:
         batch_size: images a step on each device.
         size: short side of an image after resizing, in pixels.
         max_size: upper limit of the long side, in pixels; by default 5/3 of the short side.
-        lr: learning rate after warm-up; 0.01 suits 8 images a step on all devices together.
+        lr: learning rate after warm-up; auto for 0.01 with 8 images per step on all devices together, and in proportion
+            with more or fewer.
         momentum: momentum of the optimiser (SGD), 0..1.
         weight_decay: weight decay.
         norm_decay: whether weight decay also applies to normalisation layers and biases.
@@ -47,7 +54,8 @@ class TrainSettings:
         flip: probability of mirroring a training image, 0..1.
         norm: normalisation of the backbone: bn, syncbn, bn_eval (pretrained statistics, trained weights), frozen (as
             pretrained) or gn.
-        neck_channels: channels of the feature pyramid.
+        neck_channels: channels of the feature pyramid; auto for as many as the teacher has, or without a teacher 256
+            from --size 512 on, 128 from 256 on and 64 below.
         frozen_stages: stages of the backbone that are not trained: 0 none, 1 the stem, up to 5 all.
         weights: first weights of the backbone: auto (an installed package, else a download), none, or a file.
         seed: seed of everything that is random.
@@ -61,7 +69,8 @@ class TrainSettings:
         precision: 32-true, 16-mixed or bf16-mixed.
         workers: processes that load images, for each device.
         resume: continue the run in `out` from its last checkpoint.
-        detector_options: settings of the family that differ from its defaults.
+        detector_options: settings of the family that differ from its defaults; those that are auto follow from size and
+            objects of the training split.
         expected: the figure that a recipe expects: metric, value, tolerance, source.
     """
 
@@ -78,7 +87,7 @@ class TrainSettings:
     batch_size: int = 8
     size: int = 800
     max_size: int | None = None
-    lr: float = 0.01
+    lr: float | Literal["auto"] = fitted(0.01)
     momentum: float = 0.9
     weight_decay: float = 1e-4
     norm_decay: bool = True
@@ -87,7 +96,7 @@ class TrainSettings:
     grad_clip: float = 35.0
     flip: float = 0.5
     norm: Norm = "bn"
-    neck_channels: int = 256
+    neck_channels: int | Literal["auto"] = fitted(256)
     frozen_stages: int = 0
     weights: str = "auto"
     seed: int = 0
@@ -115,7 +124,7 @@ class TrainSettings:
         for name in ("epochs", "batch_size", "log_every"):
             at_least(name, getattr(self, name), 1)
         at_least("nodes", self.nodes, 1, MOST_NODES)
-        at_least("neck_channels", self.neck_channels, 1, 8192)
+        at_least("neck_channels", self.number("neck_channels"), 1, 8192)
         for name in ("size", "max_size"):
             at_least(name, getattr(self, name), 32, LARGEST_SIDE)
         for name in ("weight_decay", "grad_clip", "frozen_stages", "eval_every", "checkpoint_every", "warmup_steps"):
@@ -128,8 +137,16 @@ class TrainSettings:
                 raise InputError(f"{option(name)} must be between 0 and 1, not {getattr(self, name)}.")
         if not all(0 <= part <= 1 for part in self.lr_milestones):
             raise InputError(f"--lr-milestones must be between 0 and 1, not {self.lr_milestones}.")
-        if not 0 < self.lr < float("inf"):
+        if not 0 < self.number("lr") < float("inf"):
             raise InputError(f"--lr must be above 0, not {self.lr}.")
+
+    def number(self, name: str) -> float:
+        """The value of a setting; its usual number where it is `auto`."""
+        value: Any = getattr(self, name)
+        if value == AUTO:
+            value = next(one for one in fields(self) if one.name == name).metadata["usual"]
+        number: float = value
+        return number
 
     @property
     def long_side(self) -> int:
@@ -263,9 +280,9 @@ def option(name: str) -> str:
 
 
 def defaults() -> dict[str, Any]:
-    """Every setting that has a default, with it."""
+    """Every setting that has a default, with it; a number where it is `auto`, as runs without that setting had it."""
     known = [one for one in fields(DistillSettings) if one.default is not MISSING]
-    return {one.name: one.default for one in known}
+    return {one.name: one.metadata.get("usual", one.default) for one in known}
 
 
 def at_least(name: str, value: float | None, least: float, most: float | None = None) -> None:
