@@ -20,7 +20,7 @@ from defeat.engine.assembly import evaluation_split
 from defeat.engine.checkpoint import is_writer
 from defeat.engine.detections import save_detections
 from defeat.engine.estimate import RunCost, estimate_run
-from defeat.engine.fitting import as_begun, choose, is_chosen
+from defeat.engine.fitting import Choices, as_begun, choose, is_chosen
 from defeat.engine.guards import fingerprint
 from defeat.engine.inference import detect_split, training_device
 from defeat.engine.lock import LockedError
@@ -96,7 +96,9 @@ def bench(
     """
     console = console or Console(stderr=True)
     variants = variants_of(methods, ablate, method_options or {})
-    template = _without_auto(DistillSettings(**options), console)
+    template = DistillSettings(**options)
+    choices = _choices(template, console)
+    template = choices.applied(template)
     matrix = Matrix.of(template, variants, seeds)
     asked = {(cell.variant, cell.seed) for cell in matrix.cells()}
     matrix.join_written()  # which may number the cells anew
@@ -109,6 +111,8 @@ def bench(
         matrix.cell_settings(cell)  # refused now, not after hours of other cells
     if ablate == "unlabelled" and template.unlabelled is None:
         raise InputError("--ablate unlabelled needs images without annotations: name their folder with --unlabelled.")
+    if (sentence := choices.describe()) and is_writer():
+        console.print(f"auto: {sentence}", highlight=False, soft_wrap=True)
     if plan:
         _print_plan(matrix, wanted, console)
         return BenchRun()
@@ -123,22 +127,19 @@ def bench(
     return BenchRun(report(matrix.folder, console) if is_writer() else None, unfinished=unfinished)
 
 
-def _without_auto(template: DistillSettings, console: Console) -> DistillSettings:
-    """Choose what is left to data and teacher once, for all cells; a comparison that is there already has its values.
+def _choices(template: DistillSettings, console: Console) -> Choices:
+    """What is left to data and teacher, chosen once for all cells; a comparison that is there already has its values.
 
     Raises:
         InputError: the data or the teacher are not valid.
     """
     if is_chosen(template):
-        return template
+        return Choices()
     folder = Path(template.out)
     if (folder / PLAN).exists():
-        return as_begun(template, Matrix.read(folder).settings).applied(template)
+        return as_begun(template, Matrix.read(folder).settings)
     training = open_dataset(template.data, template.split, template.classes, template.on_bad_data, console)
-    choices = choose(template, training, load(template.teacher, template.teacher_weights))
-    if is_writer():
-        console.print(f"auto: {choices.describe()}", highlight=False, soft_wrap=True)
-    return choices.applied(template)
+    return choose(template, training, load(template.teacher, template.teacher_weights))
 
 
 def evaluate_teacher(matrix: Matrix, console: Console) -> None:

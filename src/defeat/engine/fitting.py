@@ -113,10 +113,8 @@ def as_begun(settings: TrainSettings, begun: Mapping[str, Any]) -> Choices:
 
 def is_chosen(settings: TrainSettings) -> bool:
     """Whether nothing is left to the program."""
-    return not automatic(make_options(settings.detector, settings.detector_options)) and AUTO not in (
-        settings.neck_channels,
-        settings.lr,
-    )
+    numbers = [getattr(settings, name) for name in NUMBERS]
+    return AUTO not in numbers and not automatic(make_options(settings.detector, settings.detector_options))
 
 
 def neck_channels(settings: TrainSettings, teacher: Detector | None = None) -> int:
