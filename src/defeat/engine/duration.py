@@ -1,5 +1,6 @@
 """Says how long a training will take, where that is long and could be shorter."""
 
+from itertools import pairwise
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -40,7 +41,7 @@ class LongRunNotice(Callback):
         self.done = True
         if module.device.type != "cpu":
             return
-        whole = median(later - earlier for earlier, later in zip(self._ends, self._ends[1:], strict=False))
+        whole = median(later - earlier for earlier, later in pairwise(self._ends))
         left = (module.progress.steps - trainer.global_step) * whole
         if left > LONG:
             waiting = max(0.0, 1 - median(module.step_seconds[-STEPS:]) / whole)
