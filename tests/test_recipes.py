@@ -1,5 +1,6 @@
 """Every recipe is parsed, built and trained for two steps; and figures are judged."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -7,13 +8,15 @@ import torch
 import yaml
 
 from defeat.cli import command_parser, run_settings
+from defeat.detector import make_options
+from defeat.detector.options import settled
 from defeat.engine.assembly import build_student
 from defeat.engine.recipes import Expected, expected, find_recipe, merged, read_recipe, recipe_files
 from defeat.engine.run import run
 from defeat.errors import InputError
 from defeat.report.recipes import commands
 from tests.data.folders import coco_content, voc_object, write_coco, write_image, write_voc
-from tests.detector.tiny import tiny_options
+from tests.detector.tiny import SMALLER, tiny_options
 from tests.engine.tiny_runs import lines, save_teacher
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -69,6 +72,21 @@ def test_distilling_recipes_are_as_published():
     assert settings("coco/faster_rcnn_r152_r50_defeat_1x").method_options["backbone_strides"] == (16, 32)
 
 
+@every_recipe
+def test_a_published_recipe_leaves_nothing_to_the_data(name):
+    found = settings(name)
+    values = [found.lr, found.neck_channels, *found.detector_options.values()]
+    assert ("auto" in values) == name.startswith("small/")
+    if name.startswith("coco/") or name.startswith("voc/"):
+        usual = asdict(settled(make_options(found.detector, {})))
+        own = {"rpn_post_nms_top_n_train", "box_loss", "round_anchors", "aligned_pooling", "sampling_ratio"}
+        own |= {"initialisation", "loss_average"}
+        assert {n: v for n, v in found.detector_options.items() if n not in own} == {
+            n: v for n, v in usual.items() if n not in own
+        }
+        assert found.neck_channels == 256
+
+
 def stand_in(folder, name):
     """A data set of the format that a recipe was made for, with the classes `cat` and `dog`."""
     if name.startswith("voc/"):
@@ -95,7 +113,8 @@ def test_recipe_trains_two_steps_at_a_reduced_size(name, tmp_path):
     for field, value in {**small, "out": str(tmp_path / "run"), "workers": 0, "accelerator": "cpu"}.items():
         setattr(found, field, value)
     found.log_every = 1
-    found.detector_options |= tiny_options(found.detector)
+    tiny = tiny_options(found.detector)
+    found.detector_options |= {name: tiny[name] for name in SMALLER if name in tiny}
     if hasattr(found, "teacher"):
         found.teacher, found.allow_weak_teacher = str(teacher), True
     assert run(found).finished

@@ -12,7 +12,8 @@ from torch.utils.data import Dataset
 
 from defeat.data import open_dataset
 from defeat.data.loader import training_loader
-from defeat.detector import Detector, DetectorSpec, build, save_model
+from defeat.detector import Detector, DetectorSpec, build, make_options, save_model
+from defeat.detector.options import settled
 from defeat.distillation import DeFeat
 from defeat.engine.settings import DistillSettings, TrainSettings
 from defeat.types import Target
@@ -115,7 +116,8 @@ class Work:
             "lr": 1e-4,
             "accelerator": "cpu" if self.device == "cpu" else "gpu",
             "precision": self.precision,
-            "detector_options": self.options,
+            # All of them: what is left out would follow from the data.
+            "detector_options": asdict(settled(make_options(self.family, self.options))),
         }
         if teacher is None:
             return TrainSettings(**shared)

@@ -13,13 +13,17 @@ from defeat.types import Target
 CLASSES = ("cat", "dog", "owl")
 BACKBONE = "mobilenetv3_small_050"
 SMALLER = {"box_representation_size": 16, "box_batch_size_per_image": 16, "rpn_batch_size_per_image": 16}
+# What follows from the data where it is not given.
+USUAL = {"anchor_sizes": [32, 64, 128, 256, 512], "topk_candidates": 1000, "head_norm": "none"}
+USUAL |= {"rpn_pre_nms_top_n_train": 2000, "rpn_post_nms_top_n_train": 2000}
+USUAL |= {"rpn_pre_nms_top_n_test": 1000, "rpn_post_nms_top_n_test": 1000}
 UNSELECTIVE = {"score_thresh": 0.0, "box_score_thresh": 0.0}
 
 
 def tiny_options(family: str, **more: Any) -> dict[str, Any]:
-    """Those of the given settings that the family has."""
+    """Those of the given settings that the family has, with the numbers of torchvision instead of fitted ones."""
     known = {field.name for field in fields(family_options(family))}
-    return {name: value for name, value in {**SMALLER, **more}.items() if name in known}
+    return {name: value for name, value in {**USUAL, **SMALLER, **more}.items() if name in known}
 
 
 def tiny_detector(family: str, backbone: str = BACKBONE, *, seed: int = 0, weights: str = "none", **spec: Any):

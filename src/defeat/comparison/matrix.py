@@ -15,7 +15,7 @@ from defeat.detector.files import write_into
 from defeat.distillation import METHODS as METHODS_BY_NAME
 from defeat.distillation import find_method, method_defaults
 from defeat.engine.checkpoint import RunDirectory
-from defeat.engine.settings import BEFORE, DistillSettings, TrainSettings, at_least, earlier_defaults, option
+from defeat.engine.settings import DistillSettings, TrainSettings, at_least, earlier_defaults, option
 from defeat.errors import InputError, unknown_name
 
 NONE = "none"
@@ -105,10 +105,9 @@ class Matrix:
     def __init__(self, folder: Path, settings: dict[str, Any], variants: dict[str, Variant], seeds: int) -> None:
         at_least("seeds", seeds, 1, 1000)
         if "inherit" not in settings:  # written before there was a choice
-            settings = settings | {"inherit": BEFORE["inherit"]}
+            settings = settings | {"inherit": "none"}
             variants = {
-                name: replace(one, settings={"inherit": BEFORE["inherit"]} | one.settings)
-                for name, one in variants.items()
+                name: replace(one, settings={"inherit": "none"} | one.settings) for name, one in variants.items()
             }
         self.folder, self.settings, self.variants, self.seeds = folder, settings, variants, seeds
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
-from defeat.comparison.matrix import METHODS, NONE, Cell, Matrix, chosen, variants_of
-from defeat.data import class_names
+from defeat.comparison.matrix import METHODS, NONE, PLAN, Cell, Matrix, chosen, variants_of
+from defeat.data import class_names, open_dataset
 from defeat.detector import load
 from defeat.detector.files import write_atomically
 from defeat.distillation import ClassMap, renamed_classes
@@ -20,6 +20,7 @@ from defeat.engine.assembly import evaluation_split
 from defeat.engine.checkpoint import is_writer
 from defeat.engine.detections import save_detections
 from defeat.engine.estimate import RunCost, estimate_run
+from defeat.engine.fitting import Choices, as_begun, choose, is_chosen
 from defeat.engine.guards import fingerprint
 from defeat.engine.inference import detect_split, training_device
 from defeat.engine.lock import LockedError
@@ -95,8 +96,11 @@ def bench(
         InputError: an option, the data, the teacher or the folder is not valid.
     """
     console = console or Console(stderr=True)
+    variants = variants_of(methods, ablate, method_options or {})
     template = DistillSettings(**options)
-    matrix = Matrix.of(template, variants_of(methods, ablate, method_options or {}, template.inherit), seeds)
+    choices = _choices(template, console)
+    template = choices.applied(template)
+    matrix = Matrix.of(template, variants, seeds)
     asked = {(cell.variant, cell.seed) for cell in matrix.cells()}
     matrix.join_written()  # which may number the cells anew
     every = matrix.cells()
@@ -108,6 +112,8 @@ def bench(
         matrix.cell_settings(cell)  # refused now, not after hours of other cells
     if ablate == "unlabelled" and template.unlabelled is None:
         raise InputError("--ablate unlabelled needs images without annotations: name their folder with --unlabelled.")
+    if (sentence := choices.describe()) and is_writer():
+        console.print(f"auto: {sentence}", highlight=False, soft_wrap=True)
     if plan:
         _print_plan(matrix, wanted, console)
         return BenchRun()
@@ -120,6 +126,21 @@ def bench(
         return BenchRun(stopped=True, signal=stopped.signal)
     unfinished = tuple(cell.folder for cell in wanted if not matrix.finished(cell))
     return BenchRun(report(matrix.folder, console) if is_writer() else None, unfinished=unfinished)
+
+
+def _choices(template: DistillSettings, console: Console) -> Choices:
+    """What is left to data and teacher, chosen once for all cells; a comparison that is there already has its values.
+
+    Raises:
+        InputError: the data or the teacher are not valid.
+    """
+    if is_chosen(template):
+        return Choices()
+    folder = Path(template.out)
+    if (folder / PLAN).exists():
+        return as_begun(template, Matrix.read(folder).settings)
+    training = open_dataset(template.data, template.split, template.classes, template.on_bad_data, console)
+    return choose(template, training, load(template.teacher, template.teacher_weights))
 
 
 def evaluate_teacher(matrix: Matrix, console: Console) -> None:

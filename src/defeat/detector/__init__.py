@@ -1,16 +1,18 @@
 """Detectors: build one from its description, load one from a run, a file or torchvision."""
 
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from defeat.detector.base import Detector, DetectorSpec
 from defeat.detector.families import faster_rcnn, retinanet
 from defeat.detector.files import load_model, save_model
+from defeat.detector.options import AUTO
 from defeat.detector.pretrained import load_torchvision
 from defeat.errors import InputError, unknown_name
 
-__all__ = ["FAMILIES", "Detector", "DetectorSpec", "build", "family_options", "load", "save_model"]
+__all__ = ["FAMILIES", "Detector", "DetectorSpec", "build", "family_options", "load", "make_options", "save_model"]
 
 # A family is a file with `build(spec, weights)`, an options dataclass, and a line here.
 FAMILIES = {
@@ -19,7 +21,7 @@ FAMILIES = {
 }
 
 
-def family_options(family: str) -> type:
+def family_options(family: str) -> Any:
     """The dataclass of a family's settings.
 
     Raises:
@@ -30,8 +32,22 @@ def family_options(family: str) -> type:
     return FAMILIES[family][1]
 
 
+def make_options(family: str, values: Mapping[str, Any]) -> Any:
+    """A family's settings, with its defaults where they are not given.
+
+    Raises:
+        InputError: the family or a setting is unknown, or a value is not valid.
+    """
+    kind = family_options(family)
+    valid = {one.name for one in fields(kind)}
+    for name in values:
+        if name not in valid:
+            raise unknown_name(f"option of {family}", name, valid)
+    return kind(**values)
+
+
 def build(spec: DetectorSpec, weights: str = "auto") -> Detector:
-    """Build a detector.
+    """Build a detector; what would follow from training data is as in torchvision.
 
     Args:
         spec: what to build.
@@ -41,10 +57,8 @@ def build(spec: DetectorSpec, weights: str = "auto") -> Detector:
     Raises:
         InputError: unknown family, backbone or option, or weights that don't fit.
     """
-    valid = {one.name for one in fields(family_options(spec.family))}
-    for name in spec.options:
-        if name not in valid:
-            raise unknown_name(f"option of {spec.family}", name, valid)
+    spec = replace(spec, options={name: value for name, value in spec.options.items() if value != AUTO})
+    make_options(spec.family, spec.options)
     if not spec.classes:
         raise InputError("A detector needs at least one class.")
     detector: Detector = FAMILIES[spec.family][0](spec, weights)

@@ -197,9 +197,8 @@ class Detector(nn.Module, ABC):
 
     def resized_size(self, height: int, width: int, scale: float = 1.0) -> tuple[int, int]:
         """Height and width that an image of this height, width and `Target.scale` has after resizing."""
-        short, long = round(self.info.size * scale), self.info.max_size * min(1.0, scale)
-        ratio = min(short / min(height, width), long / max(height, width))
-        return max(1, int(height * ratio)), max(1, int(width * ratio))
+        longest = self.info.max_size * min(1.0, scale)
+        return resized_size(height, width, round(self.info.size * scale), longest)
 
     def padded_size(self, height: int, width: int, scale: float = 1.0) -> tuple[int, ...]:
         """Height and width that an image has after resizing and its own padding."""
@@ -229,6 +228,12 @@ class Detector(nn.Module, ABC):
         if not self.antialias:
             resized = F.interpolate(resized[None], size=size, mode="bilinear", align_corners=False)[0]
         return resized
+
+
+def resized_size(height: int, width: int, size: int, max_size: int) -> tuple[int, int]:
+    """Height and width of an image whose short side becomes `size`, or whose long side `max_size`, if that is less."""
+    scale = min(size / min(height, width), max_size / max(height, width))
+    return max(1, int(height * scale)), max(1, int(width * scale))
 
 
 def valid_cells(batch: Batch, maps: dict[int, Tensor]) -> dict[int, Tensor]:

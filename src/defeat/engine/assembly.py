@@ -1,7 +1,7 @@
 """Makes the parts of a run from its settings: data, student, teacher, method."""
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from defeat.detector.frozen import frozen
 from defeat.detector.weights import misfits
 from defeat.distillation import Method, build_method, renamed_classes
 from defeat.distillation.inheritance import Inheritance
+from defeat.engine.fitting import Choices, choose
 from defeat.engine.guards import require_able_teacher
 from defeat.engine.inference import moved, training_device
 from defeat.engine.inheriting import inherit_from
@@ -39,6 +40,7 @@ class Parts:
         teacher_ap50: of the teacher on a sample of the training images, 0..100; None where it was not measured.
         inherited: what the student took over from the teacher at the start; None without a teacher.
         doubts: why little can be expected of the teacher, in sentences.
+        choices: values of the settings that were left to the data; what comes after needs the settings with them.
     """
 
     training: DetectionDataset
@@ -50,6 +52,7 @@ class Parts:
     teacher_ap50: float | None = None
     inherited: Inheritance | None = None
     doubts: tuple[str, ...] = ()
+    choices: Choices = field(default_factory=Choices)
 
 
 def assemble(settings: TrainSettings, console: Console, unlabelled: int | None = None) -> Parts:
@@ -73,10 +76,12 @@ def assemble(settings: TrainSettings, console: Console, unlabelled: int | None =
     for dataset in (training, evaluation):
         if (problems := dataset.report()) is not None:
             console.print(f"{dataset.split}: {problems}", style="yellow", highlight=False, markup=False)
+    teacher = load(settings.teacher, settings.teacher_weights) if isinstance(settings, DistillSettings) else None
+    choices = choose(settings, training, teacher)
+    settings = choices.applied(settings)
     student = build_student(settings, training.classes)
-    if not isinstance(settings, DistillSettings):
-        return Parts(training, evaluation, student)
-    teacher = load(settings.teacher, settings.teacher_weights)
+    if not isinstance(settings, DistillSettings) or teacher is None:
+        return Parts(training, evaluation, student, choices=choices)
     method = pair(student, teacher, settings, console)
     inherited = inherit_from(teacher, student, method.classes, settings, console)
     accuracy = None
@@ -89,7 +94,7 @@ def assemble(settings: TrainSettings, console: Console, unlabelled: int | None =
     others = None
     if settings.unlabelled_per_batch:
         others = detect_unlabelled(settings, teacher, method.classes, console, unlabelled)
-    return Parts(training, evaluation, student, teacher, method, others, accuracy, inherited, doubts)
+    return Parts(training, evaluation, student, teacher, method, others, accuracy, inherited, doubts, choices)
 
 
 def check_devices(settings: TrainSettings) -> None:
@@ -155,7 +160,7 @@ def build_student(settings: TrainSettings, classes: tuple[str, ...]) -> Detector
         size=settings.size,
         max_size=settings.long_side,
         norm=settings.norm,
-        neck_channels=settings.neck_channels,
+        neck_channels=int(settings.number("neck_channels")),
         frozen_stages=settings.frozen_stages,
         options=settings.detector_options,
     )

@@ -86,7 +86,9 @@ def estimate_run(settings: TrainSettings, console: Console) -> RunCost:
     Raises:
         InputError: something about the settings, the data or the pair is not valid.
     """
-    return estimate_parts(settings, with_frozen_teacher(assemble(settings, console, UNLABELLED), settings))
+    parts = assemble(settings, console, UNLABELLED)
+    settings = parts.choices.applied(settings)
+    return estimate_parts(settings, with_frozen_teacher(parts, settings))
 
 
 def estimate_parts(settings: TrainSettings, parts: Parts) -> RunCost:

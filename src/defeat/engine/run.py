@@ -24,6 +24,7 @@ from defeat.engine.checkpoint import RunDirectory
 from defeat.engine.checkpoint_file import CheckpointFile
 from defeat.engine.datamodule import DetectionDataModule
 from defeat.engine.detections import save_detections
+from defeat.engine.duration import LongRunNotice
 from defeat.engine.evaluate import EvaluationResult
 from defeat.engine.guards import fingerprint, require_same_detections, require_student_alone
 from defeat.engine.inheriting import keep
@@ -111,6 +112,9 @@ def _run(settings: TrainSettings, directory: RunDirectory, console: Console) -> 
     began = perf_counter()
     figure = expected(settings.expected)
     parts = assemble(settings, console)
+    settings = parts.choices.applied(settings)
+    if sentence := parts.choices.describe():
+        rank_zero_only(console.print)(f"auto: {sentence}", highlight=False, soft_wrap=True)
     taught_by = None if parts.teacher is None else fingerprint(parts.teacher)
     parts = with_frozen_teacher(parts, settings)
     if isinstance(settings, DistillSettings):
@@ -200,7 +204,7 @@ def _fit(
             enable_checkpointing=False,
             enable_progress_bar=console.is_terminal,
             enable_model_summary=False,
-            callbacks=[progress_callback(console), saver],
+            callbacks=[progress_callback(console), saver, LongRunNotice()],
             logger=[*build_loggers(settings), log],
             plugins=[CheckpointFile(module)],
             default_root_dir=directory.folder,

@@ -11,6 +11,7 @@ from defeat.data import OnBadData
 from defeat.data.augmentations import endless_parts, training_augmentation
 from defeat.data.transforms import Augmentation
 from defeat.detector.description import LARGEST_SIDE
+from defeat.detector.options import AUTO
 from defeat.errors import InputError
 
 MOST_WORKERS = 256  # each is a process with memory of its own
@@ -19,11 +20,14 @@ Norm = Literal["bn", "syncbn", "bn_eval", "frozen", "gn"]
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 DistillPrecision = Literal["run", "bf16"]
 Inherit = Literal["none", "neck", "neck+head", "auto"]
-# What a setting amounted to in runs of a time when it did not exist, where that is not its default.
-BEFORE = {"inherit": "none"}
 LoggerName = Literal["tensorboard", "csv", "wandb", "mlflow"]
 MILESTONES = (8 / 12, 11 / 12)
 LEAST_SGD_LR = 0.01  # AdamW diverges with what SGD needs
+
+
+def fitted(usual: float) -> Any:
+    """A setting that follows from data, teacher or devices by default; `usual` is its value before that was so."""
+    return field(default=AUTO, metadata={"usual": usual})
 
 
 @dataclass(kw_only=True)
@@ -47,7 +51,8 @@ class TrainSettings:
         size: short side of an image after resizing, in pixels.
         max_size: upper limit of the long side, in pixels; by default 5/3 of the short side.
         optimizer: sgd or adamw.
-        lr: learning rate after warm-up, for 8 images a step on all devices together: 0.01 suits SGD, 0.0001 AdamW.
+        lr: learning rate after warm-up; auto for 0.01 (sgd, in proportion to the images per step) or 0.0002 (adamw, in
+            proportion to their square root) with 8 images per step on all devices together.
         backbone_lr_factor: learning rate of the backbone's body, as a part of that of everything else, above 0, at most
             1.
         momentum: momentum of SGD, 0..1; AdamW has its usual 0.9 and 0.999.
@@ -67,7 +72,8 @@ class TrainSettings:
         flip: probability of mirroring a training image, 0..1; without effect where `augment` has no flip.
         norm: normalisation of the backbone: bn, syncbn, bn_eval (pretrained statistics, trained weights), frozen (as
             pretrained) or gn.
-        neck_channels: channels of the feature pyramid.
+        neck_channels: channels of the feature pyramid; auto for as many as the teacher has, or without a teacher 256
+            from --size 512 on, 128 from 256 on and 64 below.
         frozen_stages: stages of the backbone that are not trained: 0 none, 1 the stem, up to 5 all.
         weights: first weights of the backbone: auto (an installed package, else a download), none, or a file; or a run
             directory, with whose trained detector this one begins.
@@ -89,7 +95,8 @@ class TrainSettings:
         precision: 32-true, 16-mixed or bf16-mixed.
         workers: processes that load images, for each device.
         resume: continue the run in `out` from its last checkpoint.
-        detector_options: settings of the family that differ from its defaults.
+        detector_options: settings of the family that differ from its defaults; those that are auto follow from size and
+            objects of the training split.
         expected: the figure that a recipe expects: metric, value, tolerance, source.
     """
 
@@ -107,7 +114,7 @@ class TrainSettings:
     size: int = 800
     max_size: int | None = None
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 0.01
+    lr: float | Literal["auto"] = fitted(0.01)
     backbone_lr_factor: float = 1.0
     momentum: float = 0.9
     weight_decay: float = 1e-4
@@ -120,7 +127,7 @@ class TrainSettings:
     augment: str = "flip"
     flip: float = 0.5
     norm: Norm = "bn"
-    neck_channels: int = 256
+    neck_channels: int | Literal["auto"] = fitted(256)
     frozen_stages: int = 0
     weights: str = "auto"
     seed: int = 0
@@ -151,7 +158,7 @@ class TrainSettings:
         for name in ("epochs", "batch_size", "log_every"):
             at_least(name, getattr(self, name), 1)
         at_least("nodes", self.nodes, 1, MOST_NODES)
-        at_least("neck_channels", self.neck_channels, 1, 8192)
+        at_least("neck_channels", self.number("neck_channels"), 1, 8192)
         for name in ("size", "max_size"):
             at_least(name, getattr(self, name), 32, LARGEST_SIDE)
         for name in ("weight_decay", "grad_clip", "frozen_stages", "eval_every", "checkpoint_every", "warmup_steps"):
@@ -169,9 +176,9 @@ class TrainSettings:
     def _check_optimisation(self) -> None:
         if not all(0 <= part <= 1 for part in self.lr_milestones):
             raise InputError(f"--lr-milestones must be between 0 and 1, not {self.lr_milestones}.")
-        if not 0 < self.lr < float("inf"):
+        if not 0 < self.number("lr") < float("inf"):
             raise InputError(f"--lr must be above 0, not {self.lr}.")
-        if self.optimizer == "adamw" and self.lr >= LEAST_SGD_LR:
+        if self.optimizer == "adamw" and self.lr != AUTO and self.number("lr") >= LEAST_SGD_LR:
             raise InputError(
                 f"--lr {self.lr} is for SGD, AdamW would diverge with it: give about --lr 0.0001 for 8 images a step."
             )
@@ -228,6 +235,14 @@ class TrainSettings:
         """How training images are changed at random."""
         return training_augmentation(self.augment, flip=self.flip, size=self.size)
 
+    def number(self, name: str) -> float:
+        """The value of a setting; its usual number where it is `auto`."""
+        value: Any = getattr(self, name)
+        if value == AUTO:
+            value = next(one for one in fields(self) if one.name == name).metadata["usual"]
+        number: float = value
+        return number
+
     @property
     def long_side(self) -> int:
         """Upper limit of an image's long side, in pixels."""
@@ -272,7 +287,7 @@ class DistillSettings(TrainSettings):
     teacher_weights: str | None = None
     distill_precision: DistillPrecision = "run"
     method: str = "defeat"
-    inherit: Inherit = "auto"
+    inherit: Inherit = field(default="auto", metadata={"usual": "none"})
     balance: float | None = None
     class_map: str | dict[str, str | None] | None = None
     unlabelled: str | None = None
@@ -370,7 +385,7 @@ def option(name: str) -> str:
 def earlier_defaults() -> dict[str, Any]:
     """Every setting that has a default, with what it amounted to in a run whose file does not name it."""
     known = [one for one in fields(DistillSettings) if one.default is not MISSING]
-    return {one.name: one.default for one in known} | BEFORE
+    return {one.name: one.metadata.get("usual", one.default) for one in known}
 
 
 def at_least(name: str, value: float | None, least: float, most: float | None = None) -> None:

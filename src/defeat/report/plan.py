@@ -78,6 +78,8 @@ class Plan:
         teacher_ap50: AP50 of the teacher on a sample of the training images; None where it was not measured.
         levels: which levels meet, and what adapts the student's channels.
         classes: for each class of the student the teacher's classes that meet it, by name.
+        chosen: values of the settings that were left to the data, by name.
+        chosen_text: the same as a line for people.
         method: name of the method.
         weights: weights of its terms that are above zero, by option.
         losses: all losses in a step with the first weights, weighted.
@@ -99,6 +101,8 @@ class Plan:
     teacher_ap50: float | None
     levels: list[PlannedLevel]
     classes: dict[str, list[str]]
+    chosen: dict[str, Any]
+    chosen_text: str
     method: str
     weights: dict[str, float]
     losses: dict[str, float]
@@ -141,6 +145,9 @@ def make_plan(settings: DistillSettings, console: Console | None = None) -> Plan
     directory = RunDirectory(settings.out)
     directory.require_free(settings)
     parts = assemble(settings, console, UNLABELLED)
+    chosen = parts.choices.applied(settings)
+    assert isinstance(chosen, DistillSettings)
+    settings = chosen
     settings, ready = balanced(settings, with_frozen_teacher(parts, settings), console, write=False)
     cost = estimate_parts(settings, ready)
     made = _planned(settings, replace(ready, teacher=parts.teacher), cost)
@@ -159,6 +166,8 @@ def _planned(settings: DistillSettings, parts: Parts, cost: RunCost) -> Plan:
         teacher_ap50=parts.teacher_ap50,
         levels=_levels(parts.method),
         classes=_classes(parts.method.classes, parts.teacher.info.classes),
+        chosen=parts.choices.to_dict(),
+        chosen_text=parts.choices.describe(),
         method=settings.method,
         weights=method_weights(settings),
         losses=cost.measured.losses,
@@ -278,6 +287,8 @@ def print_plan(made: Plan, console: Console) -> None:
     )
     for sentence in made.inherited:
         console.print(Text(sentence))
+    if made.chosen_text:
+        console.print(f"chosen for this data: {made.chosen_text}", highlight=False, soft_wrap=True)
     weights = ", ".join(f"{name} {value:g}" for name, value in made.weights.items()) or "none"
     console.print(f"method: {made.method}, weights: {weights}\n", highlight=False)
     pulls = {name: decimal(made.pulls[name], 2) if name in made.pulls else "" for name in made.losses}

@@ -4,8 +4,8 @@ torchvision counts classes from 1 and keeps 0 for the background. That numbering
 are 0..K-1 and the background is the last column.
 """
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from defeat.detector.base import (
     torchvision_targets,
     valid_cells,
 )
-from defeat.detector.options import require_valid
+from defeat.detector.options import automatic, fitted_to_data, require_valid, settled
 from defeat.detector.published import (
     AlignedPooling,
     ExactAnchors,
@@ -34,14 +34,19 @@ from defeat.detector.published import (
     initialise_second_stage,
     second_stage_loss,
 )
+from defeat.detector.statistics import ObjectStatistics, fit_sides
 from defeat.types import Batch, Detections, DetectorInfo, DetectorOutput, Maps, Proposals
 
 POOLED = 7  # cells of a pooled box in either direction
+STRIDES = (4, 8, 16, 32, 64)
+FULL_SIZE = 800  # pixels, at which torchvision's numbers are right
 
 
 @dataclass(frozen=True)
 class FasterRCNNOptions:
     """Settings of the family; the defaults are torchvision's, and so are checkpoints made with them.
+
+    What is `auto` follows from size and objects of the training data; without data, it is torchvision's, too.
 
     Attributes:
         anchor_sizes: side of the anchors, in pixels of the resized image, one for each level from stride 4 to 64.
@@ -64,15 +69,19 @@ class FasterRCNNOptions:
         initialisation: first weights of pyramid and second stage: torchvision or published.
     """
 
-    anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
-    rpn_pre_nms_top_n_train: int = 2000
-    rpn_post_nms_top_n_train: int = 2000
-    rpn_pre_nms_top_n_test: int = 1000
-    rpn_post_nms_top_n_test: int = 1000
+    strides: ClassVar[tuple[int, ...]] = STRIDES
+
+    anchor_sizes: tuple[int, ...] | Literal["auto"] = fitted_to_data(
+        (32, 64, 128, 256, 512), "anchors {} px", as_teacher=True, same_size=True
+    )
+    rpn_pre_nms_top_n_train: int | Literal["auto"] = fitted_to_data(2000)
+    rpn_post_nms_top_n_train: int | Literal["auto"] = fitted_to_data(2000, "{} proposals")
+    rpn_pre_nms_top_n_test: int | Literal["auto"] = fitted_to_data(1000)
+    rpn_post_nms_top_n_test: int | Literal["auto"] = fitted_to_data(1000, "{} in prediction")
     rpn_batch_size_per_image: int = 256
-    box_batch_size_per_image: int = 512
+    box_batch_size_per_image: int | Literal["auto"] = fitted_to_data(512, "{} of them sampled")
     box_positive_fraction: float = 0.25
-    box_representation_size: int = 1024
+    box_representation_size: int | Literal["auto"] = fitted_to_data(1024, "second stage {} wide", as_teacher=True)
     box_score_thresh: float = 0.05
     box_nms_thresh: float = 0.5
     box_detections_per_img: int = 100
@@ -85,6 +94,34 @@ class FasterRCNNOptions:
     def __post_init__(self) -> None:
         """Refuse settings that can't work."""
         require_valid(self)
+
+    def fitted(self, statistics: ObjectStatistics) -> "FasterRCNNOptions":
+        """The same with a number for everything that follows from the data; at 800 pixels torchvision's, but anchors.
+
+        Proposals are in proportion to the short side, as anchors on an object of the same relative size are to both of
+        its sides; crowded images get more, up to torchvision's.
+        """
+        share = min(1.0, statistics.size / FULL_SIZE)
+        crowd = statistics.objects_in_an_image(0.9)
+        in_training, in_prediction = _scaled(2000, share, 16 * crowd), _scaled(1000, share, 8 * crowd)
+        numbers = {
+            "rpn_pre_nms_top_n_train": in_training,
+            "rpn_post_nms_top_n_train": in_training,
+            "rpn_pre_nms_top_n_test": in_prediction,
+            "rpn_post_nms_top_n_test": in_prediction,
+            "box_batch_size_per_image": _scaled(512, share, 8 * crowd),
+            "box_representation_size": 1024 if statistics.size >= 512 else 512,
+        }
+        names = automatic(self)
+        fitted: dict[str, Any] = {name: value for name, value in numbers.items() if name in names}
+        if "anchor_sizes" in names:
+            fitted["anchor_sizes"] = fit_sides(statistics, STRIDES)
+        return replace(self, **fitted)
+
+
+def _scaled(full: int, share: float, least: float) -> int:
+    """Part of a number, but not less than `least` if that is not more than all of it; in steps of 16."""
+    return min(full, -(-int(max(full * share, least)) // 16) * 16)
 
 
 class FasterRCNN(Detector):
@@ -247,8 +284,8 @@ def _background_last(logits: Tensor) -> Tensor:
 
 def build(spec: DetectorSpec, weights: str) -> FasterRCNN:
     """Build a detector from its description; `weights` is the backbone's (see `find_weights`)."""
-    options = FasterRCNNOptions(**spec.options)
-    strides = (4, 8, 16, 32)
+    options: Any = settled(FasterRCNNOptions(**spec.options))
+    strides = STRIDES[:-1]
     backbone = build_backbone(
         spec.backbone,
         strides=strides,
@@ -257,7 +294,7 @@ def build(spec: DetectorSpec, weights: str) -> FasterRCNN:
         neck_channels=spec.neck_channels,
         frozen_stages=spec.frozen_stages,
         extra_blocks=lambda last, neck: LastLevelMaxPool(),
-        extra_strides=(64,),
+        extra_strides=STRIDES[-1:],
     )
     width, classes = options.box_representation_size, len(spec.classes) + 1
     kind = AnchorGenerator if options.round_anchors else ExactAnchors
@@ -310,6 +347,6 @@ def from_torchvision(core: TorchvisionFasterRCNN, classes: tuple[str, ...], name
         mean=tuple(core.transform.image_mean),
         std=tuple(core.transform.image_std),
     )
-    detector = FasterRCNN(core, backbone, spec, FasterRCNNOptions())
+    detector = FasterRCNN(core, backbone, spec, settled(FasterRCNNOptions()))
     detector.antialias = False
     return detector

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,17 +26,22 @@ from defeat.detector.base import (
     torchvision_targets,
     valid_cells,
 )
-from defeat.detector.options import require_valid
+from defeat.detector.options import automatic, fitted_to_data, require_valid, settled
 from defeat.detector.published import ExactAnchors, initialise_pyramid, one_stage_loss
+from defeat.detector.statistics import ObjectStatistics, fit_sides
 from defeat.errors import InputError
 from defeat.types import Batch, DensePredictions, Detections, DetectorInfo, DetectorOutput, Maps, Target
 
 STRIDES = (8, 16, 32, 64, 128)
+OCTAVES = tuple(2 ** (third / 3) for third in range(3))
+FULL_SIZE = 800  # pixels, at which torchvision's numbers are right
 
 
 @dataclass(frozen=True)
 class RetinaNetOptions:
     """Settings of the family; the defaults are torchvision's.
+
+    What is `auto` follows from size and objects of the training data; without data, it is torchvision's, too.
 
     Attributes:
         anchor_sizes: side of the smallest anchor of each level, in pixels of the resized image, from stride 8 to 128;
@@ -55,14 +60,18 @@ class RetinaNetOptions:
         initialisation: first weights of the pyramid: torchvision or published.
     """
 
-    anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
+    strides: ClassVar[tuple[int, ...]] = STRIDES
+
+    anchor_sizes: tuple[int, ...] | Literal["auto"] = fitted_to_data(
+        (32, 64, 128, 256, 512), "anchors {} px", as_teacher=True, same_size=True
+    )
     score_thresh: float = 0.05
     nms_thresh: float = 0.5
     detections_per_img: int = 300
-    topk_candidates: int = 1000
+    topk_candidates: int | Literal["auto"] = fitted_to_data(1000, "{} candidates a level")
     fg_iou_thresh: float = 0.5
     bg_iou_thresh: float = 0.4
-    head_norm: Literal["none", "gn"] = "none"
+    head_norm: Literal["auto", "none", "gn"] = fitted_to_data("none", "head norm {}", as_teacher=True)
     loss_average: Literal["image", "batch"] = "image"
     round_anchors: bool = True
     initialisation: Literal["torchvision", "published"] = "torchvision"
@@ -75,6 +84,17 @@ class RetinaNetOptions:
                 f"--detector.bg-iou-thresh must be at most --detector.fg-iou-thresh ({self.fg_iou_thresh}), not "
                 f"{self.bg_iou_thresh}."
             )
+
+    def fitted(self, statistics: ObjectStatistics) -> "RetinaNetOptions":
+        """The same with a value for everything that follows from the data."""
+        names = automatic(self)
+        share = min(1.0, statistics.size / FULL_SIZE)
+        least = max(100.0, 8 * statistics.objects_in_an_image(0.9))
+        values: dict[str, Any] = {"topk_candidates": min(1000, round(max(1000 * share, least))), "head_norm": "gn"}
+        fitted = {name: value for name, value in values.items() if name in names}
+        if "anchor_sizes" in names:
+            fitted["anchor_sizes"] = fit_sides(statistics, STRIDES, OCTAVES)
+        return replace(self, **fitted)
 
 
 class UpperLevels(LastLevelP6P7):  # type: ignore[misc] # torchvision has no types
@@ -125,6 +145,7 @@ class RetinaNet(Detector):
         self.proposal_matcher = Matcher(options.fg_iou_thresh, options.bg_iou_thresh, allow_low_quality_matches=True)
         self.box_coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
         self.score_thresh, self.nms_thresh = options.score_thresh, options.nms_thresh
+        assert isinstance(options.topk_candidates, int)
         self.detections_per_img, self.topk_candidates = options.detections_per_img, options.topk_candidates
         self.first_label = first_label
         self.loss_average = options.loss_average
@@ -269,7 +290,7 @@ class RetinaNet(Detector):
 
 
 def _anchor_generator(sizes: tuple[int, ...], rounded: bool) -> AnchorGenerator:
-    octaves = tuple(tuple(size * 2 ** (third / 3) for third in range(3)) for size in sizes)
+    octaves = tuple(tuple(size * octave for octave in OCTAVES) for size in sizes)
     if rounded:
         octaves = tuple(tuple(int(side) for side in octave) for octave in octaves)
     return (AnchorGenerator if rounded else ExactAnchors)(octaves, ((0.5, 1.0, 2.0),) * len(octaves))
@@ -277,7 +298,7 @@ def _anchor_generator(sizes: tuple[int, ...], rounded: bool) -> AnchorGenerator:
 
 def build(spec: DetectorSpec, weights: str) -> RetinaNet:
     """Build a detector from its description; `weights` is the backbone's (see `find_weights`)."""
-    options = RetinaNetOptions(**spec.options)
+    options: Any = settled(RetinaNetOptions(**spec.options))
     backbone = build_backbone(
         spec.backbone,
         strides=STRIDES[:3],
@@ -309,6 +330,7 @@ def from_torchvision(core: TorchvisionRetinaNet, classes: tuple[str, ...], name:
     backbone = Backbone(
         core.backbone.body, fpn, dict(zip(STRIDES[:3], channels, strict=True)), dict.fromkeys(STRIDES, 256)
     )
+    options = settled(RetinaNetOptions(head_norm="gn" if _has_group_norm(core.head) else "none"))
     spec = DetectorSpec(
         "retinanet",
         name,
@@ -317,7 +339,13 @@ def from_torchvision(core: TorchvisionRetinaNet, classes: tuple[str, ...], name:
         max_size=core.transform.max_size,
         mean=tuple(core.transform.image_mean),
         std=tuple(core.transform.image_std),
+        options={"head_norm": options.head_norm},
     )
-    detector = RetinaNet(backbone, core.head, core.anchor_generator, spec, RetinaNetOptions(), first_label=1)
+    detector = RetinaNet(backbone, core.head, core.anchor_generator, spec, options, first_label=1)
     detector.antialias = False
     return detector
+
+
+def _has_group_norm(head: nn.Module) -> bool:
+    """As torchvision's second version has."""
+    return any(isinstance(layer, nn.GroupNorm) for layer in head.modules())

@@ -1,0 +1,132 @@
+"""What follows from the objects of a training split: anchors, and the numbers of each family."""
+
+import itertools
+from dataclasses import asdict, fields
+
+import pytest
+import torch
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import box_iou
+
+from defeat.data.dataset import BoxTable, DetectionDataset, Sample
+from defeat.detector import FAMILIES, make_options
+from defeat.detector.options import automatic, settled
+from defeat.detector.statistics import ObjectStatistics, best_overlaps, fit_sides, object_statistics
+from defeat.errors import InputError
+from tests.detector.tiny import images, target, tiny_detector, tiny_options
+
+every_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+def dataset(boxes, size=(100, 200), images=2, difficult=()):
+    """The boxes are those of the first image."""
+    samples = [
+        Sample("-", "-", index, size, True, 0 if index == 0 else len(boxes), len(boxes)) for index in range(images)
+    ]
+    flags = torch.tensor([index in difficult for index in range(len(boxes))], dtype=torch.bool)
+    labels = torch.zeros(len(boxes), dtype=torch.int64)
+    table = BoxTable(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), labels, flags, torch.zeros_like(flags))
+    return DetectionDataset(name="-", split="train", classes=["cat"], samples=samples, table=table)
+
+
+def squares(*sides, size=160, each=20):
+    """Objects of these sides all over an image of 160 x 160 pixels."""
+    generator = torch.Generator().manual_seed(0)
+    side = torch.tensor([float(one) for one in sides]).repeat_interleave(each)
+    corner = torch.rand(len(side), 2, generator=generator) * (160 - side)[:, None]
+    boxes = torch.cat([corner, corner + side[:, None]], dim=1)
+    return ObjectStatistics(size, boxes, torch.full((len(side), 2), 160.0), torch.tensor([float(len(side))]))
+
+
+def test_objects_are_measured_in_pixels_of_the_resized_image():
+    # A short side of 100 becomes 50: everything halves. Difficult boxes are not learned, so they count for nothing.
+    found = object_statistics(dataset([[0, 0, 20, 40], [0, 0, 9, 9], [100, 50, 200, 100]], difficult=[1]), 50, 1000)
+    assert found.boxes.tolist() == [[0, 0, 10, 20], [50, 25, 100, 50]]
+    assert found.image_sizes.tolist() == [[50, 100]] * 2
+    assert found.per_image.tolist() == [2, 0]
+    assert found.objects_in_an_image(0.9) == 2  # images without objects do not count
+
+
+def test_of_many_objects_a_part_is_looked_at(monkeypatch):
+    monkeypatch.setattr("defeat.detector.statistics.MOST_OBJECTS", 3)
+    found = object_statistics(dataset([[0, 0, side, side] for side in range(1, 9)]), 100, 1000)
+    assert found.boxes[:, 2].tolist() == [1, 4, 7]
+    assert found.per_image.tolist() == [8, 0]
+
+
+@every_family
+@pytest.mark.parametrize("rounded", [True, False])
+def test_best_overlaps_are_those_with_the_anchors_that_the_detector_has(family, rounded):
+    options = tiny_options(family, anchor_sizes=[9, 18, 36, 72, 144], round_anchors=rounded)
+    detector = tiny_detector(family, options=options)
+    boxes = [[3.0, 5, 21, 40], [0, 0, 64, 64], [40, 50, 64, 64], [30.5, 30.5, 34, 35], [1, 20, 90, 44]]
+    batch = detector.prepare(images((64, 96)), [target(boxes, [0] * 5, (64, 96))])
+    generator = detector.rpn.anchor_generator if family == "faster_rcnn" else detector.anchor_generator
+    maps = list(detector.forward_maps(batch).neck.values())
+    (anchors,) = generator(ImageList(batch.images, batch.sizes), maps)
+    expected = box_iou(torch.tensor(boxes), anchors).max(dim=1).values
+    statistics = ObjectStatistics(64, torch.tensor(boxes), torch.tensor([[64.0, 96.0]] * 5), torch.tensor([5.0]))
+    found = best_overlaps(statistics, tuple(detector.info.neck), generator.sizes, rounded)
+    torch.testing.assert_close(found, expected)
+
+
+def test_anchors_double_from_level_to_level_and_meet_the_objects():
+    # Squares of 20, 40, 80 pixels: a series through 20 (10 or 20 first) reaches them all with high IoU.
+    sides = fit_sides(squares(20, 40, 80), (4, 8, 16, 32, 64))
+    assert all(later == 2 * earlier for earlier, later in itertools.pairwise(sides))
+    assert min(abs(side - 20) for side in sides) <= 4
+    statistics = squares(20, 40, 80)
+    old = best_overlaps(statistics, (4, 8, 16, 32, 64), [[32.0 * 2**level] for level in range(5)])
+    new = best_overlaps(statistics, (4, 8, 16, 32, 64), [[side] for side in sides])
+    assert (new >= 0.6).float().mean() > (old >= 0.6).float().mean()
+
+
+def test_without_objects_anchors_are_in_proportion_to_the_size():
+    nothing = ObjectStatistics(400, torch.zeros(0, 4), torch.zeros(0, 2), torch.zeros(3))
+    assert fit_sides(nothing, (4, 8, 16, 32, 64)) == (16, 32, 64, 128, 256)
+    assert nothing.objects_in_an_image(0.9) == 0
+
+
+@every_family
+def test_at_800_pixels_all_but_anchors_and_the_norm_of_a_head_are_those_of_torchvision(family):
+    found = asdict(make_options(family, {}).fitted(squares(100, size=800, each=3)))
+    usual = asdict(settled(make_options(family, {})))
+    assert {name for name in found if found[name] != usual[name]} - {"anchor_sizes", "head_norm"} == set()
+
+
+@every_family
+def test_nothing_is_left_to_the_data_once_it_is_fitted_and_what_was_given_stays(family):
+    options = make_options(family, {"anchor_sizes": [1, 2, 4, 8, 16]}).fitted(squares(20))
+    assert automatic(options) == []
+    assert options.anchor_sizes == [1, 2, 4, 8, 16]
+    for one in fields(options):
+        if "usual" in one.metadata and one.name != "anchor_sizes":
+            given = {one.name: one.metadata["usual"]}
+            assert getattr(make_options(family, given).fitted(squares(20)), one.name) == one.metadata["usual"]
+
+
+def test_small_images_get_fewer_proposals_and_crowded_ones_more():
+    def numbers(objects):
+        found = make_options("faster_rcnn", {}).fitted(squares(20, each=objects))
+        return found.rpn_post_nms_top_n_train, found.rpn_post_nms_top_n_test, found.box_batch_size_per_image
+
+    assert numbers(4) == (400, 208, 112)  # a fifth, in steps of 16
+    assert numbers(40) == (640, 320, 320)  # 16, 8 and 8 for each object
+    assert numbers(900) == (2000, 1000, 512)
+
+
+@every_family
+def test_without_data_a_detector_is_that_of_torchvision_whether_it_says_auto_or_nothing(family):
+    small = {"options": tiny_options(family)}
+    del small["options"]["anchor_sizes"]
+    said = tiny_detector(family, options=small["options"] | {"anchor_sizes": "auto"})
+    unsaid = tiny_detector(family, **small)
+    assert said.info.anchors == unsaid.info.anchors
+    assert "(32," in unsaid.info.anchors
+    assert "anchor_sizes" not in said.spec.options
+
+
+@every_family
+def test_what_is_neither_auto_nor_valid_is_refused(family):
+    with pytest.raises(InputError, match=r"--detector\.anchor-sizes must be 5 sides of 1 pixel or more, or auto, not"):
+        make_options(family, {"anchor_sizes": "automatic"})

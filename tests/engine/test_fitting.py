@@ -1,0 +1,197 @@
+"""What a user leaves to the program: chosen once, written as numbers, and the same when a run goes on."""
+
+import io
+import json
+
+import pytest
+import yaml
+from rich.console import Console
+
+from defeat.comparison import bench
+from defeat.data import open_dataset
+from defeat.detector import FAMILIES, load
+from defeat.engine.assembly import assemble
+from defeat.engine.duration import LongRunNotice, sentence
+from defeat.engine.fitting import as_begun, choose, is_chosen, learning_rate, processes
+from defeat.engine.run import run
+from defeat.errors import InputError
+from defeat.report.plan import make_plan, print_plan
+from tests.detector.tiny import SMALLER, tiny_options
+from tests.engine.tiny_runs import save_teacher, settings, shared_settings, weights
+
+pytestmark = pytest.mark.usefixtures("small_demo")
+every_family = pytest.mark.parametrize("family", FAMILIES)
+QUIET = Console(quiet=True)
+
+
+def left_open(out, family="retinanet", teacher=None, **changes):
+    """Settings that leave everything to the data but the widths that make a test slow."""
+    options = {name: value for name, value in tiny_options(family).items() if name in SMALLER}
+    return settings(
+        out, family, teacher, **{"lr": "auto", "neck_channels": "auto", "detector_options": options} | changes
+    )
+
+
+def config(folder):
+    return yaml.safe_load((folder / "config.yaml").read_text())
+
+
+def data():
+    return open_dataset("demo", "train", None, "stop", QUIET)
+
+
+@every_family
+def test_a_run_writes_numbers_into_its_config_and_its_model_and_says_them_in_a_line(family, tmp_path):
+    shown = io.StringIO()
+    run(left_open(tmp_path / "run", family, max_steps=1), Console(file=shown, width=60))
+    found, model = config(tmp_path / "run"), json.loads((tmp_path / "run" / "model.json").read_text())
+    assert "auto" not in [found["lr"], found["neck_channels"], *found["detector_options"].values()]
+    assert found["lr"] == 0.0025  # 0.01 with 8 images, here 2
+    assert found["neck_channels"] == model["neck_channels"] == 64
+    assert found["detector_options"] == model["options"]
+    sides = found["detector_options"]["anchor_sizes"]
+    assert sides == [sides[0] * 2**level for level in range(5)]
+    (line,) = [line for line in shown.getvalue().splitlines() if line.startswith("auto: ")]
+    assert f"anchors {' '.join(map(str, sides))} px" in line
+    assert line.endswith("; neck 64 channels, lr 0.0025")
+
+
+def test_a_repeat_of_a_config_measures_nothing_and_trains_the_same(tmp_path, monkeypatch):
+    run(left_open(tmp_path / "run", max_steps=2), QUIET)
+    again = {name: value for name, value in config(tmp_path / "run").items() if name not in ("command", "out")}
+    monkeypatch.setattr("defeat.engine.fitting.object_statistics", None)  # a call would fail
+    run(settings(tmp_path / "again", **again), QUIET)
+    assert weights(tmp_path / "again") == weights(tmp_path / "run")
+
+
+@every_family
+def test_a_run_is_resumed_with_the_command_that_left_it_open(family, tmp_path, monkeypatch):
+    run(left_open(tmp_path / "run", family, max_steps=2), QUIET)
+    before = config(tmp_path / "run")
+    monkeypatch.setattr("defeat.engine.fitting.object_statistics", None)
+    assert run(left_open(tmp_path / "run", family, max_steps=2, resume=True), QUIET).finished
+    assert config(tmp_path / "run") == before
+    with pytest.raises(InputError, match=r"lr was 0.0025 and is 0.5"):
+        run(left_open(tmp_path / "run", family, max_steps=2, resume=True, lr=0.5), QUIET)
+
+
+@every_family
+@pytest.mark.parametrize("written", ["all", "none"])
+def test_an_old_run_with_the_old_defaults_is_resumed_by_the_command_that_does_not_name_them(family, written, tmp_path):
+    # Before, the command line wrote all options into config.yaml, and Python those that were given.
+    old = tiny_options(family) if written == "all" else {n: v for n, v in tiny_options(family).items() if n in SMALLER}
+    given = {"neck_channels": 16, "max_steps": 2}
+    run(left_open(tmp_path / "run", family, lr=0.01, detector_options=tiny_options(family), **given), QUIET)
+    path = tmp_path / "run" / "config.yaml"
+    path.write_text(yaml.safe_dump(config(tmp_path / "run") | {"detector_options": old}))
+    assert run(left_open(tmp_path / "run", family, resume=True, max_steps=2), QUIET).finished
+
+
+def test_settings_that_a_config_does_not_have_had_their_old_values(tmp_path):
+    found = as_begun(left_open(tmp_path), {"detector_options": "no map", "lr": None})
+    assert found.numbers == {"neck_channels": 256, "lr": 0.01}
+    assert found.options == {}
+    assert found.describe() == ""
+
+
+@pytest.mark.parametrize(("size", "channels"), [(800, 256), (512, 256), (511, 128), (256, 128), (255, 64), (64, 64)])
+def test_the_neck_follows_the_size(size, channels, tmp_path):
+    given = left_open(tmp_path, size=size, max_size=None)
+    assert choose(given, data()).numbers["neck_channels"] == channels
+
+
+@pytest.mark.parametrize(("family", "others"), [("retinanet", "faster_rcnn"), ("faster_rcnn", "retinanet")])
+def test_a_student_has_the_neck_of_its_teacher_and_the_head_where_families_are_equal(family, others, tmp_path):
+    own = load(save_teacher(tmp_path / "own", family, options=tiny_options(family, box_representation_size=24)))
+    foreign = load(save_teacher(tmp_path / "foreign", others))
+    given = left_open(tmp_path, family, tmp_path / "own", detector_options={})
+    assert choose(given, data(), own).numbers["neck_channels"] == 24
+    assert choose(given, data(), foreign).numbers["neck_channels"] == 24
+    name, theirs = {"retinanet": ("head_norm", "none"), "faster_rcnn": ("box_representation_size", 24)}[family]
+    assert choose(given, data(), own).options[name] == theirs
+    assert choose(given, data(), foreign).options[name] != theirs
+
+
+@every_family
+def test_a_student_has_the_anchors_of_its_teacher_where_family_and_size_are_equal(family, tmp_path):
+    options = tiny_options(family, anchor_sizes=[7, 14, 28, 56, 112])
+    teacher = load(save_teacher(tmp_path / "teacher", family, options=options))
+
+    def anchors(**changes):
+        given = left_open(tmp_path, family, tmp_path / "teacher", **changes)
+        return list(choose(given, data(), teacher).options["anchor_sizes"])
+
+    assert anchors() == [7, 14, 28, 56, 112]
+    alone = left_open(tmp_path, family, size=96, max_size=160)
+    fitted = list(choose(alone, data()).options["anchor_sizes"])
+    assert anchors(size=96, max_size=160) == fitted != [7, 14, 28, 56, 112]
+
+
+def test_the_rate_follows_the_images_of_all_devices(tmp_path):
+    assert (learning_rate(8), learning_rate(16), learning_rate(1)) == (0.01, 0.02, 0.00125)
+    assert (learning_rate(8, "adamw"), learning_rate(32, "adamw")) == (2e-4, 4e-4)
+    assert processes(left_open(tmp_path, devices=4, nodes=2)) == 8
+    assert choose(left_open(tmp_path, devices=4, nodes=2), data()).numbers["lr"] == 0.02
+    assert processes(left_open(tmp_path, devices="auto", nodes=2)) == 2  # on a CPU
+
+
+def test_what_is_given_is_not_chosen(tmp_path):
+    assert is_chosen(settings(tmp_path))
+    assert not is_chosen(left_open(tmp_path))
+    assert not is_chosen(settings(tmp_path, lr="auto"))
+    parts = assemble(settings(tmp_path), QUIET)
+    assert parts.choices.to_dict() == {}
+    assert parts.choices.describe() == ""
+
+
+def test_a_plan_shows_and_writes_what_was_chosen(tmp_path):
+    teacher = save_teacher(tmp_path / "teacher")
+    made = make_plan(left_open(tmp_path / "run", teacher=teacher), QUIET)
+    written = json.loads((tmp_path / "run" / "plan.json").read_text())["chosen"]
+    assert (written["neck_channels"], written["lr"]) == (24, 0.0025)
+    assert written["anchor_sizes"] == [32, 64, 128, 256, 512]  # the teacher's
+    shown = io.StringIO()
+    print_plan(made, Console(file=shown, width=200))
+    assert "chosen for this data: anchors 32 64 128 256 512 px" in shown.getvalue()
+
+
+def test_a_comparison_chooses_once_for_all_cells(tmp_path, monkeypatch):
+    teacher = save_teacher(tmp_path / "teacher", neck_channels=16)
+    given = shared_settings(left_open(tmp_path / "m", teacher=teacher, size=96, max_size=160, max_steps=1))
+    assert bench(methods="defeat", seeds=1, console=QUIET, **given).exit_code == 0
+    shared = yaml.safe_load((tmp_path / "m" / "bench.yaml").read_text())["settings"]
+    chosen = [shared[name] for name in ("lr", "neck_channels", "detector_options")]
+    assert chosen[:2] == [0.0025, 16]
+    for cell in ("none-seed0", "defeat-seed0"):
+        found = config(tmp_path / "m" / cell)
+        assert [found[name] for name in ("lr", "neck_channels", "detector_options")] == chosen
+    monkeypatch.setattr("defeat.engine.fitting.object_statistics", None)
+    assert bench(methods="fgfi", seeds=1, console=QUIET, **given).exit_code == 0
+    assert config(tmp_path / "m" / "fgfi-seed0")["detector_options"] == chosen[2]
+
+
+def test_a_long_training_says_after_a_few_steps_what_would_be_faster(tmp_path, monkeypatch):
+    monkeypatch.setattr("defeat.engine.duration.LONG", 1e-3)
+    shown = io.StringIO()
+    run(settings(tmp_path / "run", epochs=4), Console(file=shown, width=500))
+    (line,) = [line for line in shown.getvalue().splitlines() if "will take about" in line]
+    assert "on this CPU; faster: --backbone tf_efficientnet_lite0" in line
+    assert "--size" not in line  # 64 pixels are few
+
+
+def test_a_short_training_says_nothing_of_its_length(tmp_path):
+    shown = io.StringIO()
+    run(settings(tmp_path / "run", epochs=4), Console(file=shown, width=500))
+    assert "will take" not in shown.getvalue()
+    assert not LongRunNotice().done
+
+
+def test_what_would_be_faster_follows_from_the_settings(tmp_path):
+    given = settings(tmp_path, size=800, max_size=1333, backbone="resnet50", workers=2)
+    assert sentence(2040, given, 0.5) == (
+        "This training will take about 34 minutes on this CPU; faster: --size 384, --backbone tf_efficientnet_lite0, "
+        "--workers 5, fewer --epochs, a GPU."
+    )
+    teacher = settings(tmp_path, teacher=tmp_path, size=160, max_size=266, backbone="tf_efficientnet_lite0")
+    assert "about 2.5 hours" in sentence(9000, teacher)
+    assert "faster: --cache-teacher FOLDER, fewer --epochs, a GPU." in sentence(9000, teacher)
