@@ -96,11 +96,11 @@ def bench(
         InputError: an option, the data, the teacher or the folder is not valid.
     """
     console = console or Console(stderr=True)
-    variants = variants_of(methods, ablate, method_options or {})
-    template = DistillSettings(**options)
+    template, per_method = DistillSettings(**options), method_options or {}
+    variants_of(methods, ablate, per_method, template.inherit)  # refused now, before any data are read
     choices = _choices(template, console)
     template = choices.applied(template)
-    matrix = Matrix.of(template, variants, seeds)
+    matrix = Matrix.of(template, variants_of(methods, ablate, per_method, template.inherit), seeds)
     asked = {(cell.variant, cell.seed) for cell in matrix.cells()}
     matrix.join_written()  # which may number the cells anew
     every = matrix.cells()

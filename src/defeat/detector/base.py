@@ -230,7 +230,7 @@ class Detector(nn.Module, ABC):
         return resized
 
 
-def resized_size(height: int, width: int, size: int, max_size: int) -> tuple[int, int]:
+def resized_size(height: int, width: int, size: int, max_size: float) -> tuple[int, int]:
     """Height and width of an image whose short side becomes `size`, or whose long side `max_size`, if that is less."""
     scale = min(size / min(height, width), max_size / max(height, width))
     return max(1, int(height * scale)), max(1, int(width * scale))

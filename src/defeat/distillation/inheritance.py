@@ -126,7 +126,7 @@ def inherit(student: Detector, teacher: Detector, classes: ClassMap, choice: str
     own, theirs = student.state_dict(), teacher.state_dict()
     outside = sum(tensor.numel() for name, tensor in own.items() if student.part_of(name) != "backbone")
     rows = _class_rows(student, teacher, classes)
-    taken = {}
+    taken: dict[str, Tensor] = {}
     left_out: dict[str, str] = {}
     for names in _layers(student, parts).values():
         obstacles = {name: obstacle for name in names if (obstacle := _misfit(name, own, theirs, rows))}

@@ -102,10 +102,12 @@ def as_begun(settings: TrainSettings, begun: Mapping[str, Any]) -> Choices:
     recorded = begun.get("detector_options")
     recorded = recorded if isinstance(recorded, dict) else {}
     names = automatic(make_options(settings.detector, settings.detector_options))
-    numbers = {name: begun.get(name) for name in NUMBERS if getattr(settings, name) == AUTO}
+    numbers: dict[str, Any] = {name: begun.get(name) for name in NUMBERS if getattr(settings, name) == AUTO}
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             numbers[name] = settings.number(name)
+    if getattr(settings, "inherit", None) == AUTO:
+        numbers["inherit"] = begun.get("inherit", "none")
     return Choices(
         settings.detector, {name: recorded[name] for name in names if name in recorded}, numbers, announced=False
     )

@@ -25,12 +25,11 @@ def build_optimizer(student: Detector, method: Method | None, settings: TrainSet
     trained = nn.ModuleList([part for part in (student, method) if part is not None])
     decays = settings.norm_decay and settings.optimizer == "sgd"
     body = student.body_parameters() if settings.backbone_lr_factor != 1 else ()
-    groups = parameter_groups(
-        trained, settings.weight_decay, decays, body, settings.number("lr") * settings.backbone_lr_factor
-    )
+    rate = settings.number("lr")
+    groups = parameter_groups(trained, settings.weight_decay, decays, body, rate * settings.backbone_lr_factor)
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=settings.number("lr"))
-    return torch.optim.SGD(groups, lr=settings.number("lr"), momentum=settings.momentum)
+        return torch.optim.AdamW(groups, lr=rate)
+    return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum)
 
 
 def parameter_groups(
