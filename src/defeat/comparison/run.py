@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGINT
@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from defeat.comparison.jobs import require_jobs, train_beside
 from defeat.comparison.matrix import METHODS, NONE, PLAN, Cell, Matrix, chosen, variants_of
 from defeat.data import class_names, open_dataset
 from defeat.detector import load
@@ -18,6 +19,7 @@ from defeat.detector.files import write_atomically
 from defeat.distillation import ClassMap, renamed_classes
 from defeat.engine.assembly import evaluation_split
 from defeat.engine.checkpoint import is_writer
+from defeat.engine.datamodule import run_loader, run_steps
 from defeat.engine.detections import save_detections
 from defeat.engine.estimate import RunCost, estimate_run
 from defeat.engine.fitting import Choices, as_begun, choose, is_chosen
@@ -69,6 +71,7 @@ def bench(
     ablate: str | None = None,
     cells: str | None = None,
     plan: bool = False,
+    jobs: int = 1,
     method_options: Mapping[str, Mapping[str, Any]] | None = None,
     console: Console | None = None,
     **options: Any,
@@ -88,6 +91,7 @@ def bench(
             with those of --balance; or unlabelled, to see what the images of --unlabelled add.
         cells: numbers of the cells to train, as --plan counts them, e.g. 3-7 or 1,4; by default all that are asked for.
         plan: print cells, time left and disk space, and train nothing.
+        jobs: how many cells to train at a time, each in a process of its own.
         method_options: settings of each method by its name.
         console: where to show progress.
         options: settings of all cells: those of `distill` but for method, seed, resume.
@@ -103,6 +107,7 @@ def bench(
     matrix = Matrix.of(template, variants_of(methods, ablate, per_method, template.inherit), seeds)
     asked = {(cell.variant, cell.seed) for cell in matrix.cells()}
     matrix.join_written()  # which may number the cells anew
+    require_jobs(jobs, matrix)
     every = matrix.cells()
     if cells is None:
         wanted = [cell for cell in every if (cell.variant, cell.seed) in asked]
@@ -119,11 +124,11 @@ def bench(
         return BenchRun()
     matrix.write()
     evaluate_teacher(matrix, console)
-    stopped = _train(matrix, wanted, console)
-    if stopped is not None:
+    signal = _train(matrix, wanted, jobs, console)
+    if signal is not None:
         if is_writer():
             console.print("Repeat the command to go on.")
-        return BenchRun(stopped=True, signal=stopped.signal)
+        return BenchRun(stopped=True, signal=signal)
     unfinished = tuple(cell.folder for cell in wanted if not matrix.finished(cell))
     return BenchRun(report(matrix.folder, console) if is_writer() else None, unfinished=unfinished)
 
@@ -190,8 +195,30 @@ def read_teacher(folder: Path) -> dict[str, Any]:
     raise InputError(f"{path} is damaged; delete it and repeat `defeat bench` with that folder.")
 
 
-def _train(matrix: Matrix, wanted: Sequence[Cell], console: Console) -> RunResult | None:
-    """Train the wanted cells that are not finished; the run that the user stopped, if he did."""
+def _train(matrix: Matrix, wanted: Sequence[Cell], jobs: int, console: Console) -> int | None:
+    """Train the wanted cells that are not finished; the signal with which the user stopped them, if he did."""
+    left = [cell for cell in wanted if not matrix.finished(cell)]
+    if jobs > 1 and len(left) > 1:
+        return train_beside(matrix, left, jobs, _steps(matrix, left), console)
+    stopped = train_cells(matrix, left, console)
+    return None if stopped is None else stopped.signal
+
+
+def train_cells(
+    matrix: Matrix, wanted: Sequence[Cell], console: Console, tell: Callable[[str], None] | None = None
+) -> RunResult | None:
+    """Train those cells that are not finished, and that no other process trains, one after the other.
+
+    Args:
+        matrix: written into its folder.
+        wanted: the cells.
+        console: where to show the progress of each run.
+        tell: called with a sentence for each cell that has ended, where other processes train cells beside this one; by
+            default it goes to the console.
+
+    Returns:
+        The run that the user stopped, if he did.
+    """
     left = [cell for cell in wanted if not matrix.finished(cell)]
     began = perf_counter()
     for done, cell in enumerate(left):
@@ -199,22 +226,49 @@ def _train(matrix: Matrix, wanted: Sequence[Cell], console: Console) -> RunResul
             continue
         if is_writer():
             console.rule(f"cell {cell.number} of {len(matrix.cells())}: {cell.variant}, seed {cell.seed}", align="left")
-        try:
-            result = run(matrix.cell_settings(cell), console)
-        except InputError as error:
-            if not _alone(matrix):
-                raise
-            state = "Left out" if isinstance(error, LockedError) else f"{cell.folder} failed"
-            console.print(f"{state}: {error}", style="yellow", highlight=False, markup=False)
+        result = _train_cell(matrix, cell, console, tell)
+        if result is None:
             continue
         if not result.finished:
             return result
-        each = (perf_counter() - began) / (done + 1)
         accuracy = result.evaluation.metrics["AP"] if result.evaluation else None
-        rest = duration(each * (len(left) - done - 1))
+        sentence = f"{cell.folder}: AP {accuracy or 0:.1f}"
+        if tell is None:
+            each = (perf_counter() - began) / (done + 1)
+            sentence += f"; {duration(each * (len(left) - done - 1))} left for the other cells"
         if result.writer:
-            console.print(f"{cell.folder}: AP {accuracy or 0:.1f}; {rest} left for the other cells", highlight=False)
+            _say(sentence, console, tell)
     return None
+
+
+def _train_cell(matrix: Matrix, cell: Cell, console: Console, tell: Callable[[str], None] | None) -> RunResult | None:
+    """Train one cell; None where it can't be trained, or another process trains it."""
+    try:
+        return run(matrix.cell_settings(cell), console)
+    except LockedError as error:
+        if not _alone(matrix):
+            raise
+        if tell is None:
+            console.print(f"Left out: {error}", style="yellow", highlight=False, markup=False)
+    except InputError as error:
+        if not _alone(matrix):
+            raise
+        _say(f"{cell.folder} failed: {error}", console, tell)
+    return None
+
+
+def _say(sentence: str, console: Console, tell: Callable[[str], None] | None) -> None:
+    console.print(sentence, style="yellow" if "failed" in sentence else "", highlight=False, markup=False)
+    if tell is not None:
+        tell(sentence)
+
+
+def _steps(matrix: Matrix, wanted: Sequence[Cell]) -> dict[str, int]:
+    """Optimiser steps of a run of each variant, without decoding an image."""
+    settings = {cell.variant: matrix.cell_settings(cell) for cell in wanted}
+    first = next(iter(settings.values()))
+    training = open_dataset(first.data, first.split, first.classes, first.on_bad_data, Console(quiet=True))
+    return {name: run_steps(one, len(run_loader(one, training, None))) for name, one in settings.items()}
 
 
 def _alone(matrix: Matrix) -> bool:

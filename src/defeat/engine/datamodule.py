@@ -60,8 +60,7 @@ class DetectionDataModule(LightningDataModule):
         Lightning's own estimate would make the training loader, and with it the first epoch's order, before it knows
         where a resumed run stopped.
         """
-        steps = self.settings.epochs * self.epoch_steps()
-        return steps if self.settings.max_steps is None else min(steps, self.settings.max_steps)
+        return run_steps(self.settings, self.epoch_steps())
 
     def epoch_steps(self) -> int:
         """Optimiser steps of an epoch."""
@@ -92,6 +91,12 @@ class DetectionDataModule(LightningDataModule):
     def transfer_batch_to_device(self, batch: Images, device: torch.device, dataloader_idx: int) -> Images:
         """Leave the images where they are: a detector's `prepare` moves them."""
         return batch
+
+
+def run_steps(settings: TrainSettings, epoch_steps: int) -> int:
+    """Optimiser steps of a whole run, given those of an epoch."""
+    steps = settings.epochs * epoch_steps
+    return steps if settings.max_steps is None else min(steps, settings.max_steps)
 
 
 def run_loader(

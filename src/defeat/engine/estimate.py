@@ -13,7 +13,7 @@ from torch import Tensor
 from defeat.data.loader import DetectionLoader
 from defeat.engine.assembly import Parts, assemble, with_frozen_teacher
 from defeat.engine.averaging import StudentAverage
-from defeat.engine.datamodule import run_loader
+from defeat.engine.datamodule import run_loader, run_steps
 from defeat.engine.gradients import Pulls, measure_pulls
 from defeat.engine.inference import training_device, wait_for
 from defeat.engine.optimisation import build_optimizer
@@ -99,7 +99,7 @@ def estimate_parts(settings: TrainSettings, parts: Parts) -> RunCost:
             module.to(device)
     processes = settings.nodes * (settings.devices if settings.devices != "auto" else 1)
     per_epoch = len(_loader(parts, settings, processes))
-    steps = min(settings.epochs * per_epoch, settings.max_steps or settings.epochs * per_epoch)
+    steps = run_steps(settings, per_epoch)
     evaluations = settings.epochs // settings.eval_every if settings.eval_every else 1
     measured = _measured_steps(parts, settings)
     return RunCost(

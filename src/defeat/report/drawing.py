@@ -4,7 +4,9 @@ import colorsys
 from collections.abc import Sequence
 
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
 from torchvision.utils import draw_bounding_boxes
 
 from defeat.report.fonts import font_for
@@ -93,6 +95,23 @@ def paint_heat(image: Tensor, heat: Tensor) -> Tensor:
     color = torch.stack([torch.full_like(level, 255.0), 255 * (2 * level - 1).clamp(min=0), torch.zeros_like(level)])
     share = (2 * TINT * level).clamp(max=0.9)
     return (grey * (1 - share) + color * share).round().clamp(0, 255).to(torch.uint8)
+
+
+def beside_each_other(pictures: Sequence[Tensor], gap: int = 4) -> Tensor:
+    """Pictures of one size from left to right, with a white gap: (3, H, W)."""
+    if len(pictures) == 1:
+        return pictures[0]
+    white = pictures[0].new_full((3, pictures[0].shape[-2], gap), 255)
+    return torch.cat([pictures[0], *(part for picture in pictures[1:] for part in (white, picture))], dim=2)
+
+
+def titled(picture: Tensor, title: str) -> Tensor:
+    """A picture (3, H, W) uint8 with a title on a white strip above it: (3, H + strip, W) uint8."""
+    size = max(SMALLEST_TEXT, round(min(picture.shape[-2:]) / 16))
+    strip = Image.new("RGB", (int(picture.shape[-1]), 2 * size), "white")
+    font = ImageFont.truetype(font_for([title]), size)
+    ImageDraw.Draw(strip).text((size // 2, size), title, fill="black", font=font, anchor="lm")
+    return torch.cat([pil_to_tensor(strip), picture.cpu()], dim=1)
 
 
 def enlarged(level: Tensor, size: Sequence[int], mode: str = "bilinear") -> Tensor:

@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,12 +13,22 @@ from torchvision.transforms.v2.functional import resize, to_pil_image
 
 from defeat.data import DetectionDataset, open_dataset
 from defeat.detector import Detector, load
+from defeat.detector.files import write_atomically
 from defeat.distillation import build_method, renamed_classes
 from defeat.engine.average_precision import Floats
 from defeat.engine.checkpoint import RunDirectory
 from defeat.engine.matching import average_precision_of_images
 from defeat.errors import InputError
-from defeat.report.drawing import class_color, draw_detections, draw_target, enlarged, paint_heat, paint_regions
+from defeat.report.drawing import (
+    beside_each_other,
+    class_color,
+    draw_detections,
+    draw_target,
+    enlarged,
+    paint_heat,
+    paint_regions,
+    titled,
+)
 from defeat.report.runs import RunSummary
 from defeat.types import Batch, Detections
 
@@ -204,6 +215,31 @@ def _inner(level: Tensor, batch: Batch, stride: int) -> Tensor:
     """The cells of a (H, W) map that are no padding."""
     height, width = batch.sizes[0]
     return level[: max(1, -(-height // stride)), : max(1, -(-width // stride))]
+
+
+def save_comparison(dataset: DetectionDataset, detectors: dict[str, Detector], path: Path) -> None:
+    """Draw one image of a split beside what several detectors find in it, and save it as PNG.
+
+    Of all images it is the first with as many objects as the median of those that have any: neither empty nor crowded.
+
+    Args:
+        dataset: the split.
+        detectors: by the title of their panel.
+        path: the file.
+    """
+    counts = [sample.last - sample.first for sample in dataset.samples]
+    middle = sorted(count for count in counts if count)[sum(map(bool, counts)) // 2] if any(counts) else 0
+    image, target = dataset[counts.index(middle)]
+    small = resize(image, [SHORT_SIDE], antialias=True)
+    size = (int(small.shape[-2]), int(small.shape[-1]))
+    drawn = {"annotated": draw_target(small, target.resized(size), dataset.classes)}
+    for name, detector in detectors.items():
+        found = _resized(detector.predict([image])[0].cpu(), target.size, size)
+        drawn[name] = draw_detections(small, found, detector.info.classes, THRESHOLD)
+    panels = [titled(picture, title) for title, picture in drawn.items()]
+    content = io.BytesIO()
+    to_pil_image(beside_each_other(panels)).save(content, "PNG")
+    write_atomically(path, content.getbuffer())
 
 
 def data_uri(picture: Tensor) -> str:

@@ -9,7 +9,6 @@ from os.path import commonpath
 from pathlib import Path
 from time import perf_counter
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor
@@ -22,7 +21,7 @@ from defeat.detector.files import WriteError, write_atomically, write_into
 from defeat.engine.inference import choose_device
 from defeat.errors import InputError
 from defeat.report.coco_results import Numbers, NumbersOf
-from defeat.report.drawing import draw_detections
+from defeat.report.drawing import beside_each_other, draw_detections
 from defeat.report.videos import VIDEO_SUFFIXES, VideoWriter, frame_count, read_frames
 
 HIDDEN = 2  # frames that a header may count and no player shows
@@ -190,14 +189,6 @@ class _Work:
                 for one, detector in zip(found, self.detectors, strict=True)
             ]
         )
-
-
-def beside_each_other(pictures: Sequence[Tensor], gap: int = 4) -> Tensor:
-    """Pictures of one size from left to right, with a white gap: (3, H, W)."""
-    if len(pictures) == 1:
-        return pictures[0]
-    white = pictures[0].new_full((3, pictures[0].shape[-2], gap), 255)
-    return torch.cat([pictures[0], *(part for picture in pictures[1:] for part in (white, picture))], dim=2)
 
 
 def _progress(console: Console | None) -> Progress:

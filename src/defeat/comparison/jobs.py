@@ -1,0 +1,142 @@
+"""Several cells at a time: processes that share the folder of a comparison, and one progress bar for all of them."""
+
+import json
+import multiprocessing
+import os
+from collections.abc import Mapping, Sequence
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from defeat.comparison.matrix import Cell, Matrix
+from defeat.errors import InputError
+
+INTERVAL = 0.5  # seconds between two looks at the folders
+JOBS = 64  # most processes
+
+
+def require_jobs(jobs: int, matrix: Matrix) -> None:
+    """Refuse numbers of processes that can't work.
+
+    Raises:
+        InputError: the number is out of range, or each cell is trained by several processes already.
+    """
+    if not 1 <= jobs <= JOBS:
+        raise InputError(f"--jobs must be from 1 to {JOBS}, not {jobs}.")
+    if jobs > 1 and not (matrix.settings["devices"] == 1 and matrix.settings["nodes"] == 1):
+        raise InputError("--jobs trains cells beside each other, each on one device: leave out --devices and --nodes.")
+
+
+def train_beside(
+    matrix: Matrix, cells: Sequence[Cell], jobs: int, steps: Mapping[str, int], console: Console
+) -> int | None:
+    """Train cells in several processes.
+
+    Each process takes the next cell that no other one trains. What a process prints goes to `job-N.log` in the folder.
+
+    Args:
+        matrix: written into its folder already.
+        cells: the cells to train.
+        jobs: how many processes.
+        steps: steps of a run by the name of its variant, for the progress bar.
+        console: where to show progress.
+
+    Returns:
+        The signal with which the user stopped the processes; None where they came to their end.
+    """
+    context = multiprocessing.get_context("spawn")
+    messages: Any = context.SimpleQueue()
+    numbers = [cell.number for cell in cells]
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    children = [
+        context.Process(target=_work, args=(str(matrix.folder), numbers, job, threads, messages))
+        for job in range(1, min(jobs, len(cells)) + 1)
+    ]
+    for child in children:
+        child.start()
+    try:
+        _watch(matrix, cells, steps, children, messages, console)
+    except KeyboardInterrupt:
+        console.print("Stopping: each run finishes its step and writes a checkpoint ..", highlight=False)
+    for child in children:
+        _join(child)
+    _show(messages, console)
+    codes = [child.exitcode or 0 for child in children]
+    return next((code - 128 for code in codes if code > 128), None)
+
+
+def _join(child: SpawnProcess) -> None:
+    """Wait for a process also while the user presses Ctrl-C, which reaches it as well."""
+    while True:
+        try:
+            child.join()
+            return
+        except KeyboardInterrupt:
+            continue
+
+
+def _work(folder: str, numbers: Sequence[int], job: int, threads: int, messages: Any) -> None:
+    """What a process does: one cell after the other, until none is left."""
+    from defeat.comparison.run import train_cells
+
+    torch.set_num_threads(threads)
+    matrix = Matrix.read(Path(folder))
+    cells = [cell for cell in matrix.cells() if cell.number in set(numbers)]
+    with (Path(folder) / f"job-{job}.log").open("a", encoding="utf-8") as log:
+        stopped = train_cells(matrix, cells, Console(file=log, width=120), messages.put)
+    if stopped is not None:
+        raise SystemExit(stopped.exit_code)
+
+
+def _watch(
+    matrix: Matrix,
+    cells: Sequence[Cell],
+    steps: Mapping[str, int],
+    children: Sequence[SpawnProcess],
+    messages: Any,
+    console: Console,
+) -> None:
+    """Show how far the cells are until all processes have ended."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[state]}"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    total = sum(steps[cell.variant] for cell in cells)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        before = sum(_steps_done(matrix, cell, steps) for cell in cells)
+        task = progress.add_task(f"{len(cells)} runs", total=total - before, state="")
+        while any(child.is_alive() for child in children):
+            children[0].join(INTERVAL)
+            if not children[0].is_alive():
+                next((child for child in children if child.is_alive()), children[0]).join(INTERVAL)
+            _show(messages, progress.console)
+            done = sum(_steps_done(matrix, cell, steps) for cell in cells)
+            finished = sum(matrix.finished(cell) for cell in cells)
+            progress.update(task, completed=done - before, state=f"{finished} of {len(cells)} runs finished")
+
+
+def _show(messages: Any, console: Console) -> None:
+    while not messages.empty():
+        console.print(messages.get(), highlight=False, markup=False)
+
+
+def _steps_done(matrix: Matrix, cell: Cell, steps: Mapping[str, int]) -> int:
+    """Steps of a cell that its log tells of; a log that is being written may end in the middle of a line."""
+    if matrix.finished(cell):
+        return steps[cell.variant]
+    try:
+        lines = matrix.directory(cell).metrics.read_bytes().splitlines()
+    except OSError:
+        return 0
+    for line in reversed(lines):
+        try:
+            return min(int(json.loads(line)["step"]) + 1, steps[cell.variant])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return 0
