@@ -31,11 +31,11 @@ class DemoName:
 
     Attributes:
         seed: what the scenes are drawn from.
-        training: scenes of the split `train`.
+        training: scenes of the split `train`; as many as usual when None.
     """
 
     seed: int = 0
-    training: int = SPLITS["train"]
+    training: int | None = None
 
     def open(self, split: str, classes: Sequence[str] | None = None) -> "DemoDataset":
         """The scenes of a split."""
@@ -52,9 +52,9 @@ def parse_name(path: str) -> DemoName | None:
         return DemoName()
     if not path.startswith("demo:"):
         return None
-    match = re.fullmatch(r"demo:([0-9]{1,10})(?::([0-9]{1,6}))?", path)
-    name = DemoName() if match is None else DemoName(int(match[1]), int(match[2] or SPLITS["train"]))
-    if match is None or name.seed > LARGEST_SEED or not 1 <= name.training <= MOST_TRAINING:
+    match = re.fullmatch(r"demo:([0-9]{1,10})(?::([1-9][0-9]{0,5}))?", path)
+    name = None if match is None else DemoName(int(match[1]), None if match[2] is None else int(match[2]))
+    if name is None or name.seed > LARGEST_SEED or (name.training or 1) > MOST_TRAINING:
         raise InputError(
             f"{path!r} names no drawn scenes; give demo, demo:SEED or demo:SEED:TRAIN with a seed from 0 to "
             f"{LARGEST_SEED} and 1 to {MOST_TRAINING} training scenes, as in demo:7:2000."
@@ -72,7 +72,8 @@ class DemoDataset(DetectionDataset):
         classes: the classes to keep, in the order of their labels; all when None.
         side: width and height of a scene, in pixels.
         seed: what the scenes are drawn from, 0..2**32 - 1; no two seeds share a scene.
-        training: scenes of the split `train`; the first ones are the same, however many there are.
+        training: scenes of the split `train`, as many as usual when None; the first ones are the same, however many
+            there are.
 
     Raises:
         InputError: an argument is not valid.
@@ -85,7 +86,7 @@ class DemoDataset(DetectionDataset):
         classes: Sequence[str] | None = None,
         side: int = 128,
         seed: int = 0,
-        training: int = SPLITS["train"],
+        training: int | None = None,
     ) -> None:
         if split not in SPLITS:
             raise unknown_split("demo", split, sorted(SPLITS))
@@ -93,6 +94,8 @@ class DemoDataset(DetectionDataset):
             raise InputError(f"A scene needs a side of at least 32 pixels, not {side}.")
         if not 0 <= seed <= LARGEST_SEED:
             raise InputError(f"The seed of drawn scenes must be between 0 and {LARGEST_SEED}, not {seed}.")
+        if training is None:
+            training = SPLITS["train"]
         if not 1 <= training <= MOST_TRAINING:
             raise InputError(f"There can be 1 to {MOST_TRAINING} training scenes, not {training}.")
         self.side = side
