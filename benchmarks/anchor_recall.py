@@ -35,7 +35,7 @@ def main() -> None:
         statistics = object_statistics(training, given.size, round(given.size * 5 / 3))
         for family in FAMILIES:
             usual = settled(make_options(family, {})).anchor_sizes
-            fitted = make_options(family, {}).fitted(statistics).anchor_sizes
+            fitted = make_options(family, {}).fitted(statistics, DetectorSpec.neck_channels).anchor_sizes
             scaled = [side * given.size / DetectorSpec.size for side in usual]
             for name, sides in {"usual": usual, "scaled": scaled, "fitted": fitted}.items():
                 found = ", ".join(f"{share:.1f}" for share in recalls(family, statistics, sides))

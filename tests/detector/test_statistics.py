@@ -89,25 +89,31 @@ def test_without_objects_anchors_are_in_proportion_to_the_size():
 
 @every_family
 def test_at_800_pixels_all_but_anchors_and_the_norm_of_a_head_are_those_of_torchvision(family):
-    found = asdict(make_options(family, {}).fitted(squares(100, size=800, each=3)))
+    found = asdict(make_options(family, {}).fitted(squares(100, size=800, each=3), 64))
     usual = asdict(settled(make_options(family, {})))
     assert {name for name in found if found[name] != usual[name]} - {"anchor_sizes", "head_norm"} == set()
 
 
 @every_family
 def test_nothing_is_left_to_the_data_once_it_is_fitted_and_what_was_given_stays(family):
-    options = make_options(family, {"anchor_sizes": [1, 2, 4, 8, 16]}).fitted(squares(20))
+    options = make_options(family, {"anchor_sizes": [1, 2, 4, 8, 16]}).fitted(squares(20), 64)
     assert automatic(options) == []
     assert options.anchor_sizes == [1, 2, 4, 8, 16]
     for one in fields(options):
         if "usual" in one.metadata and one.name != "anchor_sizes":
             given = {one.name: one.metadata["usual"]}
-            assert getattr(make_options(family, given).fitted(squares(20)), one.name) == one.metadata["usual"]
+            assert getattr(make_options(family, given).fitted(squares(20), 64), one.name) == one.metadata["usual"]
+
+
+def test_a_head_is_normalised_where_a_group_has_several_channels():
+    options = make_options("retinanet", {})
+    norms = {width: options.fitted(squares(20), width).head_norm for width in (16, 24, 32, 64, 256)}
+    assert norms == {16: "none", 24: "gn", 32: "none", 64: "gn", 256: "gn"}
 
 
 def test_small_images_get_fewer_proposals_and_crowded_ones_more():
     def numbers(objects):
-        found = make_options("faster_rcnn", {}).fitted(squares(20, each=objects))
+        found = make_options("faster_rcnn", {}).fitted(squares(20, each=objects), 64)
         return found.rpn_post_nms_top_n_train, found.rpn_post_nms_top_n_test, found.box_batch_size_per_image
 
     assert numbers(4) == (400, 208, 112)  # a fifth, in steps of 16

@@ -82,11 +82,12 @@ def choose(settings: TrainSettings, training: DetectionDataset, teacher: Detecto
         theirs = settled(make_options(teacher.spec.family, teacher.spec.options))
         same_size = (teacher.info.size, teacher.info.max_size) == (settings.size, settings.long_side)
         options = taken_over(options, theirs, same_size)
-    if automatic(options):
-        options = options.fitted(object_statistics(training, settings.size, settings.long_side))
     numbers: dict[str, Any] = {}
     if settings.neck_channels == AUTO:
         numbers["neck_channels"] = neck_channels(settings, teacher)
+    if automatic(options):
+        width = int(replace(settings, **numbers).number("neck_channels"))
+        options = options.fitted(object_statistics(training, settings.size, settings.long_side), width)
     if settings.lr == AUTO:
         numbers["lr"] = learning_rate(settings.batch_size * processes(settings), getattr(settings, "optimizer", "sgd"))
     return Choices(settings.detector, {name: getattr(options, name) for name in names}, numbers)

@@ -95,11 +95,11 @@ class FasterRCNNOptions:
         """Refuse settings that can't work."""
         require_valid(self)
 
-    def fitted(self, statistics: ObjectStatistics) -> "FasterRCNNOptions":
+    def fitted(self, statistics: ObjectStatistics, neck_channels: int) -> "FasterRCNNOptions":
         """The same with a number for everything that follows from the data; at 800 pixels torchvision's, but anchors.
 
         Proposals are in proportion to the short side, as anchors on an object of the same relative size are to both of
-        its sides; crowded images get more, up to torchvision's.
+        its sides; crowded images get more, up to torchvision's. The width of the neck changes nothing.
         """
         share = min(1.0, statistics.size / FULL_SIZE)
         crowd = statistics.objects_in_an_image(0.9)

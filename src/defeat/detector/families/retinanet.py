@@ -85,12 +85,19 @@ class RetinaNetOptions:
                 f"{self.bg_iou_thresh}."
             )
 
-    def fitted(self, statistics: ObjectStatistics) -> "RetinaNetOptions":
-        """The same with a value for everything that follows from the data."""
+    def fitted(self, statistics: ObjectStatistics, neck_channels: int) -> "RetinaNetOptions":
+        """The same with a value for everything that follows from the data.
+
+        The head is normalised where a group has several channels: the coarsest maps of small images are a single cell,
+        and the norm of a single value is zero.
+        """
         names = automatic(self)
         share = min(1.0, statistics.size / FULL_SIZE)
         least = max(100.0, 8 * statistics.objects_in_an_image(0.9))
-        values: dict[str, Any] = {"topk_candidates": min(1000, round(max(1000 * share, least))), "head_norm": "gn"}
+        values: dict[str, Any] = {
+            "topk_candidates": min(1000, round(max(1000 * share, least))),
+            "head_norm": "gn" if neck_channels > _groups(neck_channels) else "none",
+        }
         fitted = {name: value for name, value in values.items() if name in names}
         if "anchor_sizes" in names:
             fitted["anchor_sizes"] = fit_sides(statistics, STRIDES, OCTAVES)
@@ -296,6 +303,11 @@ def _anchor_generator(sizes: tuple[int, ...], rounded: bool) -> AnchorGenerator:
     return (AnchorGenerator if rounded else ExactAnchors)(octaves, ((0.5, 1.0, 2.0),) * len(octaves))
 
 
+def _groups(channels: int) -> int:
+    """Groups of a normalised head: 32, or the largest number that divides the channels."""
+    return math.gcd(32, channels)
+
+
 def build(spec: DetectorSpec, weights: str) -> RetinaNet:
     """Build a detector from its description; `weights` is the backbone's (see `find_weights`)."""
     options: Any = settled(RetinaNetOptions(**spec.options))
@@ -312,8 +324,7 @@ def build(spec: DetectorSpec, weights: str) -> RetinaNet:
     if options.initialisation == "published":
         initialise_pyramid(backbone.fpn)
     anchors = _anchor_generator(options.anchor_sizes, options.round_anchors)
-    groups = math.gcd(32, spec.neck_channels)
-    norm = partial(nn.GroupNorm, groups) if options.head_norm == "gn" else None
+    norm = partial(nn.GroupNorm, _groups(spec.neck_channels)) if options.head_norm == "gn" else None
     head = RetinaNetHead(spec.neck_channels, anchors.num_anchors_per_location()[0], len(spec.classes), norm_layer=norm)
     # torchvision draws the towers with a deviation of 0.01, made for 256 channels: narrower ones would give no signal.
     for tower in (head.classification_head.conv, head.regression_head.conv):
