@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 
 demo: .venv/demo
 	rm -rf demo-runs
-	OMP_NUM_THREADS=2 $(BIN)/defeat demo --out demo-runs
+	$(BIN)/defeat demo --out demo-runs
 
 test: .venv/dev
 	$(BIN)/pytest -n 2 -m "not slow and not real" --cov --cov-report=term:skip-covered --durations=10

@@ -14,10 +14,11 @@ import yaml
 from PIL import Image
 
 from defeat.cli import COMMANDS, command_parser, main, run_settings
+from defeat.comparison import BenchRun
 from defeat.data import demo
+from defeat.demo import STUDENT
 from defeat.detector import FAMILIES
 from defeat.distillation import METHODS
-from defeat.engine.run import RunResult
 from tests.detector.tiny import BACKBONE
 from tests.engine.tiny_runs import save_teacher
 
@@ -282,16 +283,26 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
     assert (out / "results.json").exists()
 
 
-def test_a_demo_that_is_stopped_trains_nothing_more(tmp_path, monkeypatch):
-    begun = []
-
-    def stopped(settings, console):
-        begun.append(settings.out)
-        return RunResult(tmp_path, None, finished=False, writer=True)
-
-    monkeypatch.setattr("defeat.demo.run", stopped)
+def test_a_demo_that_is_stopped_reports_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("defeat.demo.bench", lambda **_: BenchRun(stopped=True))
     assert main(["demo", "--out", str(tmp_path / "demo")]) == 130
-    assert begun == [str(tmp_path / "demo" / "teacher")]
+    assert "gained" not in capsys.readouterr().out
+
+
+def test_the_demo_ends_with_a_gain_a_report_and_a_picture(small_demo, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(STUDENT, "epochs", 1)
+    out = tmp_path / "demo"
+    assert main(["demo", "--out", str(out), "--seeds", "1", "--jobs", "1"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"AP \d+\.\d without a teacher, \d+\.\d with it: [+-]\d+\.\d, 95 % interval", said)
+    assert "defeat train --data DATA" in said
+    assert (out / "report.html").exists()
+    with Image.open(out / "scene.png") as picture:
+        assert picture.width > 3 * picture.height  # four panels
+    taught = json.loads((out / "defeat-inherit-seed0" / "results.json").read_text())
+    assert taught["inherited"]["parts"] == ["neck", "head"]
+    assert main(["demo", "--out", str(out)]) == 2
+    assert "is not an empty folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

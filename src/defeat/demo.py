@@ -19,7 +19,7 @@ from defeat.report.pictures import save_comparison
 from defeat.report.variants import VariantResult
 
 TEACHER_FILES = "demo_teacher"  # a run directory inside the package, with weights in half precision
-METHODS = "none,none+inherit,defeat+inherit"
+METHODS = "none,defeat+inherit"
 SHARED: dict[str, Any] = {
     "detector": "faster_rcnn",
     "size": 96,
@@ -54,7 +54,7 @@ STUDENT: dict[str, Any] = {
     "eval_split": "test",
     "backbone": "test_resnet",
     "weights": "none",
-    "epochs": 7,
+    "epochs": 5,
     "batch_size": 4,
     "lr": 0.02,
     "eval_every": 0,  # once, at the end

@@ -3,12 +3,12 @@
 import json
 import multiprocessing
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -37,6 +37,7 @@ def train_beside(
     """Train cells in several processes.
 
     Each process takes the next cell that no other one trains. What a process prints goes to `job-N.log` in the folder.
+    Each computes with its share of the CPU's cores, or with as many threads as `OMP_NUM_THREADS` says.
 
     Args:
         matrix: written into its folder already.
@@ -51,13 +52,13 @@ def train_beside(
     context = multiprocessing.get_context("spawn")
     messages: Any = context.SimpleQueue()
     numbers = [cell.number for cell in cells]
-    threads = max(1, (os.cpu_count() or 1) // jobs)
     children = [
-        context.Process(target=_work, args=(str(matrix.folder), numbers, job, threads, messages))
+        context.Process(target=_work, args=(str(matrix.folder), numbers, job, messages))
         for job in range(1, min(jobs, len(cells)) + 1)
     ]
-    for child in children:
-        child.start()
+    with _threads(max(1, (os.cpu_count() or 1) // len(children))):
+        for child in children:
+            child.start()
     try:
         _watch(matrix, cells, steps, children, messages, console)
     except KeyboardInterrupt:
@@ -67,6 +68,19 @@ def train_beside(
     _show(messages, console)
     codes = [child.exitcode or 0 for child in children]
     return next((code - 128 for code in codes if code > 128), None)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Let processes that are started compute with so many threads, unless the user has said with how many."""
+    if "OMP_NUM_THREADS" in os.environ:
+        yield
+        return
+    os.environ["OMP_NUM_THREADS"] = str(count)
+    try:
+        yield
+    finally:
+        del os.environ["OMP_NUM_THREADS"]
 
 
 def _join(child: SpawnProcess) -> None:
@@ -79,11 +93,10 @@ def _join(child: SpawnProcess) -> None:
             continue
 
 
-def _work(folder: str, numbers: Sequence[int], job: int, threads: int, messages: Any) -> None:
+def _work(folder: str, numbers: Sequence[int], job: int, messages: Any) -> None:
     """What a process does: one cell after the other, until none is left."""
     from defeat.comparison.run import train_cells
 
-    torch.set_num_threads(threads)
     matrix = Matrix.read(Path(folder))
     cells = [cell for cell in matrix.cells() if cell.number in set(numbers)]
     with (Path(folder) / f"job-{job}.log").open("a", encoding="utf-8") as log:
