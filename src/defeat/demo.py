@@ -13,7 +13,7 @@ from defeat.data import open_dataset
 from defeat.detector import load, save_model
 from defeat.detector.weights import find_weights
 from defeat.engine.run import run
-from defeat.engine.settings import TrainSettings
+from defeat.engine.settings import TrainSettings, at_least
 from defeat.errors import InputError
 from defeat.report.pictures import save_comparison
 from defeat.report.variants import VariantResult
@@ -78,6 +78,7 @@ def demo(out: str = "demo-runs", seed: int = 0, seeds: int = 2, jobs: int = 2, t
         KeyboardInterrupt: the user stopped it.
     """
     began = perf_counter()
+    at_least("seed", seed, 0, 2**32 - 1)
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not an empty folder: remove it, or give another --out.")
@@ -90,7 +91,7 @@ def demo(out: str = "demo-runs", seed: int = 0, seeds: int = 2, jobs: int = 2, t
         settings = SHARED | STUDENT | {"data": data, "teacher": str(teacher), "out": out}
         console.print(
             f"A teacher that comes with this package ({_millions(teacher)} M parameters) helps a student with random "
-            f"weights. {seeds} seeds of each kind, {jobs} at a time; two to five minutes on two cores.",
+            f"weights. {seeds} seeds of each kind, {jobs} at a time; three to five minutes on two cores.",
             highlight=False,
         )
         result = bench(methods=METHODS, seeds=seeds, jobs=jobs, console=console, **settings)

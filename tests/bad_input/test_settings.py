@@ -88,7 +88,7 @@ def checks_only(infos, folder, monkeypatch):
     monkeypatch.setattr("defeat.comparison.run._print_plan", stop)
     monkeypatch.setattr("defeat.engine.inference.detect_split", stop)
     monkeypatch.setattr("defeat.report.predict._Work.look_at", stop)
-    monkeypatch.setattr("defeat.demo._train", stop)
+    monkeypatch.setattr("defeat.comparison.run.Matrix.write", stop)
     monkeypatch.chdir(folder)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from defeat.distillation.classification import GROUPS, ClassImitation, ClassTerm, Predictions
+from defeat.distillation.losses import balanced_cross_entropy
 from defeat.distillation.methods.classification import Classification
 from defeat.errors import InputError
 from tests.distillation.made_up import START, boxed, dense, info, output, proposals
@@ -172,3 +173,24 @@ def test_averaged_over_all_two_terms_pull_as_hard_as_the_detectors_own_loss():
     assert torch.allclose(logits.grad, own, atol=1e-6)
     with pytest.raises(InputError, match="average"):
         ClassTerm(1.0, "all", average="some")
+
+
+def test_balanced_cross_entropy_weighs_by_how_far_apart_the_scores_are():
+    # Student 1/2, teacher 3/4 (logit ln 3): BCE is ln 2 whatever the target, the distance 1/4.
+    found = balanced_cross_entropy(torch.zeros(1, 1), torch.tensor([[math.log(3)]]))
+    assert found.item() == pytest.approx(math.log(2) / 4)
+    logits = torch.randn(5, 3)
+    assert balanced_cross_entropy(logits, logits).tolist() == [0.0] * 5
+
+
+def test_the_factor_of_balanced_cross_entropy_has_no_gradient():
+    student = torch.zeros(1, 1, requires_grad=True)
+    balanced_cross_entropy(student, torch.tensor([[math.log(3)]])).sum().backward()
+    # Of BCE alone: (1/2 - 3/4), times the distance of 1/4.
+    assert student.grad.item() == pytest.approx(-1 / 16)
+
+
+def test_softmax_predictions_keep_their_divergence_where_a_balanced_one_is_asked_for():
+    predictions = softmax(LABELS, SURE)
+    balanced, plain = (ClassTerm(1.0, "all", comparison)(predictions) for comparison in ("balanced", "kl"))
+    assert balanced.item() == plain.item() > 0

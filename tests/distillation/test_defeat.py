@@ -275,3 +275,39 @@ def test_the_teacher_need_not_compute_what_no_term_reads():
     assert method(*both).needs == {"neck"}
     backbone = {"object_weight": 0, "background_weight": 0, "backbone_object_weight": 1.0, "backbone_strides": (4,)}
     assert method(*both, **backbone).needs == {"backbone"}
+
+
+def painted(student, boxes, **options):
+    built = method(student, student, **options)
+    shapes = {stride: (-(-64 // stride),) * 2 for stride in student.neck}
+    regions = built.painted([torch.tensor(boxes)], shapes)["object"]
+    return {stride: int(region.sum()) for stride, region in regions.items()}
+
+
+def test_objects_belong_to_one_level_by_their_size_in_pixels_or_relative_to_the_image_or_to_all():
+    # A box of side 32: below 56 pixels, so on the finest level as published; in an image of 64 pixels the constants are
+    # 64/800 of the published ones, 4.48 at stride 4, and 4.48 * 4 <= 33 < 4.48 * 8 puts it two levels up, at stride 16.
+    student = info({4: 1, 8: 1, 16: 1, 32: 1}, size=64)
+    box = [[0.0, 0.0, 32.0, 32.0]]
+    assert painted(student, box) == {4: 64, 8: 0, 16: 0, 32: 0}
+    assert painted(student, box, object_levels="scaled") == {4: 0, 8: 0, 16: 4, 32: 0}
+    assert painted(student, box, object_levels="all") == {4: 64, 8: 16, 16: 4, 32: 1}
+    with pytest.raises(InputError, match="Did you mean 'all'"):
+        method(student, student, object_levels="al")
+
+
+def test_levels_count_in_proportion_to_their_objects():
+    # Squared differences of 1 on stride 4 and 4 on stride 8, half of which is each level's background term. Both boxes
+    # belong to stride 4, which alone counts then; without boxes both levels count alike.
+    student = output({4: torch.zeros(1, 1, 4, 4), 8: torch.zeros(1, 1, 2, 2)})
+    teacher = output({4: torch.ones(1, 1, 4, 4), 8: 2 * torch.ones(1, 1, 2, 2)})
+    options = {"object_weight": 0.0, "background_weight": 1.0, "scale": "none", "level_weights": "objects"}
+    built = with_identity(method(info({4: 1, 8: 1}), info({4: 1, 8: 1}), **options))
+    small = boxed([0.0, 0.0, 4.0, 4.0], [8.0, 8.0, 12.0, 12.0], size=(16, 16))
+    assert items(built(student, teacher, [small], START)) == pytest.approx({"neck_background": 0.5})
+    assert items(built(student, teacher, [boxed(size=(16, 16))], START)) == pytest.approx({"neck_background": 1.25})
+    # One box of each level, of which the larger leaves no background on stride 8: (0.5 + 0) / 2.
+    both = boxed([0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 200.0, 200.0], size=(16, 16))
+    assert items(built(student, teacher, [both], START)) == pytest.approx({"neck_background": 0.25})
+    with pytest.raises(InputError, match="level_weights"):
+        method(RANDOM, RANDOM, level_weights="some")

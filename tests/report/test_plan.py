@@ -121,3 +121,14 @@ def test_what_cannot_work_is_one_sentence(tmp_path, capsys):
     assert "none of the student's classes" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_the_width_of_the_neck_has_its_price(tmp_path):
+    teacher = save_teacher(tmp_path / "teacher", neck_channels=16)
+    made = make_plan(settings(tmp_path / "plan", teacher=teacher), Console(quiet=True))
+    wide, narrow = made.necks
+    assert (wide.channels, narrow.channels) == (16, 8)
+    assert wide.parameters == made.student.parameters > narrow.parameters
+    assert wide.gflops > narrow.gflops > 0
+    assert wide.latency_ms > 0
+    assert narrow.latency_ms > 0

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -13,7 +14,7 @@ from rich.text import Text
 from defeat.data import DetectionDataset
 from defeat.data.problems import Problems
 from defeat.data.unlabelled import UnlabelledImages
-from defeat.detector import Detector
+from defeat.detector import Detector, build
 from defeat.detector.files import write_into
 from defeat.distillation import Method
 from defeat.distillation.align import LevelPair
@@ -25,10 +26,11 @@ from defeat.engine.checkpoint import RunDirectory
 from defeat.engine.estimate import UNLABELLED, RunCost, estimate_parts
 from defeat.engine.guards import STRONG
 from defeat.engine.settings import DistillSettings
-from defeat.report.profile import count_flops
+from defeat.report.profile import count_flops, profile_model
 from defeat.report.tables import UNKNOWN, decimal, duration
 
 FILE = "plan.json"
+NECK_REPEATS = 5  # timed predictions for each width of the neck
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,16 @@ class PlannedLevel(LevelPair):
 
 
 @dataclass(frozen=True)
+class NeckCost:
+    """What the student costs with a neck of so many channels; `latency_ms` is per image, on the run's device."""
+
+    channels: int
+    parameters: int
+    gflops: float
+    latency_ms: float
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that `defeat plan` prints and writes.
 
@@ -86,6 +98,7 @@ class Plan:
         pulls: gradient of each term at the student's neck over that of the detector's own losses.
         together: the same of all terms together.
         inherited: what the student begins with of the teacher's weights, in sentences.
+        necks: what the student costs with its neck, and with one of half the width.
         notes: what the pair leaves out or changes, and what to look at.
         step_seconds: predicted time of a training step.
         epoch_seconds: of an epoch, without evaluation.
@@ -109,6 +122,7 @@ class Plan:
     pulls: dict[str, float]
     together: float
     inherited: list[str]
+    necks: list[NeckCost]
     notes: list[str]
     step_seconds: float
     epoch_seconds: float
@@ -174,6 +188,7 @@ def _planned(settings: DistillSettings, parts: Parts, cost: RunCost) -> Plan:
         pulls=cost.measured.pulls,
         together=cost.measured.together,
         inherited=[] if parts.inherited is None else parts.inherited.describe(),
+        necks=_neck_costs(parts.student, parts.evaluation),
         notes=[*parts.method.classes.describe(), *parts.method.notes, *parts.doubts, *_warnings(data, cost)],
         step_seconds=cost.step_seconds,
         epoch_seconds=cost.epoch_steps * cost.step_seconds,
@@ -244,6 +259,28 @@ def _detector(detector: Detector, dataset: DetectionDataset) -> PlannedDetector:
     )
 
 
+def _neck_costs(student: Detector, dataset: DetectionDataset) -> list[NeckCost]:
+    """Measure the student as it is and with a neck of half the width, whose weights play no part here."""
+    channels = student.spec.neck_channels
+    if channels < 2:
+        return []
+    with torch.random.fork_rng(devices=[]):
+        narrower = build(replace(student.spec, neck_channels=channels // 2), "none").to(student.device)
+    image = dataset[0][0]
+    size = (int(image.shape[-2]), int(image.shape[-1]))
+    costs = []
+    for detector in (student, narrower):
+        measured = profile_model(detector, size, image=image, threads=torch.get_num_threads(), repeats=NECK_REPEATS)
+        width = detector.spec.neck_channels
+        costs.append(NeckCost(width, measured.parameters, measured.gflops, measured.latency_ms))
+    return costs
+
+
+def _neck_words(costs: Sequence[NeckCost]) -> str:
+    words = "{0.channels} channels {1:.2f} M parameters, {0.gflops:.1f} GFLOPs, {0.latency_ms:.0f} ms per image"
+    return "; ".join(words.format(cost, cost.parameters / 1e6) for cost in costs)
+
+
 def _levels(method: Method) -> list[PlannedLevel]:
     parts = [part for part in method.modules() if isinstance(part, MapImitation)]
     return [
@@ -285,6 +322,8 @@ def print_plan(made: Plan, console: Console) -> None:
         f"teacher: AP50 {ability} on a sample of the training images (higher where it learned from them)",
         highlight=False,
     )
+    if made.necks:
+        console.print(Text(f"width of the student's neck: {_neck_words(made.necks)}"))
     for sentence in made.inherited:
         console.print(Text(sentence))
     if made.chosen_text:
