@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from defeat.engine.settings import TrainSettings, option
+from defeat.engine.settings import TrainSettings, earlier_defaults, option
 from defeat.report.gains import SAMPLES, Bootstrap, Interval, interval_over_images
 from defeat.report.gains import words as words_of
 from defeat.report.runs import RunSummary
@@ -84,10 +84,12 @@ def differences(run: RunSummary, other: RunSummary) -> list[str]:
             found.append(f"{word} (not recorded)")
         elif mine != theirs:
             found.append(f"{word} ({mine} and {theirs})")
-    for name in sorted(SETTINGS & run.settings.keys() & other.settings.keys()):
-        mine, theirs = run.settings[name], other.settings[name]
-        if mine != theirs:
-            found.append(f"{option(name)} ({mine} and {theirs})")
+    if run.settings and other.settings:
+        earlier = earlier_defaults()
+        for name in sorted(SETTINGS & (run.settings.keys() | other.settings.keys())):
+            mine, theirs = (one.settings.get(name, earlier.get(name)) for one in (run, other))
+            if mine != theirs:
+                found.append(f"{option(name)} ({mine} and {theirs})")
     return found
 
 
