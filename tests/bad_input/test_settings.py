@@ -136,7 +136,8 @@ def test_what_the_cases_change_is_fine_without_them(words):
     ("backbone that is a path", ["train", *TRAIN, "--backbone=../a"], "Unknown backbone '../a'"),
     ("too many stages", ["train", *TRAIN, "--frozen-stages=99"], "--frozen-stages 99:"),
     ("file of weights", ["train", *TRAIN, "--weights=nowhere.pth"], "--weights nowhere.pth: no such file"),
-    ("folder of weights", ["train", *TRAIN, "--weights=teacher"], "--weights teacher: no such file"),
+    ("folder of weights", ["train", *TRAIN, "--weights=."], "--weights .: no such file"),
+    ("run with another detector", ["train", *TRAIN, "--weights=teacher"], "--weights teacher: its detector is another"),
     ("split", ["train", *TRAIN, "--split=trian"], "no split 'trian'"),
     ("split to evaluate on", ["train", *TRAIN, "--eval-split=tset"], "no split 'tset'"),
     ("class", ["train", *TRAIN, "--classes=[disk]"], "Did you mean 'disc'"),
@@ -157,7 +158,7 @@ def test_what_the_cases_change_is_fine_without_them(words):
     ("device without memory", ["evaluate", "teacher", "--data=demo", "--device=meta"], "--device meta: give auto"),
     ("device with a number", ["predict", "teacher", "picture.png", "--out=x", "--device=cuda:999"], "--device cuda"),
     ("cells", ["bench", *DISTILL, "--plan", "--cells=1-x"], "--cells 1-x: give numbers and ranges"),
-    ("cells beyond the last", ["bench", *DISTILL, "--plan", "--cells=1-999999999"], "there are cells 1 to 15"),
+    ("cells beyond the last", ["bench", *DISTILL, "--plan", "--cells=1-999999999"], "there are cells 1 to 18"),
     ("run", ["evaluate", "nowhere", "--data=demo"], "nowhere is not a run directory"),
     ("runs", ["compare", "nowhere"], "nowhere is not a folder"),
 )  # fmt: skip

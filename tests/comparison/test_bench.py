@@ -190,7 +190,7 @@ def test_a_plan_trains_and_writes_nothing(tmp_path, teacher, capsys):
 
 
 def test_the_ablation_of_regions_switches_regions_off(tmp_path, teacher):
-    result = run_bench(tmp_path / "m", teacher, seeds=1, ablate="regions")
+    result = run_bench(tmp_path / "m", teacher, seeds=1, ablate="regions", inherit="none")
     names = [other.name for other in result.others]
     assert names == ["object only", "background only", "both, one weight", "both, own weights"]
     logs = {
@@ -209,9 +209,9 @@ def test_what_a_later_cell_would_refuse_is_refused_at_once(tmp_path, teacher):
 
 
 def test_fixed_and_balanced_weights_are_held_against_each_other(tmp_path, teacher):
-    run_bench(tmp_path / "m", teacher, seeds=1, ablate="balance", cells="1,3-5", max_steps=1)
+    run_bench(tmp_path / "m", teacher, seeds=1, ablate="balance", inherit="none", cells="1,3-5", max_steps=1)
     (tmp_path / "m" / "balance-0-5-seed0" / "results.json").unlink()  # as if it had been stopped before its end
-    run_bench(tmp_path / "m", teacher, seeds=1, ablate="balance", max_steps=1)
+    run_bench(tmp_path / "m", teacher, seeds=1, ablate="balance", inherit="none", max_steps=1)
     weight = {}
     for name in ("published-weights", "default-weights", "balance-0-25", "balance-0-5", "balance-1"):
         config = yaml.safe_load((tmp_path / "m" / f"{name}-seed0" / "config.yaml").read_text())
