@@ -173,6 +173,7 @@ def test_a_run_directory_is_complete(tmp_path):
         "metrics.jsonl",
         "detections.safetensors",
         "results.json",
+        "inherited.json",
         "checkpoints/last.ckpt",
     }
     written = yaml.safe_load((folder / "config.yaml").read_text())
