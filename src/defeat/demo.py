@@ -9,13 +9,13 @@ from rich.console import Console
 from torch import Tensor
 
 from defeat.comparison import bench
-from defeat.data import open_dataset
 from defeat.detector import load, save_model
 from defeat.detector.weights import find_weights
 from defeat.engine.run import run
 from defeat.engine.settings import TrainSettings, at_least
 from defeat.errors import InputError
-from defeat.report.pictures import save_comparison
+from defeat.report.pictures import save_most_helped
+from defeat.report.runs import read_run
 from defeat.report.variants import VariantResult
 
 TEACHER_FILES = "demo_teacher"  # a run directory inside the package, with weights in half precision
@@ -99,11 +99,11 @@ def demo(out: str = "demo-runs", seed: int = 0, seeds: int = 2, jobs: int = 2, t
             raise KeyboardInterrupt
         if result.result is None or result.unfinished:
             raise InputError(f"Not every run was finished ({', '.join(result.unfinished)}); see the logs in {folder}.")
-        picture = _picture(folder, teacher, data)
+        picture = _picture(folder, teacher)
     distilled = next(other for other in result.result.others if other.name == METHODS.rsplit(",", maxsplit=1)[-1])
     console.rule("What distillation gained", align="left")
     _print_gain(result.result.alone, distilled, console)
-    console.print(f"One scene as teacher, baseline and distilled student see it: {picture}", highlight=False)
+    console.print(f"The test scene on which the teacher helped most, as each sees it: {picture}", highlight=False)
     console.print(f"The whole comparison: {folder / 'report.html'} ({perf_counter() - began:.0f} s)", highlight=False)
     console.print(
         "\nNext, your own data (a VOC, COCO or YOLO folder):\n"
@@ -124,15 +124,12 @@ def _print_gain(alone: VariantResult, distilled: VariantResult, console: Console
     )
 
 
-def _picture(folder: Path, teacher: Path, data: str) -> Path:
+def _picture(folder: Path, teacher: Path) -> Path:
     """Draw a test scene as the three detectors see it."""
-    detectors = {
-        "teacher": load(teacher),
-        "baseline": load(folder / "none-seed0"),
-        "distilled": load(folder / "defeat-inherit-seed0"),
-    }
+    alone, distilled = folder / "none-seed0", folder / "defeat-inherit-seed0"
+    detectors = {"teacher": load(teacher), "baseline": load(alone), "distilled": load(distilled)}
     path = folder / "scene.png"
-    save_comparison(open_dataset(data, STUDENT["eval_split"]), detectors, path)
+    save_most_helped(read_run(distilled), read_run(alone), detectors, path)
     return path
 
 

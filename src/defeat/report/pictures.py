@@ -217,19 +217,23 @@ def _inner(level: Tensor, batch: Batch, stride: int) -> Tensor:
     return level[: max(1, -(-height // stride)), : max(1, -(-width // stride))]
 
 
-def save_comparison(dataset: DetectionDataset, detectors: dict[str, Detector], path: Path) -> None:
-    """Draw one image of a split beside what several detectors find in it, and save it as PNG.
-
-    Of all images it is the first with as many objects as the median of those that have any: neither empty nor crowded.
+def save_most_helped(distilled: RunSummary, alone: RunSummary, detectors: dict[str, Detector], path: Path) -> float:
+    """Draw the test image on which distillation helped most, as several detectors see it, and save it as PNG.
 
     Args:
-        dataset: the split.
+        distilled: a distilled run.
+        alone: the same student trained without a teacher.
         detectors: by the title of their panel.
         path: the file.
+
+    Returns:
+        AP points that the distilled run is ahead on that image.
     """
-    counts = [sample.last - sample.first for sample in dataset.samples]
-    middle = sorted(count for count in counts if count)[sum(map(bool, counts)) // 2] if any(counts) else 0
-    image, target = dataset[counts.index(middle)]
+    dataset, changes = _tested_on(distilled), image_changes(distilled, alone)
+    best = int(np.nanargmax(changes))
+    ids = sorted(sample.image_id for sample in dataset.samples)
+    place = next(place for place, sample in enumerate(dataset.samples) if sample.image_id == ids[best])
+    image, target = dataset[place]
     small = resize(image, [SHORT_SIDE], antialias=True)
     size = (int(small.shape[-2]), int(small.shape[-1]))
     drawn = {"annotated": draw_target(small, target.resized(size), dataset.classes)}
@@ -240,6 +244,7 @@ def save_comparison(dataset: DetectionDataset, detectors: dict[str, Detector], p
     content = io.BytesIO()
     to_pil_image(beside_each_other(panels)).save(content, "PNG")
     write_atomically(path, content.getbuffer())
+    return float(changes[best])
 
 
 def data_uri(picture: Tensor) -> str:
