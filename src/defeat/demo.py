@@ -1,5 +1,6 @@
 """The whole story in minutes: a teacher, a student without and with its help, and the gain."""
 
+import json
 from importlib.resources import as_file, files
 from pathlib import Path
 from time import perf_counter
@@ -10,7 +11,9 @@ from torch import Tensor
 
 from defeat.comparison import bench
 from defeat.detector import load, save_model
+from defeat.detector.files import write_atomically
 from defeat.detector.weights import find_weights
+from defeat.engine.guards import fingerprint
 from defeat.engine.run import run
 from defeat.engine.settings import TrainSettings, at_least
 from defeat.errors import InputError
@@ -141,10 +144,23 @@ def _train_teacher(folder: Path, console: Console) -> None:
     if not result.finished:
         raise KeyboardInterrupt
     half = folder / TEACHER_FILES
-    half.mkdir()
-    trained = load(folder)
-    save_model(trained, half, {name: _half(value) for name, value in trained.state_dict().items()})
+    keep_in_half_precision(folder, half)
     console.print(f"The teacher in half precision is in {half}.", highlight=False)
+
+
+def keep_in_half_precision(run: Path, folder: Path) -> None:
+    """Write the detector of a run in half precision into a folder, with the run's settings, log and figures.
+
+    The figures stay those of the run, measured in full precision.
+    """
+    folder.mkdir(exist_ok=True)
+    trained = load(run)
+    save_model(trained, folder, {name: _half(value) for name, value in trained.state_dict().items()})
+    for name in ("config.yaml", "metrics.jsonl"):
+        write_atomically(folder / name, (run / name).read_bytes())
+    results = json.loads((run / "results.json").read_text())
+    results |= {"fingerprint": fingerprint(load(folder)), "model_bytes": (folder / "model.safetensors").stat().st_size}
+    write_atomically(folder / "results.json", (json.dumps(results, indent=2) + "\n").encode())
 
 
 def _half(value: Tensor) -> Tensor:
