@@ -10,7 +10,7 @@ from rich.console import Console
 from torch import Tensor
 
 from defeat.comparison import bench
-from defeat.detector import load, save_model
+from defeat.detector import Detector, load, save_model
 from defeat.detector.files import write_atomically
 from defeat.detector.weights import find_weights
 from defeat.engine.guards import fingerprint
@@ -90,10 +90,11 @@ def demo(out: str = "demo-runs", seed: int = 0, seeds: int = 2, jobs: int = 2, t
         _train_teacher(folder, console)
         return
     with as_file(files("defeat") / TEACHER_FILES) as teacher:
+        trained = load(teacher)
         data = f"demo:{seed}" if seed else "demo"
         settings = SHARED | STUDENT | {"data": data, "teacher": str(teacher), "out": out}
         console.print(
-            f"A teacher that comes with this package ({_millions(teacher)} M parameters) helps a student with random "
+            f"A teacher that comes with this package ({_millions(trained)} M parameters) helps a student with random "
             f"weights. {seeds} seeds of each kind, {jobs} at a time; three to five minutes on two cores.",
             highlight=False,
         )
@@ -102,7 +103,7 @@ def demo(out: str = "demo-runs", seed: int = 0, seeds: int = 2, jobs: int = 2, t
             raise KeyboardInterrupt
         if result.result is None or result.unfinished:
             raise InputError(f"Not every run was finished ({', '.join(result.unfinished)}); see the logs in {folder}.")
-        picture = _picture(folder, teacher)
+        picture = _picture(folder, trained)
     distilled = next(other for other in result.result.others if other.name == METHODS.rsplit(",", maxsplit=1)[-1])
     console.rule("What distillation gained", align="left")
     _print_gain(result.result.alone, distilled, console)
@@ -127,10 +128,10 @@ def _print_gain(alone: VariantResult, distilled: VariantResult, console: Console
     )
 
 
-def _picture(folder: Path, teacher: Path) -> Path:
+def _picture(folder: Path, teacher: Detector) -> Path:
     """Draw a test scene as the three detectors see it."""
     alone, distilled = folder / "none-seed0", folder / "defeat-inherit-seed0"
-    detectors = {"teacher": load(teacher), "baseline": load(alone), "distilled": load(distilled)}
+    detectors = {"teacher": teacher, "baseline": load(alone), "distilled": load(distilled)}
     path = folder / "scene.png"
     save_most_helped(read_run(distilled), read_run(alone), detectors, path)
     return path
@@ -167,5 +168,5 @@ def _half(value: Tensor) -> Tensor:
     return value.half() if value.is_floating_point() else value
 
 
-def _millions(teacher: Path) -> str:
-    return f"{sum(weight.numel() for weight in load(teacher).parameters()) / 1e6:.1f}"
+def _millions(detector: Detector) -> str:
+    return f"{sum(weight.numel() for weight in detector.parameters()) / 1e6:.1f}"

@@ -27,7 +27,7 @@ def require_jobs(jobs: int, matrix: Matrix) -> None:
     """
     if not 1 <= jobs <= JOBS:
         raise InputError(f"--jobs must be from 1 to {JOBS}, not {jobs}.")
-    if jobs > 1 and not (matrix.settings["devices"] == 1 and matrix.settings["nodes"] == 1):
+    if jobs > 1 and not matrix.one_process_per_cell:
         raise InputError("--jobs trains cells beside each other, each on one device: leave out --devices and --nodes.")
 
 

@@ -232,6 +232,11 @@ class Matrix:
         pairs = [(variant, seed) for seed in range(self.seeds) for variant in self.variants]
         return [Cell(number, variant, seed) for number, (variant, seed) in enumerate(pairs, start=1)]
 
+    @property
+    def one_process_per_cell(self) -> bool:
+        """Whether one process trains a cell, which can leave out a cell without others waiting for it there."""
+        return bool(self.settings["devices"] == 1 and self.settings["nodes"] == 1)
+
     def directory(self, cell: Cell) -> RunDirectory:
         """The run directory of a cell."""
         return RunDirectory(self.folder / cell.folder)

@@ -222,7 +222,7 @@ def train_cells(
     left = [cell for cell in wanted if not matrix.finished(cell)]
     began = perf_counter()
     for done, cell in enumerate(left):
-        if matrix.finished(cell) and _alone(matrix):  # by another process, in the meantime
+        if matrix.finished(cell) and matrix.one_process_per_cell:  # by another process, in the meantime
             continue
         if is_writer():
             console.rule(f"cell {cell.number} of {len(matrix.cells())}: {cell.variant}, seed {cell.seed}", align="left")
@@ -246,12 +246,12 @@ def _train_cell(matrix: Matrix, cell: Cell, console: Console, tell: Callable[[st
     try:
         return run(matrix.cell_settings(cell), console)
     except LockedError as error:
-        if not _alone(matrix):
+        if not matrix.one_process_per_cell:
             raise
         if tell is None:
             console.print(f"Left out: {error}", style="yellow", highlight=False, markup=False)
     except InputError as error:
-        if not _alone(matrix):
+        if not matrix.one_process_per_cell:
             raise
         _say(f"{cell.folder} failed: {error}", console, tell)
     return None
@@ -269,11 +269,6 @@ def _steps(matrix: Matrix, wanted: Sequence[Cell]) -> dict[str, int]:
     first = next(iter(settings.values()))
     training = open_dataset(first.data, first.split, first.classes, first.on_bad_data, Console(quiet=True))
     return {name: run_steps(one, len(run_loader(one, training, None))) for name, one in settings.items()}
-
-
-def _alone(matrix: Matrix) -> bool:
-    """Whether a cell is trained by one process, which can leave out a cell without others waiting for it there."""
-    return bool(matrix.settings["devices"] == 1 and matrix.settings["nodes"] == 1)
 
 
 def report(folder: Path, console: Console) -> MatrixResult | None:

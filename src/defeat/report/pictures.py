@@ -95,16 +95,15 @@ def make_gallery(distilled: RunSummary, alone: RunSummary | None, teacher: RunSu
     helped = [index for index in known[:SHOWN] if alone is None or changes[index] > 0]
     hurt = [index for index in known[::-1][:SHOWN] if alone is not None and changes[index] < 0]
     looked_at = helped or hurt or [int(index) for index in known]
-    places = {sample.image_id: place for place, sample in enumerate(dataset.samples)}
-    ids = sorted(places)
+    places = _in_order(dataset)
 
     def strips(indices: Sequence[int]) -> tuple[Strip, ...]:
         words = "{:+.0f} AP points" if alone is not None else "AP {:.0f}"
         return tuple(
-            _strip(dataset, places[ids[index]], detectors, ": " + words.format(changes[index])) for index in indices
+            _strip(dataset, places[index], detectors, ": " + words.format(changes[index])) for index in indices
         )
 
-    inside = tuple(_inside(dataset, places[ids[index]], detectors, distilled) for index in looked_at[:INSIDE])
+    inside = tuple(_inside(dataset, places[index], detectors, distilled) for index in looked_at[:INSIDE])
     return Gallery(strips(helped), strips(hurt), inside, compared=alone is not None)
 
 
@@ -123,15 +122,26 @@ def image_changes(distilled: RunSummary, alone: RunSummary | None) -> Floats:
 
 
 def _strip(dataset: DetectionDataset, place: int, detectors: dict[str, Detector], words: str = "") -> Strip:
+    drawn = _drawn(dataset, place, detectors)
+    panels = tuple(Panel(title, data_uri(picture)) for title, picture in drawn.items())
+    return Strip(dataset.samples[place].name + words, panels)
+
+
+def _drawn(dataset: DetectionDataset, place: int, detectors: dict[str, Detector]) -> dict[str, Tensor]:
+    """An image as it is annotated, and as each detector sees it: (3, H, W) uint8 by title."""
     image, target = dataset[place]
     small = resize(image, [SHORT_SIDE], antialias=True)
     size = (int(small.shape[-2]), int(small.shape[-1]))
-    panels = [Panel("annotated", data_uri(draw_target(small, target.resized(size), dataset.classes)))]
+    pictures = {"annotated": draw_target(small, target.resized(size), dataset.classes)}
     for name, detector in detectors.items():
-        found = _resized(detector.predict([image])[0].cpu(), target.size, size)
-        picture = draw_detections(small, found, detector.info.classes, THRESHOLD)
-        panels.append(Panel(name, data_uri(picture)))
-    return Strip(dataset.samples[place].name + words, tuple(panels))
+        detections = _resized(detector.predict([image])[0].cpu(), target.size, size)
+        pictures[name] = draw_detections(small, detections, detector.info.classes, THRESHOLD)
+    return pictures
+
+
+def _in_order(dataset: DetectionDataset) -> list[int]:
+    """The index of each image in the data set, in the order of their numbers, which is that of a run's matches."""
+    return sorted(range(len(dataset)), key=lambda index: dataset.samples[index].image_id)
 
 
 def _resized(found: Detections, before: tuple[int, int], after: tuple[int, int]) -> Detections:
@@ -217,7 +227,7 @@ def _inner(level: Tensor, batch: Batch, stride: int) -> Tensor:
     return level[: max(1, -(-height // stride)), : max(1, -(-width // stride))]
 
 
-def save_most_helped(distilled: RunSummary, alone: RunSummary, detectors: dict[str, Detector], path: Path) -> float:
+def save_most_helped(distilled: RunSummary, alone: RunSummary, detectors: dict[str, Detector], path: Path) -> None:
     """Draw the test image on which distillation helped most, as several detectors see it, and save it as PNG.
 
     Args:
@@ -225,26 +235,13 @@ def save_most_helped(distilled: RunSummary, alone: RunSummary, detectors: dict[s
         alone: the same student trained without a teacher.
         detectors: by the title of their panel.
         path: the file.
-
-    Returns:
-        AP points that the distilled run is ahead on that image.
     """
     dataset, changes = _tested_on(distilled), image_changes(distilled, alone)
-    best = int(np.nanargmax(changes))
-    ids = sorted(sample.image_id for sample in dataset.samples)
-    place = next(place for place, sample in enumerate(dataset.samples) if sample.image_id == ids[best])
-    image, target = dataset[place]
-    small = resize(image, [SHORT_SIDE], antialias=True)
-    size = (int(small.shape[-2]), int(small.shape[-1]))
-    drawn = {"annotated": draw_target(small, target.resized(size), dataset.classes)}
-    for name, detector in detectors.items():
-        found = _resized(detector.predict([image])[0].cpu(), target.size, size)
-        drawn[name] = draw_detections(small, found, detector.info.classes, THRESHOLD)
-    panels = [titled(picture, title) for title, picture in drawn.items()]
+    most_helped = _in_order(dataset)[int(np.nanargmax(changes))]
+    panels = [titled(picture, title) for title, picture in _drawn(dataset, most_helped, detectors).items()]
     content = io.BytesIO()
     to_pil_image(beside_each_other(panels)).save(content, "PNG")
     write_atomically(path, content.getbuffer())
-    return float(changes[best])
 
 
 def data_uri(picture: Tensor) -> str:
