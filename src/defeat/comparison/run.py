@@ -48,7 +48,8 @@ class BenchRun:
             finished yet, and in every process but the first.
         stopped: whether the user stopped it before its last cell.
         signal: how he did.
-        unfinished: folders of the cells that were asked for and could not be trained, or that another process trains.
+        unfinished: folders of the cells that were asked for and could not be trained, or that another process trains;
+            empty in every process but the first of one run, which alone knows what it has written.
     """
 
     result: MatrixResult | None = None
@@ -129,8 +130,10 @@ def bench(
         if is_writer():
             console.print("Repeat the command to go on.")
         return BenchRun(stopped=True, signal=signal)
+    if not is_writer():
+        return BenchRun()  # the first process may still be writing the last cell
     unfinished = tuple(cell.folder for cell in wanted if not matrix.finished(cell))
-    return BenchRun(report(matrix.folder, console) if is_writer() else None, unfinished=unfinished)
+    return BenchRun(report(matrix.folder, console), unfinished=unfinished)
 
 
 def _choices(template: DistillSettings, console: Console) -> Choices:
