@@ -4,14 +4,17 @@ BIN := .venv/bin
 # Two threads on small tensors are many times slower than one.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check clean
+.PHONY: demo test coverage check clean
 
 demo: .venv/demo
 	rm -rf demo-runs
 	$(BIN)/defeat demo --out demo-runs
 
 test: .venv/dev
-	$(BIN)/pytest -n 2 -m "not slow and not real" --cov --cov-report=term:skip-covered --durations=10
+	$(BIN)/pytest -n 2 -m "not slow and not real" --durations=10
+
+coverage: .venv/dev
+	$(BIN)/pytest -n 2 -m "not real" --cov --cov-report=term:skip-covered
 
 check: .venv/dev
 	$(BIN)/ruff check .

@@ -256,6 +256,7 @@ def test_a_run_is_not_written_over(small_demo, tmp_path, capsys):
     assert "--resume" in error
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
     """A real process and a real signal, in the middle of an epoch."""
     out = tmp_path / "run"

@@ -39,6 +39,7 @@ def trained(monkeypatch):
     return names
 
 
+@pytest.mark.slow
 def test_every_cell_of_a_seed_begins_and_goes_on_alike(tmp_path, teacher):
     # A method whose weights are zero must give bit for bit the student alone, for each seed; seeds must differ.
     result = run_bench(tmp_path / "m", teacher, method_options=NOTHING)
@@ -61,6 +62,7 @@ def test_cells_are_tested_on_the_test_split_and_so_is_the_teacher(tmp_path, teac
     assert json.loads((tmp_path / "m" / "none-seed0" / "results.json").read_text())["split"] == "test"
 
 
+@pytest.mark.slow
 def test_a_stopped_comparison_goes_on_as_if_it_never_stopped(tmp_path, teacher, monkeypatch):
     run_bench(tmp_path / "whole", teacher, epochs=2)
     original, seen = Checkpoint.on_train_batch_end, []
@@ -81,6 +83,7 @@ def test_a_stopped_comparison_goes_on_as_if_it_never_stopped(tmp_path, teacher, 
     assert weights(tmp_path / "stopped" / "defeat-seed0") == weights(tmp_path / "whole" / "defeat-seed0")
 
 
+@pytest.mark.slow
 def test_a_cell_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path, teacher):
     cell = tmp_path / "m" / "none-seed0"
     cell.mkdir(parents=True)
@@ -88,6 +91,7 @@ def test_a_cell_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path
     assert run_bench(tmp_path / "m", teacher, seeds=1) is not None
 
 
+@pytest.mark.slow
 def test_a_cell_that_another_process_trains_is_left_to_it(tmp_path, teacher):
     locked_by(tmp_path / "m" / "defeat-seed0")
     left = outcome(tmp_path / "m", teacher)
@@ -98,6 +102,7 @@ def test_a_cell_that_another_process_trains_is_left_to_it(tmp_path, teacher):
     assert run_bench(tmp_path / "m", teacher).missing == ()
 
 
+@pytest.mark.slow
 def test_a_comparison_may_grow(tmp_path, teacher, trained):
     run_bench(tmp_path / "m", teacher, seeds=1)
     before = (tmp_path / "m" / "none-seed0" / "results.json").stat().st_mtime_ns
@@ -113,6 +118,7 @@ def test_a_comparison_may_grow(tmp_path, teacher, trained):
     assert (tmp_path / "m" / "none-seed0" / "results.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_cells_of_a_grown_comparison_are_those_that_its_plan_counts(tmp_path, teacher, trained, capsys):
     run_bench(tmp_path / "m", teacher, seeds=1, max_steps=1, cells="1")
     run_bench(tmp_path / "m", teacher, methods="none,fgfi,defeat", seeds=1, max_steps=1, plan=True)
@@ -189,6 +195,7 @@ def test_a_plan_trains_and_writes_nothing(tmp_path, teacher, capsys):
     assert not (tmp_path / "m").exists()
 
 
+@pytest.mark.slow
 def test_the_ablation_of_regions_switches_regions_off(tmp_path, teacher):
     result = run_bench(tmp_path / "m", teacher, seeds=1, ablate="regions", inherit="none")
     names = [other.name for other in result.others]
@@ -208,6 +215,7 @@ def test_what_a_later_cell_would_refuse_is_refused_at_once(tmp_path, teacher):
     assert not (tmp_path / "m").exists()
 
 
+@pytest.mark.slow
 def test_fixed_and_balanced_weights_are_held_against_each_other(tmp_path, teacher):
     run_bench(tmp_path / "m", teacher, seeds=1, ablate="balance", inherit="none", cells="1,3-5", max_steps=1)
     (tmp_path / "m" / "balance-0-5-seed0" / "results.json").unlink()  # as if it had been stopped before its end
@@ -227,6 +235,7 @@ def test_fixed_and_balanced_weights_are_held_against_each_other(tmp_path, teache
     assert again.variants["balance 0.25"].settings == {"balance": 0.25}
 
 
+@pytest.mark.slow
 def test_an_option_that_is_newer_than_the_folder_is_at_its_default(tmp_path, teacher):
     run_bench(tmp_path / "m", teacher, seeds=1, cells="1", max_steps=1)
     path = tmp_path / "m" / "bench.yaml"
@@ -252,6 +261,7 @@ def test_cells_that_are_not_there_are_refused(text):
         chosen(text, 4)
 
 
+@pytest.mark.slow
 def test_cells_of_other_seeds_than_the_first_are_reported(tmp_path, teacher):
     # As where machines share the cells and the first is not the fastest: the best method lacks the first seed.
     result = run_bench(tmp_path / "m", teacher, cells="1,3,4")
@@ -278,6 +288,7 @@ def test_the_student_alone_gets_no_setting_of_distillation(tmp_path, teacher):
     assert not hasattr(matrix.cell_settings(Cell(1, NONE, 0)), "teacher")
 
 
+@pytest.mark.slow
 def test_the_command_line_gives_each_method_its_own_options(tmp_path, teacher, capsys):
     recipe = tmp_path / "recipe.yaml"
     given = options(tmp_path / "m", teacher)

@@ -32,6 +32,7 @@ def teacher(tmp_path):
     return save_teacher(tmp_path / "teacher", classes=("cat", "dog"))
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_same_students_as_one(tmp_path, data, teacher):
     given = {"methods": "fgfi", "data": str(data), "max_steps": 2}
     alone = outcome(tmp_path / "one", teacher, **given)
@@ -45,6 +46,7 @@ def test_two_processes_train_the_same_students_as_one(tmp_path, data, teacher):
     assert all(f"{cell}: AP" in logs for cell in CELLS)
 
 
+@pytest.mark.slow
 def test_a_cell_that_fails_in_a_process_is_named_and_the_others_go_on(tmp_path, data, teacher):
     (tmp_path / "m" / "none-seed1").mkdir(parents=True)
     (tmp_path / "m" / "none-seed1" / "results.json").mkdir()  # can't be written

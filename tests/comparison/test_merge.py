@@ -28,6 +28,7 @@ def test_machines_share_the_cells_and_joined_they_are_the_whole(tmp_path, teache
     assert not (tmp_path / "joined" / "none-seed0" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_each_cell_says_where_it_comes_from_also_after_joining(tmp_path, teacher):
     run_bench(tmp_path / "m", teacher, seeds=1)
     path = tmp_path / "m" / "defeat-seed0" / "results.json"
@@ -42,6 +43,7 @@ def test_each_cell_says_where_it_comes_from_also_after_joining(tmp_path, teacher
     assert cell["versions"] == elsewhere["versions"]
 
 
+@pytest.mark.slow
 def test_machines_may_have_data_and_teacher_elsewhere(tmp_path, teacher):
     for name, cells in (("one", "1,2"), ("two", "3,4")):
         run_bench(tmp_path / name, teacher, cells=cells, max_steps=1)
@@ -56,6 +58,7 @@ def test_machines_may_have_data_and_teacher_elsewhere(tmp_path, teacher):
     assert not (tmp_path / "again").exists()
 
 
+@pytest.mark.slow
 def test_comparisons_with_different_teachers_are_not_joined(tmp_path, teacher):
     for name in ("one", "two"):
         run_bench(tmp_path / name, teacher, seeds=1, max_steps=1)

@@ -54,6 +54,7 @@ def original(name):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONVERTERS)
 def test_predictions_equal_torchvisions(name, tmp_path):
     model = original(name)

@@ -69,6 +69,7 @@ def averaged(tmp_path_factory):
     return torch.load(folder / "found.pt", weights_only=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", METHODS)
 def test_two_processes_equal_one_with_the_whole_batch(family, name, averaged):

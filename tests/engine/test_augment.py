@@ -25,6 +25,7 @@ def test_the_default_is_the_flip(tmp_path):
     assert settings(tmp_path, flip=0.2).augmentation == HorizontalFlip(0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_resumed_run_sees_the_same_images(workers, tmp_path, monkeypatch):
     teacher = save_teacher(tmp_path / "teacher")

@@ -53,6 +53,7 @@ def test_what_does_not_change_stays_bit_for_bit():
     assert not any(weight.requires_grad for weight in average.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_demo")
 @pytest.mark.parametrize("norm", ["bn", "frozen"])
 def test_the_average_is_evaluated_and_saved_and_changes_no_step(norm, tmp_path):

@@ -108,6 +108,7 @@ def test_measuring_changes_neither_weights_nor_random_numbers(tmp_path):
     assert [fingerprint(module) for module in (parts.student, parts.teacher, parts.method)] == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["faster_rcnn", "retinanet"])
 def test_a_balanced_run_has_fixed_numbers_and_is_repeated_by_them(family, tmp_path):
     teacher = save_teacher(tmp_path / "teacher", family)
@@ -127,6 +128,7 @@ def test_a_balanced_run_has_fixed_numbers_and_is_repeated_by_them(family, tmp_pa
     assert 0.1 < pulls[1]["gradient/neck_object"] + pulls[1]["gradient/neck_background"] < 2.5
 
 
+@pytest.mark.slow
 def test_a_balanced_run_goes_on_with_its_weights(tmp_path, monkeypatch):
     options = {"teacher": save_teacher(tmp_path / "teacher"), "balance": 0.5, "epochs": 2}
     whole = tiny_run(tmp_path / "whole", **options)

@@ -155,6 +155,7 @@ def test_a_plan_shows_and_writes_what_was_chosen(tmp_path):
     assert "chosen for this data: anchors 32 64 128 256 512 px" in shown.getvalue()
 
 
+@pytest.mark.slow
 def test_a_comparison_chooses_once_for_all_cells(tmp_path, monkeypatch):
     teacher = save_teacher(tmp_path / "teacher", neck_channels=16)
     given = shared_settings(left_open(tmp_path / "m", teacher=teacher, size=96, max_size=160, max_steps=1))

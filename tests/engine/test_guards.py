@@ -125,6 +125,7 @@ def silent_in_one(rank, folder):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_a_term_that_is_zero_in_one_of_two_processes_is_found(tmp_path):
     torch.multiprocessing.spawn(silent_in_one, args=(tmp_path,), nprocs=2)
     assert (tmp_path / "0.txt").read_text() == "nothing"

@@ -101,6 +101,7 @@ def test_a_student_with_another_neck_still_learns_from_its_teacher(tmp_path):
         tiny_run(tmp_path / "neck", teacher=teacher, inherit="neck+head")
 
 
+@pytest.mark.slow
 def test_a_comparison_tells_what_inheriting_gives_and_what_the_terms_add(tmp_path):
     teacher = save_teacher(tmp_path / "teacher", neck_channels=16)
     methods = "none,none+inherit,defeat,defeat+inherit"
@@ -119,6 +120,7 @@ def test_a_comparison_tells_what_inheriting_gives_and_what_the_terms_add(tmp_pat
     assert "over none+inherit" in page
 
 
+@pytest.mark.slow
 def test_students_of_an_ablation_inherit_but_for_the_baseline(tmp_path):
     teacher = save_teacher(tmp_path / "teacher", neck_channels=16)
     result = run_bench(tmp_path / "m", teacher, methods="", ablate="regions", seeds=1, max_steps=1)

@@ -139,6 +139,7 @@ def test_with_patience_the_rate_falls_when_it_is_told_to_and_not_at_milestones(t
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_demo")
 def test_adamw_with_a_cosine_trains_and_repeats(tmp_path):
     teacher = save_teacher(tmp_path / "teacher")

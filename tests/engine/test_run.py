@@ -48,6 +48,7 @@ def test_a_teacher_changes_what_is_learned(family, tmp_path):
     assert weights(alone.folder) != weights(helped.folder)
 
 
+@pytest.mark.slow
 @every_family
 def test_a_method_may_lower_the_weight_of_the_detectors_own_negatives(family, tmp_path):
     teacher = save_teacher(tmp_path / "teacher", family)
@@ -108,6 +109,7 @@ def make_decided(teacher):
     save_file(tensors(teacher) | values, teacher / "model.safetensors")
 
 
+@pytest.mark.slow
 @every_family
 def test_distillation_may_compute_in_bfloat16(family, tmp_path):
     teacher = save_teacher(tmp_path / "teacher", family)
@@ -126,6 +128,7 @@ def test_distillation_may_compute_in_bfloat16(family, tmp_path):
         assert other[name] == pytest.approx(first[name], rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["defeat", "fgfi", "imitation", "tadf"])
 def test_every_method_of_maps_has_small_adaptation_layers(name, tmp_path):
     teacher = save_teacher(tmp_path / "teacher")

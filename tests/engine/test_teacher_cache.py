@@ -189,6 +189,7 @@ def test_the_estimate_is_what_the_files_hold(family, tmp_path, monkeypatch):
     assert data == found.bytes
 
 
+@pytest.mark.slow
 @every_family
 @pytest.mark.usefixtures("small_demo")
 def test_a_run_with_a_cache_repeats_itself_and_resumes(family, tmp_path):
@@ -207,6 +208,7 @@ def test_a_run_with_a_cache_repeats_itself_and_resumes(family, tmp_path):
     assert tensors(without.folder).keys() == tensors(whole.folder).keys()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_demo")
 def test_another_teacher_or_size_has_files_of_its_own(tmp_path):
     given = {"max_steps": 1, "flip": 0.0, "cache_teacher": str(tmp_path / "cache")}

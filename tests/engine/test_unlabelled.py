@@ -102,6 +102,7 @@ def test_others_follow_from_seed_epoch_and_place_alone():
     assert [batch for pair in zip(*ranks, strict=True) for batch in pair] == again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["faster_rcnn", "retinanet"])
 @pytest.mark.parametrize("pseudo", [None, 0.1])
 def test_a_run_sees_images_without_annotations_in_every_batch(family, pseudo, folder, seeing, tmp_path, monkeypatch):

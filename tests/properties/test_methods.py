@@ -72,6 +72,7 @@ def built(name, kind, **options):
     return build_method(name, known(kind), known(kind), every | options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 @properties
 @given(st.sampled_from(["proposals", "dense"]), pairs(1e30), targets(), standing())

@@ -66,6 +66,7 @@ def test_a_run_killed_again_and_again_comes_to_the_same(tmp_path):
     assert kill_and_resume(tmp_path, kills, tmp_path / "whole") == len(kills)
 
 
+@pytest.mark.slow
 def test_a_killed_run_keeps_its_average_and_its_best_student(tmp_path):
     given = {"optimizer": "adamw", "lr": 2e-3, "ema": 0.9, "keep": "best", "patience": 1}
     uninterrupted(tmp_path / "whole", **given)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from defeat.errors import InputError, unknown_name
 
-INITIALISATIONS = ("default", "published")
+INITIALISATIONS = ("default", "identity", "published")
 MISSING_LEVELS = ("leave_out", "nearest")
 KERNELS = (1, 3)
 
@@ -84,8 +84,10 @@ class Adaptation(nn.Module):
 
     Args:
         levels: the pairs by the student's stride.
-        initialisation: `default` (that of torch) or `published` (truncated normal with deviation 1e-4, as in the
-            original code: at first the layer learns and hardly any gradient reaches the student).
+        initialisation: `default` (that of torch), `identity` (a layer between equal channels begins by changing nothing,
+            which fits a student whose neck and head begin with the teacher's weights; other layers as by default), or
+            `published` (truncated normal with deviation 1e-4, as in the original code: at first the layer learns and
+            hardly any gradient reaches the student).
         activation: whether a ReLU follows each convolution.
         kernel: side of each convolution's kernel in cells: 3 (published), or 1, which costs a ninth.
 
@@ -115,11 +117,14 @@ class Adaptation(nn.Module):
         self.layers = nn.ModuleDict(
             {str(stride): nn.Conv2d(one.channels, one.teacher_channels, **size) for stride, one in levels.items()}
         )
-        if initialisation == "published":
-            for layer in self.layers.values():
-                assert isinstance(layer, nn.Conv2d)
-                assert layer.bias is not None
+        for layer in self.layers.values():
+            assert isinstance(layer, nn.Conv2d)
+            assert layer.bias is not None
+            if initialisation == "published":
                 nn.init.trunc_normal_(layer.weight, std=1e-4)
+                nn.init.zeros_(layer.bias)
+            elif initialisation == "identity" and layer.in_channels == layer.out_channels:
+                nn.init.dirac_(layer.weight)
                 nn.init.zeros_(layer.bias)
 
     def forward(self, level: Tensor, stride: int) -> Tensor:
