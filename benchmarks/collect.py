@@ -15,10 +15,10 @@ import numpy as np
 import yaml
 
 from defeat.detector import load
-from defeat.engine.evaluate import Evaluator
-from defeat.engine.inference import detect_split
-from defeat.engine.matching import average_precision_of_samples, match_scenes
-from defeat.report.gains import SAMPLES, bootstrap_weights, interval_over_images
+from defeat.evaluation.bootstrap import SAMPLES, bootstrap_weights, interval_over_images
+from defeat.evaluation.evaluator import Evaluator
+from defeat.evaluation.matching import average_precision_of_samples, match_scenes
+from defeat.evaluation.splits import detect_split
 
 # Settings that say nothing about what was trained.
 LOCAL = {"data", "out", "resume", "workers", "teacher"}

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from defeat.benchmark import BenchRun
 from defeat.cli import COMMANDS, command_parser, main, run_settings
-from defeat.comparison import BenchRun
 from defeat.data import demo
 from defeat.demo import STUDENT
 from defeat.detector import FAMILIES

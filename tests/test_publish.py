@@ -5,7 +5,7 @@ import json
 from rich.console import Console
 
 from benchmarks.accuracy.publish import table, without_folders
-from defeat.comparison import bench
+from defeat.benchmark import bench
 from tests.engine.tiny_runs import save_teacher, settings, shared_settings
 
 

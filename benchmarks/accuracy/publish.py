@@ -11,7 +11,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from defeat.report.gains import Gain, Interval
+from defeat.evaluation.bootstrap import Interval
+from defeat.report.gains import Gain
 from defeat.report.tables import decimal, gain_cells
 
 RESULTS = Path(__file__).parent / "results"

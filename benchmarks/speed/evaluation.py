@@ -18,7 +18,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from benchmarks.measure import interleaved, publish
-from defeat.engine.evaluate import Evaluator
+from defeat.evaluation.evaluator import Evaluator
 from defeat.types import Detections, Target
 
 BOXES = 7  # annotated objects an image, as in COCO

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from defeat import distillation as methods
-    from defeat.comparison import bench
+    from defeat.benchmark import bench
     from defeat.data import open_dataset
     from defeat.detector import DetectorSpec, build, load
-    from defeat.engine.inference import evaluate
     from defeat.engine.replay import replay
     from defeat.engine.run import distill, train
     from defeat.errors import InputError
+    from defeat.inference.evaluate import evaluate
+    from defeat.inference.predict import predict
     from defeat.report.compare import compare
     from defeat.report.plan import plan
-    from defeat.report.predict import predict
 
 __all__ = [
     "DetectorSpec",
@@ -39,15 +39,15 @@ __all__ = [
 _HOMES = {
     "DetectorSpec": "defeat.detector",
     "InputError": "defeat.errors",
-    "bench": "defeat.comparison",
+    "bench": "defeat.benchmark",
     "build": "defeat.detector",
     "compare": "defeat.report.compare",
     "distill": "defeat.engine.run",
-    "evaluate": "defeat.engine.inference",
+    "evaluate": "defeat.inference.evaluate",
     "load": "defeat.detector",
     "open_dataset": "defeat.data",
     "plan": "defeat.report.plan",
-    "predict": "defeat.report.predict",
+    "predict": "defeat.inference.predict",
     "replay": "defeat.engine.replay",
     "train": "defeat.engine.run",
 }

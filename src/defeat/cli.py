@@ -51,7 +51,7 @@ def evaluate(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
     """Evaluate a trained detector."""
     from rich.console import Console
 
-    from defeat.engine.inference import evaluate as function
+    from defeat.inference.evaluate import evaluate as function
     from defeat.report.tables import print_evaluation
 
     result = function(**_arguments(parser, arguments, function), console=Console(stderr=True))
@@ -63,7 +63,7 @@ def predict(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
     """Detect objects in images and draw them."""
     from rich.console import Console
 
-    from defeat.report.predict import predict as function
+    from defeat.inference.predict import predict as function
 
     given = _arguments(parser, arguments, function)
     result = function(**given, console=Console(stderr=True))
@@ -85,7 +85,7 @@ def compare(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
 
 def bench(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
     """Compare methods over several seeds: what is each worth?"""
-    from defeat import comparison as package
+    from defeat import benchmark as package
 
     if any(word.partition("=")[0] == "--merge" for word in arguments):
         parser.add_argument("--merge", nargs="+", help="folders that other machines wrote", required=True)
@@ -262,8 +262,8 @@ def bench_options(parser: "ArgumentParser", arguments: Sequence[str]) -> tuple[d
     Raises:
         InputError: an option is unknown, missing or not valid.
     """
-    from defeat.comparison import bench as function
-    from defeat.comparison.matrix import ABLATIONS, INHERIT, METHODS, OWN
+    from defeat.benchmark import bench as function
+    from defeat.benchmark.matrix import ABLATIONS, INHERIT, METHODS, OWN
     from defeat.detector import family_options
     from defeat.distillation import METHODS as KNOWN
     from defeat.engine.settings import DistillSettings

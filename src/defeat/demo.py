@@ -9,14 +9,14 @@ from typing import Any
 from rich.console import Console
 from torch import Tensor
 
-from defeat.comparison import bench
+from defeat.benchmark import bench
 from defeat.detector import Detector, load, save_model
-from defeat.detector.files import write_atomically
 from defeat.detector.weights import find_weights
 from defeat.engine.guards import fingerprint
 from defeat.engine.run import run
 from defeat.engine.settings import TrainSettings, at_least
 from defeat.errors import InputError
+from defeat.files import write_atomically
 from defeat.report.pictures import save_most_helped
 from defeat.report.runs import read_run
 from defeat.report.variants import VariantResult

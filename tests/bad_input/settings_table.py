@@ -8,9 +8,9 @@ from defeat.cli import bench_options, run_settings
 from defeat.demo import demo
 from defeat.detector import FAMILIES
 from defeat.distillation import METHODS
-from defeat.engine.inference import evaluate
+from defeat.inference.evaluate import evaluate
+from defeat.inference.predict import predict
 from defeat.options import command_parser
-from defeat.report.predict import predict
 from tests.detector.tiny import BACKBONE
 
 if TYPE_CHECKING:

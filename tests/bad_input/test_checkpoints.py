@@ -13,7 +13,7 @@ from defeat.detector.pretrained import load_torchvision
 from defeat.detector.weights import read_state_dict
 from defeat.engine.checkpoint import RunDirectory
 from defeat.engine.checkpoint_file import read_checkpoint
-from defeat.engine.detections import read_detections
+from defeat.evaluation.detections import read_detections
 from tests.bad_input.cases import refusal, table
 from tests.detector.tiny import tiny_detector
 from tests.engine.tiny_runs import save_teacher, tiny_run

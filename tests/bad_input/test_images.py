@@ -13,7 +13,7 @@ from PIL import Image
 from defeat.data import open_dataset
 from defeat.data.images import read_header, read_image
 from defeat.data.unlabelled import UnlabelledImages
-from defeat.report.predict import predict
+from defeat.inference.predict import predict
 from tests.bad_input.cases import refusal, table
 from tests.data.folders import write_coco, write_yolo
 from tests.detector.tiny import UNSELECTIVE, tiny_detector, tiny_options

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from defeat.benchmark.matrix import chosen
 from defeat.cli import main
-from defeat.comparison.matrix import chosen
 from defeat.detector import FAMILIES, family_options
 from defeat.distillation import build_method
 from defeat.engine.assembly import assemble, check_devices
@@ -85,10 +85,10 @@ def checks_only(infos, folder, monkeypatch):
         stop()
 
     monkeypatch.setattr("defeat.engine.run.run", check)
-    monkeypatch.setattr("defeat.comparison.run._print_plan", stop)
-    monkeypatch.setattr("defeat.engine.inference.detect_split", stop)
-    monkeypatch.setattr("defeat.report.predict._Work.look_at", stop)
-    monkeypatch.setattr("defeat.comparison.run.Matrix.write", stop)
+    monkeypatch.setattr("defeat.benchmark.run._print_plan", stop)
+    monkeypatch.setattr("defeat.inference.evaluate.detect_split", stop)
+    monkeypatch.setattr("defeat.inference.predict._Work.look_at", stop)
+    monkeypatch.setattr("defeat.benchmark.run.Matrix.write", stop)
     monkeypatch.chdir(folder)
 
 

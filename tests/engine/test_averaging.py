@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from defeat.engine.averaging import StudentAverage, ramped
-from defeat.engine.inference import evaluate
 from defeat.errors import InputError
+from defeat.inference.evaluate import evaluate
 from tests.detector.tiny import tiny_detector
 from tests.engine.tiny_runs import results, save_teacher, settings, tensors, tiny_run, weights
 

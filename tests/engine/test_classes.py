@@ -5,10 +5,10 @@ import torch
 import yaml
 
 from defeat.data import open_dataset
-from defeat.engine import inference
-from defeat.engine.inference import evaluate
 from defeat.engine.settings import read_class_map
 from defeat.errors import InputError
+from defeat.inference import evaluate as inference
+from defeat.inference.evaluate import evaluate
 from defeat.types import Detections
 from tests.distillation.made_up import info
 from tests.engine.tiny_runs import CLASSES, lines, save_teacher, tiny_run, weights

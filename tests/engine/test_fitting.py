@@ -7,7 +7,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from defeat.comparison import bench
+from defeat.benchmark import bench
 from defeat.data import open_dataset
 from defeat.detector import FAMILIES, load
 from defeat.engine.assembly import assemble

@@ -12,7 +12,7 @@ from defeat.engine import assembly, inheriting
 from defeat.engine.run import run
 from defeat.errors import InputError
 from defeat.report.plan import make_plan
-from tests.comparison.benches import run_bench
+from tests.benchmark.benches import run_bench
 from tests.engine.test_resume import stop_after
 from tests.engine.test_run import method_weights
 from tests.engine.tiny_runs import results, save_teacher, settings, tiny_run, weights

@@ -15,9 +15,9 @@ from defeat.distillation import METHODS, DeFeat
 from defeat.engine import assembly
 from defeat.engine import run as engine
 from defeat.engine.guards import fingerprint
-from defeat.engine.inference import evaluate
 from defeat.engine.module import DetectionModule
 from defeat.errors import InputError
+from defeat.inference.evaluate import evaluate
 from tests.distillation.test_methods import weights as method_weights
 from tests.engine.tiny_runs import lines, results, save_teacher, settings, tensors, tiny_run, weights
 

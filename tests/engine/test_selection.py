@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from defeat.engine.inference import evaluate
 from defeat.engine.module import DetectionModule
 from defeat.engine.selection import Patience
 from defeat.errors import InputError
+from defeat.inference.evaluate import evaluate
 from tests.engine.tiny_runs import lines, results, settings, tensors, tiny_run, weights
 
 CHOOSING = [{"keep": "best"}, {"patience": 2}]

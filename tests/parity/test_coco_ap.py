@@ -10,7 +10,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from defeat.engine.evaluate import Evaluator
+from defeat.evaluation.evaluator import Evaluator
 from defeat.types import Detections, Target
 from tests.shared_data import shared_folder
 

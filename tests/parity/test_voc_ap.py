@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from defeat.engine.average_precision import Scene, mean_of_known, voc_average_precision
+from defeat.evaluation.average_precision import Scene, mean_of_known, voc_average_precision
 from defeat.types import Detections, Target
 from tests.shared_data import shared_folder
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from defeat.engine.matching import ClassMatches, average_precision_of_samples
-from defeat.report.gains import bootstrap_weights, interval_over_images, interval_over_seeds
+from defeat.evaluation.bootstrap import bootstrap_weights, interval_over_images, interval_over_seeds
+from defeat.evaluation.matching import ClassMatches, average_precision_of_samples
 from tests.properties.draws import properties
 
 POINTS = st.floats(-100, 100).map(lambda value: round(value, 3))

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 from rich.console import Console
 
-from defeat.comparison import bench
+from defeat.benchmark import bench
 from defeat.report.compare import compare
 from tests.engine.tiny_runs import save_teacher, settings, shared_settings
 

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from defeat.report.drawing import class_color, draw_detections
+from defeat.inference.drawing import class_color, draw_detections
 from defeat.report.figures import SHADES, STROKES, Line, legend, line_chart, thinned, ticks
 from defeat.types import Detections
 

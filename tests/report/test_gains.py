@@ -5,14 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from defeat.report.gains import (
-    T_POINTS,
-    Gain,
-    Interval,
-    bootstrap_weights,
-    interval_over_images,
-    interval_over_seeds,
-)
+from defeat.evaluation.bootstrap import T_POINTS, Interval, bootstrap_weights, interval_over_images, interval_over_seeds
+from defeat.report.gains import Gain
 
 
 def beyond(point: float, freedom: int) -> float:

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image, ImageFont
 
-from defeat.engine.detections import read_detections
-from defeat.report import fonts
-from defeat.report.drawing import draw_detections, draw_target, paint_heat, paint_regions
+from defeat.evaluation.bootstrap import Interval
+from defeat.evaluation.detections import read_detections
+from defeat.inference import fonts
+from defeat.inference.drawing import draw_detections, draw_target, paint_heat, paint_regions
 from defeat.report.figures import GainRow, forest_plot
-from defeat.report.gains import Interval
 from defeat.report.pictures import data_uri, differences_from_teacher, image_changes, make_gallery
 from defeat.report.runs import read_run
 from defeat.report.sections import gallery_section, loss_share, mistakes_section

@@ -6,9 +6,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from defeat.engine.detections import save_detections
-from defeat.engine.evaluate import Evaluator
 from defeat.errors import InputError
+from defeat.evaluation.detections import save_detections
+from defeat.evaluation.evaluator import Evaluator
 from defeat.report.gains import Bootstrap
 from defeat.report.matrix_page import of_one_seed
 from defeat.report.runs import read_run

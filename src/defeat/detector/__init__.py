@@ -7,7 +7,7 @@ from typing import Any
 
 from defeat.detector.base import Detector, DetectorSpec
 from defeat.detector.families import faster_rcnn, retinanet
-from defeat.detector.files import load_model, save_model
+from defeat.detector.model_files import load_model, save_model
 from defeat.detector.options import AUTO
 from defeat.detector.pretrained import load_torchvision
 from defeat.errors import InputError, unknown_name

@@ -84,10 +84,10 @@ class Adaptation(nn.Module):
 
     Args:
         levels: the pairs by the student's stride.
-        initialisation: `default` (that of torch), `identity` (a layer between equal channels begins by changing nothing,
-            which fits a student whose neck and head begin with the teacher's weights; other layers as by default), or
-            `published` (truncated normal with deviation 1e-4, as in the original code: at first the layer learns and
-            hardly any gradient reaches the student).
+        initialisation: `default` (that of torch), `identity` (a layer between equal channels begins by changing
+            nothing, which fits a student whose neck and head begin with the weights of the teacher; others as by
+            default), or `published` (truncated normal with deviation 1e-4, as in the original code: at first the layer
+            learns and hardly any gradient reaches the student).
         activation: whether a ReLU follows each convolution.
         kernel: side of each convolution's kernel in cells: 3 (published), or 1, which costs a ninth.
 

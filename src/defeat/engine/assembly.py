@@ -9,13 +9,14 @@ from rich.console import Console
 
 from defeat.data import DetectionDataset, open_dataset, split_names
 from defeat.detector import Detector, DetectorSpec, build, load
+from defeat.detector.devices import moved
 from defeat.detector.frozen import frozen
 from defeat.detector.weights import misfits
 from defeat.distillation import Method, build_method, renamed_classes
 from defeat.distillation.inheritance import Inheritance
+from defeat.engine.devices import training_device
 from defeat.engine.fitting import Choices, choose
 from defeat.engine.guards import require_able_teacher
-from defeat.engine.inference import moved, training_device
 from defeat.engine.inheriting import inherit_from
 from defeat.engine.loggers import require_loggers
 from defeat.engine.settings import DistillSettings, TrainSettings

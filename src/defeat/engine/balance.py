@@ -9,16 +9,16 @@ from statistics import median
 import torch
 from rich.console import Console
 
-from defeat.detector.files import write_into
 from defeat.distillation import method_defaults
 from defeat.engine.assembly import Parts, pair
 from defeat.engine.checkpoint import RunDirectory, is_writer
 from defeat.engine.datamodule import run_loader
+from defeat.engine.devices import training_device
 from defeat.engine.gradients import Pulls, measure_pulls
-from defeat.engine.inference import training_device
 from defeat.engine.settings import DistillSettings
 from defeat.engine.step import step_losses
 from defeat.errors import InputError
+from defeat.files import write_into
 from defeat.types import Progress
 
 BATCHES = 8

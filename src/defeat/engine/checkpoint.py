@@ -9,10 +9,10 @@ from typing import Any
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
-from defeat.detector.files import remove_leftovers, write_atomically, write_into
 from defeat.engine.lock import RunLock
 from defeat.engine.settings import TrainSettings, earlier_defaults
 from defeat.errors import InputError
+from defeat.files import remove_leftovers, write_atomically, write_into
 
 
 def is_writer() -> bool:

@@ -14,9 +14,9 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from torch import nn
 
-from defeat.detector.files import WriteError, write_atomically
 from defeat.detector.weights import first_not_finite, misfits
 from defeat.errors import InputError
+from defeat.files import WriteError, write_atomically
 
 FORMAT = 1
 ABOUT = "defeat"  # what this program adds to a checkpoint: plain numbers and texts

@@ -11,11 +11,12 @@ from rich.console import Console
 from torch import Tensor
 
 from defeat.data.loader import DetectionLoader
+from defeat.detector.devices import wait_for
 from defeat.engine.assembly import Parts, assemble, with_frozen_teacher
 from defeat.engine.averaging import StudentAverage
 from defeat.engine.datamodule import run_loader, run_steps
+from defeat.engine.devices import training_device
 from defeat.engine.gradients import Pulls, measure_pulls
-from defeat.engine.inference import training_device, wait_for
 from defeat.engine.optimisation import build_optimizer
 from defeat.engine.settings import DistillSettings, TrainSettings
 from defeat.engine.step import step_losses, total_loss

@@ -16,9 +16,9 @@ from defeat.detector import Detector
 from defeat.distillation import Method
 from defeat.distillation.class_map import ClassMap
 from defeat.distillation.processes import processes
-from defeat.engine.evaluate import Evaluator
 from defeat.engine.gradients import gradient
 from defeat.errors import InputError
+from defeat.evaluation.evaluator import Evaluator
 from defeat.types import Detections, DetectorOutput, Target
 
 FIRST_STEPS = 20  # in which every term must have taught something

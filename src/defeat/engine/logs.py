@@ -20,9 +20,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from torch import Tensor
 
-from defeat.detector.files import WriteError, write_atomically
 from defeat.engine.guards import require_finite_weights
 from defeat.engine.module import DetectionModule
+from defeat.files import WriteError, write_atomically
 
 
 class JsonLinesLogger(Logger):

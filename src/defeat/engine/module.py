@@ -16,7 +16,6 @@ from defeat.detector import Detector, save_model
 from defeat.distillation import Method
 from defeat.engine.averaging import PREFIX, StudentAverage
 from defeat.engine.checkpoint_file import ABOUT, FORMAT
-from defeat.engine.evaluate import EvaluationResult, Evaluator
 from defeat.engine.gradients import measure_pulls
 from defeat.engine.guards import FirstSteps, LossWatch, PullWatch, require_finite
 from defeat.engine.optimisation import build_optimizer, build_schedule
@@ -27,6 +26,7 @@ from defeat.engine.settings import TrainSettings
 from defeat.engine.step import step_losses, total_loss
 from defeat.engine.teacher_cache import TeacherCache
 from defeat.errors import InputError
+from defeat.evaluation.evaluator import EvaluationResult, Evaluator
 from defeat.types import DetectorOutput, Progress, Target
 
 Images = tuple[list[Tensor], list[Target]]

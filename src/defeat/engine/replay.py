@@ -13,12 +13,12 @@ from torch import Tensor
 
 from defeat.data.batching import PackedBatch, pack
 from defeat.detector import load
-from defeat.detector.files import write_atomically
 from defeat.engine.assembly import build_student, pair
 from defeat.engine.checkpoint import RunDirectory
 from defeat.engine.settings import DistillSettings, TrainSettings
 from defeat.engine.step import step_losses
 from defeat.errors import InputError
+from defeat.files import write_atomically
 from defeat.types import Progress, Target
 
 FOLDER = "failed"

@@ -17,15 +17,12 @@ from rich.console import Console
 
 from defeat.data import DetectionDataset
 from defeat.detector import load, save_model
-from defeat.detector.files import FULL
 from defeat.engine.assembly import assemble, with_frozen_teacher
 from defeat.engine.balance import balanced
 from defeat.engine.checkpoint import RunDirectory
 from defeat.engine.checkpoint_file import CheckpointFile
 from defeat.engine.datamodule import DetectionDataModule
-from defeat.engine.detections import save_detections
 from defeat.engine.duration import LongRunNotice
-from defeat.engine.evaluate import EvaluationResult
 from defeat.engine.guards import fingerprint, require_same_detections, require_student_alone
 from defeat.engine.inheriting import keep
 from defeat.engine.loggers import build_loggers
@@ -37,6 +34,9 @@ from defeat.engine.selection import Outcome
 from defeat.engine.settings import DistillSettings, TrainSettings
 from defeat.engine.teacher_cache import open_cache
 from defeat.errors import InputError
+from defeat.evaluation.detections import save_detections
+from defeat.evaluation.evaluator import EvaluationResult
+from defeat.files import FULL
 
 LEARNED = 1.0  # AP50 that a detector has to reach to have learned anything
 VERIFIED = 4  # images on which the saved model must find what the last evaluation found

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from defeat.detector import Detector
-from defeat.engine.evaluate import EvaluationResult, Evaluator
+from defeat.evaluation.evaluator import EvaluationResult, Evaluator
 
 MINIMAL = 0.1  # AP points; less is no improvement
 FALLS = 2  # of the learning rate, before a run ends

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from defeat.data import DetectionDataset
 from defeat.detector import Detector
-from defeat.detector.files import WriteError, write_atomically
 from defeat.distillation import Method
 from defeat.distillation.processes import processes
 from defeat.engine.guards import fingerprint
 from defeat.engine.settings import DistillSettings
 from defeat.errors import InputError
+from defeat.files import WriteError, write_atomically
 from defeat.types import Batch, DetectorOutput, Maps, Target
 
 FORMAT = 2

@@ -16,12 +16,13 @@ from defeat.data import DetectionDataset
 from defeat.data.problems import Problems
 from defeat.data.unlabelled import UnlabelledImages, taught_dataset
 from defeat.detector import Detector
-from defeat.detector.files import write_into
+from defeat.detector.devices import moved
 from defeat.distillation import ClassMap
 from defeat.engine.checkpoint import is_writer
+from defeat.engine.devices import training_device
 from defeat.engine.guards import fingerprint
-from defeat.engine.inference import moved, training_device
 from defeat.engine.settings import DistillSettings
+from defeat.files import write_into
 from defeat.types import Detections
 
 FILE = "unlabelled.safetensors"

@@ -6,8 +6,8 @@ from pathlib import Path
 from rich.console import Console
 
 from defeat.detector import load
+from defeat.evaluation.profile import profile_model
 from defeat.report.html import write_report
-from defeat.report.profile import profile_model
 from defeat.report.runs import RunSummary, read_run
 from defeat.report.tables import print_comparison
 from defeat.report.verdict import verdicts

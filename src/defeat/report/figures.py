@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from defeat.report.gains import Interval
+from defeat.evaluation.bootstrap import Interval
 
 Point = tuple[float, float]
 

@@ -6,8 +6,8 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
-from defeat.detector.files import write_into
 from defeat.errors import InputError
+from defeat.files import write_into
 from defeat.report.pictures import Gallery, example_strips, make_gallery
 from defeat.report.runs import RunSummary
 from defeat.report.sections import bar, curves_section, gallery_section, mistakes_section, shares_section, strip_card

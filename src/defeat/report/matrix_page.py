@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from defeat.detector.files import write_into
+from defeat.files import write_into
 from defeat.report.figures import GainRow, forest_plot
 from defeat.report.html import OPEN_CLASSES, page, recipe_card
 from defeat.report.pictures import make_gallery

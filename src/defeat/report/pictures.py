@@ -13,13 +13,13 @@ from torchvision.transforms.v2.functional import resize, to_pil_image
 
 from defeat.data import DetectionDataset, open_dataset
 from defeat.detector import Detector, load
-from defeat.detector.files import write_atomically
 from defeat.distillation import build_method, renamed_classes
-from defeat.engine.average_precision import Floats
 from defeat.engine.checkpoint import RunDirectory
-from defeat.engine.matching import average_precision_of_images
 from defeat.errors import InputError
-from defeat.report.drawing import (
+from defeat.evaluation.average_precision import Floats
+from defeat.evaluation.matching import average_precision_of_images
+from defeat.files import write_atomically
+from defeat.inference.drawing import (
     beside_each_other,
     class_color,
     draw_detections,

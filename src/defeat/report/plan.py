@@ -15,7 +15,6 @@ from defeat.data import DetectionDataset
 from defeat.data.problems import Problems
 from defeat.data.unlabelled import UnlabelledImages
 from defeat.detector import Detector, build
-from defeat.detector.files import write_into
 from defeat.distillation import Method
 from defeat.distillation.align import LevelPair
 from defeat.distillation.class_map import ClassMap, listed
@@ -26,7 +25,8 @@ from defeat.engine.checkpoint import RunDirectory
 from defeat.engine.estimate import UNLABELLED, RunCost, estimate_parts
 from defeat.engine.guards import STRONG
 from defeat.engine.settings import DistillSettings
-from defeat.report.profile import count_flops, profile_model
+from defeat.evaluation.profile import count_flops, profile_model
+from defeat.files import write_into
 from defeat.report.tables import UNKNOWN, decimal, duration
 
 FILE = "plan.json"

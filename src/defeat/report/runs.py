@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from defeat.data import OnBadData
-from defeat.engine.average_precision import Scene
 from defeat.engine.checkpoint import RunDirectory
-from defeat.engine.detections import read_detections
-from defeat.engine.matching import ClassMatches, match_scenes
 from defeat.errors import InputError
+from defeat.evaluation.average_precision import Scene
+from defeat.evaluation.detections import read_detections
+from defeat.evaluation.matching import ClassMatches, match_scenes
 
 FILES = ("config.yaml", "model.json", "model.safetensors", "metrics.jsonl", "results.json")
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from html import escape
 
+from defeat.evaluation.mistakes import KINDS, find_mistakes
 from defeat.report.figures import SHADES, Line, legend, line_chart
-from defeat.report.mistakes import KINDS, find_mistakes
 from defeat.report.pictures import Gallery, Strip
 from defeat.report.runs import RunSummary
 from defeat.report.tables import decimal

@@ -7,8 +7,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from defeat.engine.evaluate import EvaluationResult
-from defeat.report.gains import Gain, Interval
+from defeat.evaluation.bootstrap import Interval
+from defeat.evaluation.evaluator import EvaluationResult
+from defeat.report.gains import Gain
 from defeat.report.runs import RunSummary
 from defeat.report.variants import MatrixResult, VariantResult
 from defeat.report.verdict import Verdict, roles, verdicts

@@ -7,16 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from defeat.engine.average_precision import Floats
 from defeat.errors import InputError
-from defeat.report.gains import (
-    SAMPLES,
-    Bootstrap,
-    Gain,
-    interval_over_images,
-    interval_over_seeds,
-    words,
-)
+from defeat.evaluation.average_precision import Floats
+from defeat.evaluation.bootstrap import SAMPLES, interval_over_images, interval_over_seeds
+from defeat.report.gains import Bootstrap, Gain, words
 from defeat.report.runs import RunSummary
 from defeat.report.verdict import differences, lead_over
 

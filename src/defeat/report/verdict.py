@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from defeat.engine.settings import TrainSettings, earlier_defaults, option
-from defeat.report.gains import SAMPLES, Bootstrap, Interval, interval_over_images
+from defeat.evaluation.bootstrap import SAMPLES, Interval, interval_over_images
+from defeat.report.gains import Bootstrap
 from defeat.report.gains import words as words_of
 from defeat.report.runs import RunSummary
 

@@ -5,7 +5,7 @@ import pickle
 import pytest
 import torch
 
-from defeat.engine.evaluate import EvaluationResult, Evaluator
+from defeat.evaluation.evaluator import EvaluationResult, Evaluator
 from defeat.types import Detections, Target
 
 KEYS = {"AP", "AP50", "AP75", "APs", "APm", "APl", "voc07_ap50", "voc_ap50"}

@@ -4,7 +4,7 @@ import json
 
 from rich.console import Console
 
-from defeat.comparison import bench
+from defeat.benchmark import bench
 from tests.engine.tiny_runs import settings, shared_settings
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from defeat.engine.average_precision import Scene, coco_average_precision, mean_of_known, voc_average_precision
+from defeat.evaluation.average_precision import Scene, coco_average_precision, mean_of_known, voc_average_precision
 from defeat.types import Detections, Target
 
 

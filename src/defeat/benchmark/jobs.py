@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from defeat.comparison.matrix import Cell, Matrix
+from defeat.benchmark.matrix import Cell, Matrix
 from defeat.errors import InputError
 
 INTERVAL = 0.5  # seconds between two looks at the folders
@@ -95,7 +95,7 @@ def _join(child: SpawnProcess) -> None:
 
 def _work(folder: str, numbers: Sequence[int], job: int, messages: Any) -> None:
     """What a process does: one cell after the other, until none is left."""
-    from defeat.comparison.run import train_cells
+    from defeat.benchmark.run import train_cells
 
     matrix = Matrix.read(Path(folder))
     cells = [cell for cell in matrix.cells() if cell.number in set(numbers)]

@@ -11,8 +11,8 @@ from PIL import Image
 from defeat.cli import main
 from defeat.detector import Detector
 from defeat.errors import InputError
-from defeat.report.predict import beside_each_other, find_images, predict
-from defeat.report.videos import VideoWriter, read_frames
+from defeat.inference.predict import beside_each_other, find_images, predict
+from defeat.inference.videos import VideoWriter, read_frames
 from defeat.types import Detections
 from tests.engine.tiny_runs import save_teacher
 
@@ -152,7 +152,7 @@ def test_a_video_that_breaks_off_is_named(run, tmp_path, monkeypatch):
     writer.close()
     whole = predict(run, path, tmp_path / "whole")
     assert (whole.images, whole.skipped) == (20, [])
-    monkeypatch.setattr("defeat.report.predict.read_frames", lambda path: islice(read_frames(path), 12))
+    monkeypatch.setattr("defeat.inference.predict.read_frames", lambda path: islice(read_frames(path), 12))
     cut = predict(run, path, tmp_path / "cut")
     assert cut.skipped == [f"{path} breaks off: 12 of its 20 frames could be read."]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from defeat.engine.average_precision import MAX_DETECTIONS, Flags, Floats, Numbers, Scene, box_iou, on_difficult
+from defeat.evaluation.average_precision import MAX_DETECTIONS, Flags, Floats, Numbers, Scene, box_iou, on_difficult
 
 IOU_THRESHOLDS: Floats = np.linspace(0.5, 0.95, 10)
 RECALLS: Floats = np.linspace(0.0, 1.0, 101)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from defeat.detector.base import Detector
-from defeat.engine.inference import wait_for
+from defeat.detector.devices import wait_for
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 """Did it help? The matched comparison of methods over several seeds."""
 
-from defeat.comparison.run import BenchRun, bench, merge
+from defeat.benchmark.run import BenchRun, bench, merge
 
 __all__ = ["BenchRun", "bench", "merge"]

@@ -8,10 +8,10 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from defeat.detector.files import write_atomically
-from defeat.engine.average_precision import Scene
-from defeat.engine.evaluate import Evaluator, unpacked
 from defeat.errors import InputError
+from defeat.evaluation.average_precision import Scene
+from defeat.evaluation.evaluator import Evaluator, unpacked
+from defeat.files import write_atomically
 
 NAMES = (
     "image_id",

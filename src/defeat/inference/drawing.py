@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 from torchvision.utils import draw_bounding_boxes
 
-from defeat.report.fonts import font_for
+from defeat.inference.fonts import font_for
 from defeat.types import Detections, Target
 
 GOLDEN = 0.61803398875  # steps of this part of the colour circle never come close to each other early

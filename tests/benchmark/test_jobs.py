@@ -6,11 +6,11 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from defeat.comparison import bench
-from defeat.comparison.jobs import _steps_done
-from defeat.comparison.matrix import ALONE, NONE, Matrix
+from defeat.benchmark import bench
+from defeat.benchmark.jobs import _steps_done
+from defeat.benchmark.matrix import ALONE, NONE, Matrix
 from defeat.errors import InputError
-from tests.comparison.benches import options, outcome
+from tests.benchmark.benches import options, outcome
 from tests.data.folders import voc_object, write_voc
 from tests.engine.tiny_runs import save_teacher, weights
 

@@ -11,25 +11,26 @@ from typing import Any
 
 from rich.console import Console
 
-from defeat.comparison.jobs import require_jobs, train_beside
-from defeat.comparison.matrix import METHODS, NONE, PLAN, Cell, Matrix, chosen, variants_of
+from defeat.benchmark.jobs import require_jobs, train_beside
+from defeat.benchmark.matrix import METHODS, NONE, PLAN, Cell, Matrix, chosen, variants_of
 from defeat.data import class_names, open_dataset
 from defeat.detector import load
-from defeat.detector.files import write_atomically
 from defeat.distillation import ClassMap, renamed_classes
 from defeat.engine.assembly import evaluation_split
 from defeat.engine.checkpoint import is_writer
 from defeat.engine.datamodule import run_loader, run_steps
-from defeat.engine.detections import save_detections
+from defeat.engine.devices import training_device
 from defeat.engine.estimate import RunCost, estimate_run
 from defeat.engine.fitting import Choices, as_begun, choose, is_chosen
 from defeat.engine.guards import fingerprint
-from defeat.engine.inference import detect_split, training_device
 from defeat.engine.lock import LockedError
 from defeat.engine.provenance import commit, machine, versions
 from defeat.engine.run import RunResult, run
 from defeat.engine.settings import DistillSettings
 from defeat.errors import InputError
+from defeat.evaluation.detections import save_detections
+from defeat.evaluation.splits import detect_split
+from defeat.files import write_atomically
 from defeat.report.matrix_page import write_matrix
 from defeat.report.runs import RunSummary, read_run
 from defeat.report.tables import PlannedCell, duration, print_cells, print_matrix

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from defeat.engine.average_precision import Scene, coco_average_precision
-from defeat.report.mistakes import KINDS, find_mistakes
+from defeat.evaluation.average_precision import Scene, coco_average_precision
+from defeat.evaluation.mistakes import KINDS, find_mistakes
 from defeat.types import Detections, Target
 
 CAT, DOG = 0, 1
@@ -126,7 +126,7 @@ def as_reference(reference, scenes):
 @pytest.mark.slow  # not that it is, but only CI installs the package
 def test_mistakes_equal_those_of_the_reference_implementation(reference, random_scenes, monkeypatch):
     # It divides 0 .. 100 by 100, where COCO's tools space 101 recalls evenly: a last bit decides ties.
-    monkeypatch.setattr("defeat.engine.matching.RECALLS", np.arange(101) / 100)
+    monkeypatch.setattr("defeat.evaluation.matching.RECALLS", np.arange(101) / 100)
     run = reference.TIDE().evaluate(*as_reference(reference, random_scenes), mode=reference.TIDE.BOX)
     names = dict(zip(("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss"), KINDS, strict=True))
     cost = {names[kind.short_name]: value for kind, value in run.fix_main_errors().items()}

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from defeat.engine import matching
-from defeat.engine.average_precision import Scene, coco_average_precision
-from defeat.engine.matching import (
+from defeat.evaluation import matching
+from defeat.evaluation.average_precision import Scene, coco_average_precision
+from defeat.evaluation.matching import (
     assign,
     average_precision_of_images,
     average_precision_of_samples,

@@ -6,9 +6,9 @@ import pytest
 import yaml
 from rich.console import Console
 
-from defeat.comparison import merge
+from defeat.benchmark import merge
 from defeat.errors import InputError
-from tests.comparison.benches import figures, run_bench
+from tests.benchmark.benches import figures, run_bench
 
 pytestmark = pytest.mark.usefixtures("small_demo")
 

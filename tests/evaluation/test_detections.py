@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from defeat.engine.detections import read_detections
-from defeat.engine.matching import average_precision_of_samples, match_scenes
 from defeat.errors import InputError
+from defeat.evaluation.detections import read_detections
+from defeat.evaluation.matching import average_precision_of_samples, match_scenes
 from tests.engine.tiny_runs import CLASSES, tiny_run
 
 pytestmark = pytest.mark.usefixtures("small_demo")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from defeat.detector import build
 from defeat.detector.base import DetectorSpec
-from defeat.report.profile import count_flops, profile_model
+from defeat.evaluation.profile import count_flops, profile_model
 from defeat.types import Detections
 
 

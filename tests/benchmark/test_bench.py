@@ -8,16 +8,16 @@ import pytest
 import yaml
 from rich.console import Console
 
+from defeat.benchmark import BenchRun, bench
+from defeat.benchmark.matrix import NONE, Cell, Matrix, chosen, variants_of
 from defeat.cli import main
-from defeat.comparison import BenchRun, bench
-from defeat.comparison.matrix import NONE, Cell, Matrix, chosen, variants_of
 from defeat.detector import save_model
 from defeat.distillation import method_defaults
 from defeat.engine.logs import Checkpoint
 from defeat.engine.run import run
 from defeat.engine.settings import DistillSettings
 from defeat.errors import InputError
-from tests.comparison.benches import figures, options, outcome, run_bench
+from tests.benchmark.benches import figures, options, outcome, run_bench
 from tests.detector.tiny import tiny_detector
 from tests.engine.tiny_runs import CLASSES, weights
 from tests.reliability.test_locks import locked_by
@@ -35,7 +35,7 @@ def trained(monkeypatch):
         names.append(Path(settings.out).name)
         return run(settings, console)
 
-    monkeypatch.setattr("defeat.comparison.run.run", noted)
+    monkeypatch.setattr("defeat.benchmark.run.run", noted)
     return names
 
 
@@ -135,7 +135,7 @@ def test_a_cell_that_fails_is_named_and_the_others_go_on(tmp_path, teacher, monk
         return run(settings, console)
 
     with monkeypatch.context() as patch:
-        patch.setattr("defeat.comparison.run.run", failing)
+        patch.setattr("defeat.benchmark.run.run", failing)
         given = options(tmp_path / "m", teacher, max_steps=1)
         done = bench(methods="fgfi,defeat", seeds=1, console=Console(), **given)
     assert "fgfi-seed0 failed: The loss is not finite." in capsys.readouterr().out

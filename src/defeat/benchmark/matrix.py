@@ -11,12 +11,12 @@ from typing import Any
 import yaml
 
 from defeat.data import split_names
-from defeat.detector.files import write_into
 from defeat.distillation import METHODS as METHODS_BY_NAME
 from defeat.distillation import find_method, method_defaults
 from defeat.engine.checkpoint import RunDirectory
 from defeat.engine.settings import DistillSettings, TrainSettings, at_least, earlier_defaults, option
 from defeat.errors import InputError, unknown_name
+from defeat.files import write_into
 
 NONE = "none"
 INHERIT = "+inherit"  # ends the name of a variant whose student begins with weights of the teacher

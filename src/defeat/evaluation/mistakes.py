@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from defeat.engine.average_precision import Flags, Floats, Numbers, Scene, box_iou, on_difficult
-from defeat.engine.matching import area_under_curve, assign
+from defeat.evaluation.average_precision import Flags, Floats, Numbers, Scene, box_iou, on_difficult
+from defeat.evaluation.matching import area_under_curve, assign
 
 FOUND, NEAR = 0.5, 0.1
 KINDS = ("classification", "localisation", "both", "duplicate", "background", "missed")

@@ -17,12 +17,12 @@ from torchvision.transforms.v2.functional import to_pil_image
 from defeat.data.files import IMAGE_SUFFIXES
 from defeat.data.images import read_header, read_image
 from defeat.detector import Detector, load
-from defeat.detector.files import WriteError, write_atomically, write_into
-from defeat.engine.inference import choose_device
+from defeat.detector.devices import choose_device
 from defeat.errors import InputError
-from defeat.report.coco_results import Numbers, NumbersOf
-from defeat.report.drawing import beside_each_other, draw_detections
-from defeat.report.videos import VIDEO_SUFFIXES, VideoWriter, frame_count, read_frames
+from defeat.files import WriteError, write_atomically, write_into
+from defeat.inference.coco_results import Numbers, NumbersOf
+from defeat.inference.drawing import beside_each_other, draw_detections
+from defeat.inference.videos import VIDEO_SUFFIXES, VideoWriter, frame_count, read_frames
 
 HIDDEN = 2  # frames that a header may count and no player shows
 

@@ -1,25 +1,21 @@
-"""A trained detector on a whole split."""
+"""The command that evaluates a trained detector on a split."""
 
-import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
 from rich.console import Console
-from rich.progress import track
 
-from defeat.data import OnBadData, class_names, open_dataset
-from defeat.data.loader import evaluation_loader
-from defeat.detector import Detector, load
+from defeat.data import OnBadData, class_names
+from defeat.detector import load
+from defeat.detector.devices import choose_device
 from defeat.distillation import ClassMap, renamed_classes
 from defeat.distillation.class_map import listed
 from defeat.engine.checkpoint import RunDirectory
-from defeat.engine.detections import save_detections
-from defeat.engine.evaluate import EvaluationResult, Evaluator
-from defeat.engine.settings import MOST_WORKERS, TrainSettings, at_least, option, read_class_map
+from defeat.engine.settings import MOST_WORKERS, at_least, option, read_class_map
 from defeat.errors import InputError
+from defeat.evaluation.detections import save_detections
+from defeat.evaluation.evaluator import EvaluationResult
+from defeat.evaluation.splits import detect_split
 from defeat.types import DetectorInfo
 
 
@@ -92,81 +88,3 @@ def shared_classes(info: DetectorInfo, found: Sequence[str], names: Mapping[str,
             f"The detector knows none of the classes of the data ({listed(found)}); it knows {listed(info.classes)}."
         )
     return ClassMap(shared, known)
-
-
-def detect_split(
-    detector: Detector,
-    data: str,
-    split: str,
-    batch_size: int,
-    workers: int,
-    console: Console | None = None,
-    classes: ClassMap | None = None,
-    on_bad_data: OnBadData = "stop",
-) -> Evaluator:
-    """Detect the objects of a whole split.
-
-    Args:
-        detector: the detector, on the device to use.
-        data: path of the data set.
-        split: its split.
-        batch_size: images at a time.
-        workers: processes that load images.
-        console: where to show progress; None for none.
-        classes: meets the classes to look for with the detector's; by default they are its own.
-        on_bad_data: see `open_dataset`.
-
-    Raises:
-        InputError: the data are not valid, or lack one of the classes.
-    """
-    classes = classes or ClassMap(detector.info.classes, detector.info.classes)
-    dataset = open_dataset(data, split, classes.student, on_bad_data, console)
-    if on_bad_data == "skip" and console is not None and (problems := dataset.report()) is not None:
-        console.print(f"{split}: {problems}", style="yellow", highlight=False, markup=False)
-    evaluator = Evaluator(classes.student)
-    loader = evaluation_loader(dataset, batch_size=batch_size, workers=workers)
-    for images, targets in track(loader, "Evaluating", console=console, disable=console is None, transient=True):
-        evaluator.update([classes.detections(found.cpu()) for found in detector.predict(images)], targets)
-    return evaluator
-
-
-def choose_device(device: str) -> torch.device:
-    """Turn `auto` into a GPU where there is one, else the CPU.
-
-    Raises:
-        InputError: the device does not exist here.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError("--device cuda: no CUDA device was found; use --device cpu.")
-    found = re.fullmatch(r"cpu|cuda(?::(\d{1,3}))?", device)
-    if not found:
-        raise InputError(f"--device {device}: give auto, cpu or cuda.")
-    if found[1] and int(found[1]) >= torch.cuda.device_count():
-        raise InputError(f"--device {device}: there are {torch.cuda.device_count()} CUDA devices, counted from 0.")
-    return torch.device(device)
-
-
-def training_device(settings: TrainSettings) -> torch.device:
-    """Where a run trains, for what is computed before it begins: of several GPUs that of this process."""
-    if settings.accelerator == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-
-
-@contextmanager
-def moved(detector: Detector, device: torch.device) -> Iterator[None]:
-    """Put a detector on a device for a while."""
-    before = detector.device
-    detector.to(device)
-    try:
-        yield
-    finally:
-        detector.to(before)
-
-
-def wait_for(device: torch.device) -> None:
-    """An accelerator works in the background: a clock must wait for it."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)

@@ -1,0 +1,1 @@
+"""A trained detector at work: evaluated on a split, or on somebody's images and videos."""
