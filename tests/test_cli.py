@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from defeat.benchmark import BenchRun
-from defeat.cli import COMMANDS, command_parser, main, run_settings
+from defeat.cli import COMMANDS, main, run_settings
 from defeat.data import demo
 from defeat.demo import STUDENT
 from defeat.detector import FAMILIES
@@ -42,7 +42,7 @@ def refusal(capsys, *words):
 
 def settings(command, *words):
     required = ["--data", "demo", "--out", "never-written"] + (["--teacher", "T"] if command == "distill" else [])
-    return run_settings(command_parser(command), [*required, *words], command)
+    return run_settings([*required, *words], command)
 
 
 def test_help_names_every_command(capsys):
@@ -168,7 +168,7 @@ def test_a_recipe_of_another_command_is_refused(capsys, tmp_path):
 
 
 def test_a_fault_of_the_program_is_told_from_wrong_usage(capsys, monkeypatch):
-    def broken(parser, arguments):
+    def broken(words):
         raise ZeroDivisionError("planted")
 
     monkeypatch.setitem(COMMANDS, "train", broken)

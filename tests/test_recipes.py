@@ -1,18 +1,18 @@
 """Every recipe is parsed, built and trained for two steps; and figures are judged."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from defeat.cli import command_parser, run_settings
+from defeat.assembly.assemble import build_student
+from defeat.assembly.recipes import Expected, expected, find_recipe, merged, read_recipe, recipe_files
+from defeat.assembly.run import run
+from defeat.cli import run_settings
 from defeat.detector import make_options
 from defeat.detector.options import settled
-from defeat.engine.assembly import build_student
-from defeat.engine.recipes import Expected, expected, find_recipe, merged, read_recipe, recipe_files
-from defeat.engine.run import run
 from defeat.errors import InputError
 from defeat.report.recipes import commands
 from tests.data.folders import coco_content, voc_object, write_coco, write_image, write_voc
@@ -30,7 +30,7 @@ def settings(name, *more):
         given += ["--teacher", "never-read"]
     if "backbone" not in read_recipe(find_recipe(name)):
         given += ["--backbone", "resnet18"]
-    return run_settings(command_parser(command), given, command)
+    return run_settings(given, command)
 
 
 def test_there_is_a_recipe_for_each_row_of_the_published_table():
@@ -126,8 +126,8 @@ def test_recipe_trains_two_steps_at_a_reduced_size(name, tmp_path):
 
 def test_a_flag_wins_over_the_recipe():
     given = ["--config", "small/retinanet", "--data", "demo", "--out", "never-written", "--size", "96"]
-    assert run_settings(command_parser("train"), given, "train").size == 96
-    assert run_settings(command_parser("train"), given, "train").epochs == 12
+    assert run_settings(given, "train").size == 96
+    assert run_settings(given, "train").epochs == 12
 
 
 def test_an_unknown_recipe_suggests_the_nearest():
@@ -182,7 +182,7 @@ def test_a_figure_that_is_not_complete_is_refused():
 
 def test_a_figure_that_is_not_complete_stops_a_run_before_it_begins(tmp_path):
     found = settings("small/retinanet", "--out", str(tmp_path / "run"))
-    found.expected = {"metric": "AP"}
+    found = replace(found, expected={"metric": "AP"})
     with pytest.raises(InputError, match="needs metric, value, tolerance and source"):
         run(found)
     assert not (tmp_path / "run").exists()
@@ -216,7 +216,7 @@ def test_a_run_from_a_recipe_with_a_figure_says_whether_it_came_within(small_dem
     )
     out = ["--out", str(tmp_path / "run"), "--weights", "none", "--workers", "0", "--accelerator", "cpu"]
     given = ["--config", str(path), "--data", "demo", "--max-steps", "1", *out]
-    assert run(run_settings(command_parser("train"), given, "train")).finished
+    assert run(run_settings(given, "train")).finished
     assert "The recipe expects AP 99 within 1 (nobody): not reached" in " ".join(capsys.readouterr().err.split())
 
 

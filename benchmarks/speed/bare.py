@@ -16,6 +16,7 @@ from benchmarks.speed.work import Images, Work, training_images
 from defeat.detector import Detector
 from defeat.detector.frozen import frozen
 from defeat.distillation.regions import object_regions
+from defeat.engine.experiment import Distillation
 from defeat.engine.step import step_losses, total_loss
 from defeat.engine.teacher_cache import TeacherCache
 from defeat.types import Progress
@@ -101,7 +102,7 @@ def distilled_step(
     def step() -> None:
         batch = student.prepare(*next(batches))
         with autocast(work):
-            output, terms = step_losses(student, batch, PROGRESS, method, teacher, cache)
+            output, terms = step_losses(student, batch, PROGRESS, Distillation(teacher, method), cache)
         learn(optimizer, total_loss(output.losses | terms))
 
     return step

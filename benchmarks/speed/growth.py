@@ -15,6 +15,7 @@ import torch
 from benchmarks.measure import interleaved, publish
 from benchmarks.speed.bare import PROGRESS, learn, optimizer_of
 from benchmarks.speed.work import Work
+from defeat.engine.experiment import Distillation
 from defeat.engine.step import step_losses, total_loss
 from defeat.types import Batch, Target
 
@@ -48,7 +49,7 @@ def cases(work: Work) -> dict[str, Callable[[], object]]:
             learn(optimizer, total_loss(student.forward_train(batch).losses))
 
         def distilled() -> None:
-            output, terms = step_losses(student, batch, PROGRESS, method, teacher)
+            output, terms = step_losses(student, batch, PROGRESS, Distillation(teacher, method))
             learn(optimizer, total_loss(output.losses | terms))
 
         found[f"alone, {name}"], found[f"distilled, {name}"] = alone, distilled

@@ -11,10 +11,10 @@ from rich.console import Console
 
 from benchmarks.speed.bare import Step
 from benchmarks.speed.work import Work, training_images
-from defeat.engine import assembly
+from defeat.assembly import assemble
+from defeat.assembly.run import run
+from defeat.assembly.settings import TrainSettings
 from defeat.engine.module import DetectionModule
-from defeat.engine.run import run
-from defeat.engine.settings import TrainSettings
 
 WAIT = 300.0  # seconds until a run counts as stuck
 
@@ -78,7 +78,7 @@ class Stepper:
 @contextmanager
 def stepping(kept: bool) -> Iterator[None]:
     """Let runs in steppers pause after each step; with kept images they decode each image once."""
-    end_of_step, open_dataset = DetectionModule.on_train_batch_end, assembly.open_dataset
+    end_of_step, open_dataset = DetectionModule.on_train_batch_end, assemble.open_dataset
 
     def pausing(module: DetectionModule, *arguments: Any) -> None:
         end_of_step(module, *arguments)
@@ -91,7 +91,7 @@ def stepping(kept: bool) -> Iterator[None]:
         if not kept:
             yield
             return
-        with patch.object(assembly, "open_dataset", opened):
+        with patch.object(assemble, "open_dataset", opened):
             yield
 
 

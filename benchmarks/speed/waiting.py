@@ -22,9 +22,9 @@ from rich.console import Console
 from benchmarks.measure import interleaved, publish
 from benchmarks.speed.loops import Enough
 from benchmarks.speed.work import Work
+from defeat.assembly.run import run
 from defeat.data import open_dataset
 from defeat.engine.module import DetectionModule
-from defeat.engine.run import run
 
 
 def waits(work: Work, workers: int, steps: int) -> dict[str, float]:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from defeat.assembly.settings import DistillSettings, TrainSettings
 from defeat.data import open_dataset
 from defeat.data.loader import training_loader
 from defeat.detector import Detector, DetectorSpec, build, make_options, save_model
 from defeat.detector.options import settled
 from defeat.distillation import DeFeat
-from defeat.engine.settings import DistillSettings, TrainSettings
 from defeat.types import Target
 
 Images = tuple[list[Tensor], list[Target]]

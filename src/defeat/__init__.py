@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from defeat import distillation as methods
+    from defeat.assembly.plan import plan
+    from defeat.assembly.replay import replay
+    from defeat.assembly.run import distill, train
     from defeat.benchmark import bench
     from defeat.data import open_dataset
     from defeat.detector import DetectorSpec, build, load
-    from defeat.engine.replay import replay
-    from defeat.engine.run import distill, train
     from defeat.errors import InputError
     from defeat.inference.evaluate import evaluate
     from defeat.inference.predict import predict
     from defeat.report.compare import compare
-    from defeat.report.plan import plan
 
 __all__ = [
     "DetectorSpec",
@@ -42,14 +42,14 @@ _HOMES = {
     "bench": "defeat.benchmark",
     "build": "defeat.detector",
     "compare": "defeat.report.compare",
-    "distill": "defeat.engine.run",
+    "distill": "defeat.assembly.run",
     "evaluate": "defeat.inference.evaluate",
     "load": "defeat.detector",
     "open_dataset": "defeat.data",
-    "plan": "defeat.report.plan",
+    "plan": "defeat.assembly.plan",
     "predict": "defeat.inference.predict",
-    "replay": "defeat.engine.replay",
-    "train": "defeat.engine.run",
+    "replay": "defeat.assembly.replay",
+    "train": "defeat.assembly.run",
 }
 
 

@@ -1,71 +1,68 @@
-"""The command line: a table from command to typed function; jsonargparse turns signatures into options.
+"""The command line: a table from command to function; signatures and dataclasses become options.
 
 Nothing heavy is imported before a command is known, so that help comes at once.
 """
 
-import itertools
-import json
 import signal
 import sys
 import traceback
-from argparse import SUPPRESS
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from defeat.errors import InputError, unknown_name
-from defeat.options import POSITIONAL, SEVERAL, command_parser, parsed
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
-
-    from defeat.engine.settings import TrainSettings
+    from defeat.assembly.settings import TrainSettings
+    from defeat.options import Option
 
 USAGE, FAULT, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 
 
-def train(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
+def train(words: Sequence[str]) -> int:
     """Train a detector."""
-    return _run(parser, arguments, "train")
+    return _run(words, "train")
 
 
-def distill(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
+def distill(words: Sequence[str]) -> int:
     """Train a student with the help of a teacher."""
-    return _run(parser, arguments, "distill")
+    return _run(words, "distill")
 
 
-def plan(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
+def plan(words: Sequence[str]) -> int:
     """Say what distill would do and cost, without training."""
-    settings = run_settings(parser, arguments, "distill")
+    settings = run_settings(words, "distill", "plan")
     from rich.console import Console
 
-    from defeat.engine.settings import DistillSettings
-    from defeat.report.plan import make_plan, print_plan
+    from defeat.assembly.plan import make_plan
+    from defeat.assembly.settings import DistillSettings
+    from defeat.report.plan import print_plan
 
     assert isinstance(settings, DistillSettings)
     print_plan(make_plan(settings), Console())
     return 0
 
 
-def evaluate(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
+def evaluate(words: Sequence[str]) -> int:
     """Evaluate a trained detector."""
     from rich.console import Console
 
     from defeat.inference.evaluate import evaluate as function
     from defeat.report.tables import print_evaluation
 
-    result = function(**_arguments(parser, arguments, function), console=Console(stderr=True))
+    result = function(**_arguments("evaluate", words, function), console=Console(stderr=True))
     print_evaluation(result, Console())
     return 0
 
 
-def predict(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
+def predict(words: Sequence[str]) -> int:
     """Detect objects in images and draw them."""
     from rich.console import Console
 
     from defeat.inference.predict import predict as function
 
-    given = _arguments(parser, arguments, function)
+    given = _arguments("predict", words, function)
     result = function(**given, console=Console(stderr=True))
     count, rate = len(result.pictures), result.images / max(result.seconds, 1e-9)
     written = f"{count} picture{'s' * (count != 1)} and detections.json are in {given['out']}"
@@ -75,59 +72,56 @@ def predict(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
     return USAGE if result.skipped else 0
 
 
-def compare(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
+def compare(words: Sequence[str]) -> int:
     """Compare finished runs: did distillation help?"""
     from defeat.report.compare import compare as function
 
-    function(**_arguments(parser, arguments, function))
+    function(**_arguments("compare", words, function))
     return 0
 
 
-def bench(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
+def bench(words: Sequence[str]) -> int:
     """Compare methods over several seeds: what is each worth?"""
     from defeat import benchmark as package
 
-    if any(word.partition("=")[0] == "--merge" for word in arguments):
-        parser.add_argument("--merge", nargs="+", help="folders that other machines wrote", required=True)
-        parser.add_argument("--out", type=str, help="folder to write", required=True)
-        given = parsed(parser, arguments)
-        package.merge(given.merge, given.out)
+    options, per_method = bench_settings(words)
+    if (folders := options.pop("merge", None)) is not None:
+        package.merge(folders, options["out"])
         return 0
-    options, per_method = bench_options(parser, arguments)
     return package.bench(**options, method_options=per_method).exit_code
 
 
-def methods(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
+def methods(words: Sequence[str]) -> int:
     """List the distillation methods: papers, needs, defaults."""
     from rich.console import Console
 
     from defeat.report.methods import print_methods
 
-    parsed(parser, arguments)
+    _arguments("methods", words)
     print_methods(Console())
     return 0
 
 
-def recipes(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
+def recipes(words: Sequence[str]) -> int:
     """List the recipes: published figures and the commands that repeat them."""
     from rich.console import Console
 
     from defeat.report.recipes import print_recipes
 
-    parsed(parser, arguments)
+    _arguments("recipes", words)
     print_recipes(Console())
     return 0
 
 
-def demo(parser: "ArgumentParser", arguments: Sequence[str]) -> int:
+def demo(words: Sequence[str]) -> int:
     """The whole story on the embedded data, in minutes."""
     from defeat.demo import demo as function
 
-    function(**_arguments(parser, arguments, function))
+    function(**_arguments("demo", words, function))
     return 0
 
 
-COMMANDS: dict[str, Callable[["ArgumentParser", Sequence[str]], int]] = {
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "distill": distill,
     "plan": plan,
@@ -186,7 +180,7 @@ def _main(arguments: Sequence[str] | None) -> int:
             return 0
         if words[0] not in COMMANDS:
             raise unknown_name("command", words[0], COMMANDS)
-        return COMMANDS[words[0]](command_parser(words[0]), words[1:])
+        return COMMANDS[words[0]](words[1:])
     except InputError as error:
         sys.stderr.write(f"defeat: {error}\n")
         return USAGE
@@ -211,9 +205,9 @@ def overview() -> str:
     )
 
 
-def _run(parser: "ArgumentParser", arguments: Sequence[str], command: str) -> int:
-    settings = run_settings(parser, arguments, command)
-    from defeat.engine.run import run
+def _run(words: Sequence[str], command: str) -> int:
+    settings = run_settings(words, command)
+    from defeat.assembly.run import run
     from defeat.report.compare import report_run
 
     result = run(settings)
@@ -226,121 +220,122 @@ def _run(parser: "ArgumentParser", arguments: Sequence[str], command: str) -> in
     return 0
 
 
-def run_settings(parser: "ArgumentParser", arguments: Sequence[str], command: str) -> "TrainSettings":
-    """Parse the settings of `train` or `distill`, with those of the detector and the method that they choose.
+def _description(command: str) -> str:
+    return COMMANDS[command].__doc__ or ""
+
+
+def _arguments(command: str, words: Sequence[str], function: Callable[..., Any] | None = None) -> dict[str, Any]:
+    """What a function is called with."""
+    from defeat.options import Command, options_of
+
+    options = [] if function is None else options_of(function, skip={"console"})
+    return Command(command, _description(command), options).read(words)
+
+
+def run_settings(words: Sequence[str], command: str, shown: str | None = None) -> "TrainSettings":
+    """Read the settings of `train` or `distill`, with those of the detector and the method that they choose.
+
+    Args:
+        words: what stands behind the command.
+        command: whose settings they are.
+        shown: the command that the help speaks of, where that is another.
 
     Raises:
         InputError: an option is unknown, missing or not valid.
     """
+    from defeat.assembly.settings import DistillSettings, TrainSettings
+    from defeat.options import Command
+
+    recipe = _recipe(words)
+    if recipe.pop("command", command) != command:
+        raise InputError(f"The file of --config belongs to another command than `defeat {command}`.")
+    options = run_options(words, command, recipe)
+    values = Command(shown or command, _description(shown or command), options, recipes=True).read(words, recipe)
+    return (DistillSettings if command == "distill" else TrainSettings)(**values)
+
+
+def run_options(words: Sequence[str], command: str, recipe: Mapping[str, Any]) -> list["Option"]:
+    """All options of `train` or `distill`, given the words that choose detector and method."""
+    from defeat.assembly.settings import DistillSettings, TrainSettings
     from defeat.detector import family_options
     from defeat.distillation import find_method
-    from defeat.engine.settings import DistillSettings, TrainSettings
+    from defeat.options import Command, options_of
 
     kind = DistillSettings if command == "distill" else TrainSettings
-    parser.add_argument(
-        "--config", action="config", help="recipe or config.yaml, by path or name; every option can stand in it"
-    )
-    parser.add_argument("--command", help=SUPPRESS, type=str)  # stands in every config.yaml
-    parser.add_argument("--expected", help=SUPPRESS, type=dict, default={})  # stands in recipes
-    parser.add_class_arguments(kind, skip={"detector_options", "method_options", "expected"})
-    arguments, recipes = _with_recipes(arguments)
-    chosen = _chosen(arguments, recipes)
-    parser.add_class_arguments(family_options(chosen.get("detector", kind.detector)), "detector_options")
+    every = options_of(kind)
+    choosing = [one for one in every if one.name in ("detector", "method")]
+    chosen = {one.name: one.default for one in choosing}
+    chosen |= {name: recipe[name] for name in chosen if recipe.get(name)}
+    chosen |= Command(command, options=choosing).first_look(words)
+    options = [one for one in every if one.name not in ("detector_options", "method_options")]
+    options += options_of(family_options(str(chosen["detector"])), "detector")
     if kind is DistillSettings:
-        method = find_method(chosen.get("method", DistillSettings.method))
-        parser.add_class_arguments(method, "method_options", skip={"student", "teacher"})
-    given = parsed(parser, arguments).as_dict()
-    if given.pop("command") not in (None, command):
-        raise InputError(f"The file of --config belongs to another command than `defeat {command}`.")
-    del given["config"]
-    return kind(**given)
+        options += options_of(find_method(str(chosen["method"])), "method", skip={"student", "teacher"})
+    return options
 
 
-def bench_options(parser: "ArgumentParser", arguments: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Parse the options of `bench`: its own with those of all cells, and those of each method by its name.
+def bench_settings(words: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read the options of `bench`: its own with those of all cells, and those of each method by its name.
 
     Raises:
         InputError: an option is unknown, missing or not valid.
     """
+    from defeat.benchmark.matrix import OWN
+    from defeat.options import Command
+
+    dropped = {*OWN, "command"} - {"out"}
+    recipe = {name: value for name, value in _recipe(words).items() if name not in dropped}
+    options = bench_options(words, recipe)
+    merging = Command("bench", options=[one for one in options if one.name == "merge"]).first_look(words)
+    if merging:  # needs no data and no teacher
+        options = [one for one in options if one.name in ("merge", "out")]
+    values = Command("bench", _description("bench"), options, recipes=True).read(words, recipe)
+    names = dict.fromkeys(one.group for one in options if one.group not in ("", "detector"))
+    return values, {name: values.pop(name) for name in names}
+
+
+def bench_options(words: Sequence[str], recipe: Mapping[str, Any]) -> list["Option"]:
+    """All options of `bench`, given the words that choose detector and methods."""
+    from defeat.assembly.settings import DistillSettings
     from defeat.benchmark import bench as function
     from defeat.benchmark.matrix import ABLATIONS, INHERIT, METHODS, OWN
     from defeat.detector import family_options
     from defeat.distillation import METHODS as KNOWN
-    from defeat.engine.settings import DistillSettings
+    from defeat.options import Command, Option, options_of
 
-    own = {*OWN} - {"out"}
-    parser.add_argument("--config", action="config", help="recipe, by path or name; its method and seed are left out")
-    parser.add_argument("--merge", nargs="+", help="with --out alone: join the folders that other machines wrote")
-    # jsonargparse follows `**options` to the settings that they become.
-    parser.add_function_arguments(function, skip={*own, "console", "method_options", "detector_options"})
-    actions = parser._option_string_actions
-    actions["--out"].help = "folder of the comparison: a run directory a cell, bench.json, report.html"
-    actions["--eval_split"].help = "split to test all cells on; by default test if there is one, else val"
-    arguments, recipes = _with_recipes(arguments, leave_out={*own, "command"})
-    chosen = _chosen(arguments, recipes)
-    parser.add_class_arguments(family_options(chosen.get("detector", DistillSettings.detector)), "detector_options")
-    asked = _value(arguments, "--methods") or METHODS
-    if ablation := _value(arguments, "--ablate"):
-        asked = ",".join(variant.method for variant in ABLATIONS.get(ablation, {}).values())
-    methods = dict.fromkeys(word.strip().removesuffix(INHERIT) for word in asked.split(","))
-    names = [name for name in methods if name in KNOWN]
+    merge = "instead of training: join the folders that other machines wrote into --out"
+    own = [*options_of(function, skip={"console", "method_options", "options"})]
+    own.append(Option("merge", list[str] | None, None, merge))
+    cells = options_of(DistillSettings, skip={*OWN, "detector_options"} - {"out"})
+    help_of = {
+        "out": "folder of the comparison: a run directory per cell, bench.json, report.html",
+        "eval_split": "split to test all cells on; by default test if there is one, else val",
+    }
+    options = own + [replace(one, help=help_of.get(one.name, one.help)) for one in cells]
+    choosing = [one for one in options if one.name in ("detector", "methods", "ablate")]
+    chosen = {"methods": METHODS, "detector": DistillSettings.detector, "ablate": ""}
+    chosen |= {name: str(recipe[name]) for name in chosen if recipe.get(name)}
+    chosen |= Command("bench", options=choosing).first_look(words)
+    options += options_of(family_options(chosen["detector"]), "detector")
+    asked = chosen["methods"]
+    if chosen["ablate"]:
+        asked = ",".join(variant.method for variant in ABLATIONS.get(chosen["ablate"], {}).values())
+    names = dict.fromkeys(word.strip().removesuffix(INHERIT) for word in asked.split(","))
     for name in names:
-        parser.add_class_arguments(KNOWN[name], name, skip={"student", "teacher"})
-    given = parsed(parser, arguments).as_dict()
-    del given["config"], given["merge"]
-    return given, {name: given.pop(name) for name in names}
+        if name in KNOWN:
+            options += options_of(KNOWN[name], name, skip={"student", "teacher"})
+    return options
 
 
-def _value(arguments: Sequence[str], flag: str) -> str | None:
-    """The value of an option that has to be known before all others are parsed; None where it is not given."""
-    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    return next((value for name, value in reversed(list(itertools.pairwise(words))) if name == flag), None)
+def _recipe(words: Sequence[str]) -> dict[str, Any]:
+    """The content of all files that --config names, the later ones on top."""
+    from defeat.assembly.recipes import find_recipe, merged, read_recipe
+    from defeat.options import config_files
 
-
-def _with_recipes(arguments: Sequence[str], leave_out: Collection[str] = ()) -> tuple[list[str], list[dict[str, Any]]]:
-    """Put the content of each recipe where its name stands, without some settings, and give the contents beside."""
-    from defeat.engine.recipes import find_recipe, read_recipe
-
-    words: list[str] = []
-    recipes: list[dict[str, Any]] = []
-    rest = iter(arguments)
-    for word in rest:
-        flag, equals, value = word.partition("=")
-        if flag != "--config":
-            words.append(word)
-            continue
-        content = read_recipe(find_recipe(value if equals else next(rest, "")))
-        recipes.append({name: value for name, value in content.items() if name not in leave_out})
-        words.append(f"--config={json.dumps(recipes[-1])}")
-    return words, recipes
-
-
-def _chosen(arguments: Sequence[str], recipes: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Which detector and method are asked for: their options have to be known before all others are parsed."""
-    chosen: dict[str, str] = {}
-    for recipe in recipes:
-        chosen |= {name: str(recipe[name]) for name in ("detector", "method") if recipe.get(name)}
-    for name in ("detector", "method"):
-        if value := _value(arguments, f"--{name}"):
-            chosen[name] = value
-    return chosen
-
-
-def _arguments(parser: "ArgumentParser", arguments: Sequence[str], function: Callable[..., Any]) -> dict[str, Any]:
-    parser.add_function_arguments(function, as_positional=False, skip={"console"})
-    names = [name for name in function.__annotations__ if name in POSITIONAL]
-    return dict(parsed(parser, _named(names, arguments)).as_dict())
-
-
-def _named(names: Sequence[str], arguments: Sequence[str]) -> list[str]:
-    """Give the words that stand before the first option their names."""
-    count = next((place for place, word in enumerate(arguments) if word.startswith("-")), len(arguments))
-    words, rest = list(arguments[:count]), list(arguments[count:])
-    if names and names[-1] in SEVERAL and len(words) >= len(names):
-        words[len(names) - 1 :] = [json.dumps(words[len(names) - 1 :])]
-    if len(words) > len(names):
-        raise InputError(f"Unexpected argument {words[len(names)]!r}.")
-    return [f"--{name}={word}" for name, word in zip(names, words, strict=False)] + rest
+    content: dict[str, Any] = {}
+    for name in config_files(words):
+        content = merged(content, read_recipe(find_recipe(name)))
+    return content
 
 
 if __name__ == "__main__":

@@ -9,17 +9,18 @@ from typing import Any
 from rich.console import Console
 from torch import Tensor
 
+from defeat.assembly.run import run
+from defeat.assembly.settings import TrainSettings
 from defeat.benchmark import bench
 from defeat.detector import Detector, load, save_model
 from defeat.detector.weights import find_weights
 from defeat.engine.guards import fingerprint
-from defeat.engine.run import run
-from defeat.engine.settings import TrainSettings, at_least
 from defeat.errors import InputError
 from defeat.files import write_atomically
 from defeat.report.pictures import save_most_helped
 from defeat.report.runs import read_run
 from defeat.report.variants import VariantResult
+from defeat.settings import at_least
 
 TEACHER_FILES = "demo_teacher"  # a run directory inside the package, with weights in half precision
 METHODS = "none,defeat+inherit"

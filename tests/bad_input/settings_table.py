@@ -1,20 +1,17 @@
 """Every option of every command, with values that it can't have: found from the typed signatures, not listed."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
-from defeat.cli import bench_options, run_settings
+from defeat.cli import bench_options, run_options
 from defeat.demo import demo
 from defeat.detector import FAMILIES
 from defeat.distillation import METHODS
 from defeat.inference.evaluate import evaluate
 from defeat.inference.predict import predict
-from defeat.options import command_parser
+from defeat.options import Option, options_of
 from tests.detector.tiny import BACKBONE
-
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
 
 HUGE = "9" * 30
 # What is given besides the option in question.
@@ -26,7 +23,7 @@ OTHERS: dict[str, tuple[Callable[..., Any], list[str]]] = {
     "predict": (predict, ["teacher", "picture.png", "--out", "drawn", "--device", "cpu"]),
     "demo": (demo, ["--out", "never-written"]),
 }
-NO_SETTINGS = {"help", "config", "command", "expected", "print_config", "detector_options", "method_options", "merge"}
+NO_SETTINGS = {"expected", "merge"}
 
 
 @dataclass(frozen=True)
@@ -64,41 +61,31 @@ def values(kind: Any) -> dict[str, str]:
     return {"empty": ""}
 
 
-def options(parser: "ArgumentParser") -> dict[str, Any]:
-    """Type of each setting of a parser by its name."""
-    found = {}
-    for action in parser._actions:
-        kind = getattr(action, "_typehint", None) or action.type
-        for name in action.option_strings:
-            if name.startswith("--") and not name.endswith("+") and kind and name.strip("-") not in NO_SETTINGS:
-                found[name] = kind
-    return found
+def options(found: Iterable[Option]) -> dict[str, Any]:
+    """Type of each setting by its flag."""
+    return {one.flag: one.kind for one in found if not one.positional and one.name not in NO_SETTINGS}
 
 
 def cases() -> Iterator[Case]:
     """Every option of every command, once, with each of its values."""
     seen: set[str] = set()
 
-    def of(command: str, words: list[str], parser: "ArgumentParser", known: Collection[str]) -> Iterator[Case]:
-        for name, kind in options(parser).items():
-            if name not in known:
-                seen.add(name)
-                flag = name.replace("_options.", ".").replace("_", "-")
+    def of(command: str, words: list[str], found: Iterable[Option], known: Collection[str]) -> Iterator[Case]:
+        for flag, kind in options(found).items():
+            if flag not in known:
+                seen.add(flag)
                 for what, value in values(kind).items():
                     yield Case(command, tuple(words), flag, what, value)
 
     for family in FAMILIES:
         words = [*TRAIN, "--detector", family]
-        run_settings(parser := command_parser("train"), words, "train")
-        yield from of("train", words, parser, set(seen))
+        yield from of("train", words, run_options(words, "train", {}), set(seen))
     for method in METHODS:
         words = [*DISTILL, "--method", method]
-        run_settings(parser := command_parser("distill"), words, "distill")
-        yield from of("distill", words, parser, {name for name in seen if not name.startswith("--method_options")})
-    bench_options(parser := command_parser("bench"), DISTILL)
-    own = {name for name in options(parser) if "." not in name} - seen | {"--out"}
-    yield from of("bench", [*DISTILL, "--plan"], parser, options(parser).keys() - own)
+        known = {flag for flag in seen if not flag.startswith("--method.")}
+        yield from of("distill", words, run_options(words, "distill", {}), known)
+    found = bench_options(DISTILL, {})
+    own = {flag for flag in options(found) if "." not in flag} - seen | {"--out"}
+    yield from of("bench", [*DISTILL, "--plan"], found, options(found).keys() - own)
     for command, (function, words) in OTHERS.items():
-        parser = command_parser(command)
-        parser.add_function_arguments(function, as_positional=False, skip={"console", "run", "images"})
-        yield from of(command, words, parser, ())
+        yield from of(command, words, options_of(function, skip={"console"}), ())

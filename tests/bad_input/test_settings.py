@@ -7,12 +7,12 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from defeat.assembly.assemble import assemble, check_devices
+from defeat.assembly.settings import bytes_of
 from defeat.benchmark.matrix import chosen
 from defeat.cli import main
 from defeat.detector import FAMILIES, family_options
 from defeat.distillation import build_method
-from defeat.engine.assembly import assemble, check_devices
-from defeat.engine.settings import bytes_of
 from tests.bad_input.cases import refusal, table
 from tests.bad_input.settings_table import DISTILL, TRAIN, cases
 from tests.detector.tiny import tiny_detector
@@ -84,7 +84,7 @@ def checks_only(infos, folder, monkeypatch):
             build_method(settings.method, info, info, settings.method_options)
         stop()
 
-    monkeypatch.setattr("defeat.engine.run.run", check)
+    monkeypatch.setattr("defeat.assembly.run.run", check)
     monkeypatch.setattr("defeat.benchmark.run._print_plan", stop)
     monkeypatch.setattr("defeat.inference.evaluate.detect_split", stop)
     monkeypatch.setattr("defeat.inference.predict._Work.look_at", stop)
@@ -169,7 +169,7 @@ def test_an_unknown_name_is_refused(case, checks_only, small_demo, monkeypatch, 
         assemble(settings, Console(quiet=True))
         stop()
 
-    monkeypatch.setattr("defeat.engine.run.run", prepare)
+    monkeypatch.setattr("defeat.assembly.run.run", prepare)
     assert main(words) == REFUSED
     assert says in refused_line(capsys)
     assert not Path("never-written").exists()

@@ -8,14 +8,14 @@ import pytest
 import yaml
 from rich.console import Console
 
+from defeat.assembly.run import run
+from defeat.assembly.settings import DistillSettings
 from defeat.benchmark import BenchRun, bench
 from defeat.benchmark.matrix import NONE, Cell, Matrix, chosen, variants_of
 from defeat.cli import main
 from defeat.detector import save_model
 from defeat.distillation import method_defaults
 from defeat.engine.logs import Checkpoint
-from defeat.engine.run import run
-from defeat.engine.settings import DistillSettings
 from defeat.errors import InputError
 from tests.benchmark.benches import figures, options, outcome, run_bench
 from tests.detector.tiny import tiny_detector

@@ -5,11 +5,10 @@ import torch
 import yaml
 from rich.console import Console
 
+from defeat.assembly.assemble import assemble
 from defeat.cli import main
 from defeat.data.transforms import HorizontalFlip
 from defeat.detector import FAMILIES
-from defeat.engine.assembly import assemble
-from defeat.engine.datamodule import run_loader
 from defeat.errors import InputError
 from tests.data.folders import write_image
 from tests.engine.test_resume import stop_after
@@ -56,11 +55,11 @@ def test_a_run_from_before_the_setting_resumes_and_others_are_refused(tmp_path, 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_teacher_and_student_see_the_very_same_pixels(family, tmp_path):
     given = settings(tmp_path / "run", family, save_teacher(tmp_path / "teacher", family), augment=EVERYTHING)
-    parts = assemble(given, Console(quiet=True))
+    experiment = assemble(given, Console(quiet=True)).experiment
     scales = set()
-    for images, targets in run_loader(given, parts.training, None):
-        batch = parts.student.prepare(images, targets)
-        adopted = parts.teacher.adopt(batch)
+    for images, targets in experiment.loader():
+        batch = experiment.student.prepare(images, targets)
+        adopted = experiment.distillation.teacher.adopt(batch)
         assert adopted is batch
         assert adopted.scale == 1
         scales |= {target.scale for target in targets}
@@ -101,13 +100,10 @@ def test_images_without_annotations_are_augmented_alike(tmp_path):
         augment="flip,large_scale_jitter",
         unlabelled=str(tmp_path / "more"),
     )
-    parts = assemble(given, Console(quiet=True))
-    assert parts.unlabelled is not None
+    experiment = assemble(given, Console(quiet=True)).experiment
+    assert experiment.distillation.unlabelled is not None
     drawn = [
-        (target.size, target.scale)
-        for _, targets in run_loader(given, parts.training, parts.unlabelled)
-        for target in targets
-        if not target.annotated
+        (target.size, target.scale) for _, targets in experiment.loader() for target in targets if not target.annotated
     ]
     assert len(drawn) == 8  # two in each of four batches: each image twice, as this epoch shows it
     assert len({*drawn}) == 4
@@ -121,13 +117,13 @@ def test_the_command_line_names_the_nearest(tmp_path, capsys):
 
 def test_a_batch_can_be_as_large_as_multi_scale_says_and_no_larger(tmp_path):
     given = settings(tmp_path / "run", augment="multi_scale", size=64, max_size=96)
-    parts = assemble(given, Console(quiet=True))
+    experiment = assemble(given, Console(quiet=True)).experiment
     heights = []
     for epoch in range(4):
-        loader = run_loader(given, parts.training, None)
+        loader = experiment.loader()
         loader.batch_sampler.set_epoch(epoch)
         for images, targets in loader:
-            batch = parts.student.prepare(images, targets)
+            batch = experiment.student.prepare(images, targets)
             heights += [min(size) for size in batch.sizes]
             assert torch.tensor(batch.sizes).max() <= 96
     assert min(heights) < 60 < 68 < max(heights) <= 77

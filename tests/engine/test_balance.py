@@ -9,10 +9,11 @@ import yaml
 from rich.console import Console
 from torch import nn
 
+from defeat.assembly.assemble import Assembly, assemble
+from defeat.assembly.balance import balanced, measure, weights_above_zero
 from defeat.data import open_dataset
 from defeat.distillation import METHODS, Method
-from defeat.engine.assembly import Parts, assemble
-from defeat.engine.balance import balanced, measure, method_weights
+from defeat.engine.experiment import Distillation, Experiment
 from defeat.engine.guards import fingerprint
 from defeat.errors import InputError
 from tests.distillation.made_up import info, output
@@ -59,19 +60,24 @@ class Halves(Method):
         return {"first": 6 * self.weights[0] * first.sum(), "second": 8 * self.weights[1] * second.sum()}
 
 
+def weights_of(given):
+    return weights_above_zero(given.method, given.method_options)
+
+
 def known(tmp_path, monkeypatch, **changes):
     monkeypatch.setitem(METHODS, "halves", Halves)
     given = settings(tmp_path / "run", teacher=tmp_path, method="halves", **changes)
     scenes = open_dataset("demo", "train")
     student = Linear()
     method = Halves(student.info, student.info, **given.method_options)
-    return given, Parts(scenes, scenes, student, Linear(), method)
+    distillation = Distillation(Linear(), method)
+    return given, Experiment(student, scenes, optimisation=given, devices=given, distillation=distillation)
 
 
 def test_a_known_gradient_gives_a_known_factor(tmp_path, monkeypatch):
-    given, parts = known(tmp_path, monkeypatch, balance=0.5)
+    given, experiment = known(tmp_path, monkeypatch, balance=0.5)
     # Own: 2 on 18 values, sqrt(18) * 2. Terms: 6 and 8 on nine values each, 3 * 10 together: 30 / 8.485 = 3.536.
-    found = measure(given, parts, method_weights(given))
+    found = measure(given, experiment, weights_of(given))
     assert found.pulls == {"first": pytest.approx(18 / 72**0.5), "second": pytest.approx(24 / 72**0.5)}
     assert found.together == pytest.approx(30 / 72**0.5)
     # 0.5 / 3.536 = 0.1414.
@@ -81,31 +87,33 @@ def test_a_known_gradient_gives_a_known_factor(tmp_path, monkeypatch):
 
 def test_proportions_stay_and_what_is_off_stays_off(tmp_path, monkeypatch):
     options = {"first_weight": 4.0, "second_weight": 2.0}
-    given, parts = known(tmp_path, monkeypatch, balance=2.0, method_options=options)
-    fixed, again = balanced(given, parts, Console(quiet=True))
+    given, experiment = known(tmp_path, monkeypatch, balance=2.0, method_options=options)
+    again = balanced(Assembly(given, experiment), experiment, Console(quiet=True))
+    fixed = again.record.values
     # 24 and 16 on nine values each: 3 sqrt(832) = 86.53 over 8.485 is 10.198; 2 / 10.198 = 0.19612.
-    assert fixed.method_options == {"first_weight": 0.784, "second_weight": 0.392}
-    assert again.method.weights == (0.784, 0.392)
-    assert fixed.balance is None
+    assert fixed["method_options"] == {"first_weight": 0.784, "second_weight": 0.392}
+    assert again.distillation.method.weights == (0.784, 0.392)
+    assert fixed["balance"] is None
     pull = measure(
         settings(tmp_path, teacher=tmp_path, method="halves", balance=1.0), again, {"x_weight": 1.0}
     ).together
     assert pull == pytest.approx(2, rel=1e-3)
-    off, parts = known(tmp_path, monkeypatch, balance=1.0, method_options={"second_weight": 0.0})
+    off, experiment = known(tmp_path, monkeypatch, balance=1.0, method_options={"second_weight": 0.0})
     # 6 on nine values is 18 over 8.485.
-    assert measure(off, parts, method_weights(off)).after == {"first_weight": 0.471}
+    assert measure(off, experiment, weights_of(off)).after == {"first_weight": 0.471}
 
 
 def test_measuring_changes_neither_weights_nor_random_numbers(tmp_path):
     given = settings(tmp_path / "run", "faster_rcnn", save_teacher(tmp_path / "teacher", "faster_rcnn"), balance=1.0)
-    parts = assemble(given, Console(quiet=True))
-    before = [fingerprint(module) for module in (parts.student, parts.teacher, parts.method)]
+    experiment = assemble(given, Console(quiet=True)).experiment
+    parts = (experiment.student, experiment.distillation.teacher, experiment.distillation.method)
+    before = [fingerprint(module) for module in parts]
     torch.manual_seed(5)
-    measure(given, parts, method_weights(given))
+    measure(given, experiment, weights_of(given))
     drawn = torch.rand(3)
     torch.manual_seed(5)
     assert torch.equal(drawn, torch.rand(3))
-    assert [fingerprint(module) for module in (parts.student, parts.teacher, parts.method)] == before
+    assert [fingerprint(module) for module in parts] == before
 
 
 @pytest.mark.slow

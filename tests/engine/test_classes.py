@@ -4,8 +4,8 @@ import pytest
 import torch
 import yaml
 
+from defeat.assembly.settings import read_class_map
 from defeat.data import open_dataset
-from defeat.engine.settings import read_class_map
 from defeat.errors import InputError
 from defeat.inference import evaluate as inference
 from defeat.inference.evaluate import evaluate

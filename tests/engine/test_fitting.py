@@ -7,16 +7,19 @@ import pytest
 import yaml
 from rich.console import Console
 
+from defeat.assembly.assemble import assemble
+from defeat.assembly.automatic import as_begun, choose, is_chosen, learning_rate
+from defeat.assembly.plan import make_plan
+from defeat.assembly.run import run
 from defeat.benchmark import bench
 from defeat.data import open_dataset
 from defeat.detector import FAMILIES, load
-from defeat.engine.assembly import assemble
+from defeat.distillation import Imitation
 from defeat.engine.duration import LongRunNotice, sentence
-from defeat.engine.fitting import as_begun, choose, is_chosen, learning_rate, processes
-from defeat.engine.run import run
+from defeat.engine.experiment import Distillation, Experiment
 from defeat.errors import InputError
-from defeat.report.plan import make_plan, print_plan
-from tests.detector.tiny import SMALLER, tiny_options
+from defeat.report.plan import print_plan
+from tests.detector.tiny import SMALLER, tiny_detector, tiny_options
 from tests.engine.tiny_runs import save_teacher, settings, shared_settings, weights
 
 pytestmark = pytest.mark.usefixtures("small_demo")
@@ -59,7 +62,7 @@ def test_a_run_writes_numbers_into_its_config_and_its_model_and_says_them_in_a_l
 def test_a_repeat_of_a_config_measures_nothing_and_trains_the_same(tmp_path, monkeypatch):
     run(left_open(tmp_path / "run", max_steps=2), QUIET)
     again = {name: value for name, value in config(tmp_path / "run").items() if name not in ("command", "out")}
-    monkeypatch.setattr("defeat.engine.fitting.object_statistics", None)  # a call would fail
+    monkeypatch.setattr("defeat.assembly.automatic.object_statistics", None)  # a call would fail
     run(settings(tmp_path / "again", **again), QUIET)
     assert weights(tmp_path / "again") == weights(tmp_path / "run")
 
@@ -68,7 +71,7 @@ def test_a_repeat_of_a_config_measures_nothing_and_trains_the_same(tmp_path, mon
 def test_a_run_is_resumed_with_the_command_that_left_it_open(family, tmp_path, monkeypatch):
     run(left_open(tmp_path / "run", family, max_steps=2), QUIET)
     before = config(tmp_path / "run")
-    monkeypatch.setattr("defeat.engine.fitting.object_statistics", None)
+    monkeypatch.setattr("defeat.assembly.automatic.object_statistics", None)
     assert run(left_open(tmp_path / "run", family, max_steps=2, resume=True), QUIET).finished
     assert config(tmp_path / "run") == before
     with pytest.raises(InputError, match=r"lr was 0.0025 and is 0.5"):
@@ -130,9 +133,9 @@ def test_a_student_has_the_anchors_of_its_teacher_where_family_and_size_are_equa
 def test_the_rate_follows_the_images_of_all_devices(tmp_path):
     assert (learning_rate(8), learning_rate(16), learning_rate(1)) == (0.01, 0.02, 0.00125)
     assert (learning_rate(8, "adamw"), learning_rate(32, "adamw")) == (2e-4, 4e-4)
-    assert processes(left_open(tmp_path, devices=4, nodes=2)) == 8
+    assert left_open(tmp_path, devices=4, nodes=2).processes == 8
     assert choose(left_open(tmp_path, devices=4, nodes=2), data()).numbers["lr"] == 0.02
-    assert processes(left_open(tmp_path, devices="auto", nodes=2)) == 2  # on a CPU
+    assert left_open(tmp_path, devices="auto", nodes=2).processes == 2  # on a CPU
 
 
 def test_what_is_given_is_not_chosen(tmp_path):
@@ -166,7 +169,7 @@ def test_a_comparison_chooses_once_for_all_cells(tmp_path, monkeypatch):
     for cell in ("none-seed0", "defeat-seed0"):
         found = config(tmp_path / "m" / cell)
         assert [found[name] for name in ("lr", "neck_channels", "detector_options")] == chosen
-    monkeypatch.setattr("defeat.engine.fitting.object_statistics", None)
+    monkeypatch.setattr("defeat.assembly.automatic.object_statistics", None)
     assert bench(methods="fgfi", seeds=1, console=QUIET, **given).exit_code == 0
     assert config(tmp_path / "m" / "fgfi-seed0")["detector_options"] == chosen[2]
 
@@ -188,11 +191,12 @@ def test_a_short_training_says_nothing_of_its_length(tmp_path):
 
 
 def test_what_would_be_faster_follows_from_the_settings(tmp_path):
-    given = settings(tmp_path, size=800, max_size=1333, backbone="resnet50", workers=2)
-    assert sentence(2040, given, 0.5) == (
+    large = Experiment(tiny_detector("retinanet", size=800), data(), workers=2)
+    assert sentence(2040, large, 0.5) == (
         "This training will take about 34 minutes on this CPU; faster: --size 384, --backbone tf_efficientnet_lite0, "
         "--workers 5, fewer --epochs, a GPU."
     )
-    teacher = settings(tmp_path, teacher=tmp_path, size=160, max_size=266, backbone="tf_efficientnet_lite0")
-    assert "about 2.5 hours" in sentence(9000, teacher)
-    assert "faster: --cache-teacher FOLDER, fewer --epochs, a GPU." in sentence(9000, teacher)
+    student = tiny_detector("retinanet", backbone="tf_efficientnet_lite0")
+    taught = Experiment(student, data(), distillation=Distillation(student, Imitation(student.info, student.info)))
+    assert "about 2.5 hours" in sentence(9000, taught)
+    assert "faster: --cache-teacher FOLDER, fewer --epochs, a GPU." in sentence(9000, taught)

@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import defeat
+from defeat.assembly import run as engine
 from defeat.detector import save_model
 from defeat.detector.families.retinanet import RetinaNet
 from defeat.distillation import METHODS, Method
 from defeat.engine import guards
-from defeat.engine import run as engine
 from defeat.engine.guards import FirstSteps, LossWatch, PullWatch, fingerprint, require_finite
 from defeat.engine.module import DetectionModule
 from defeat.errors import InputError
@@ -248,7 +248,7 @@ def test_a_saved_model_that_holds_more_than_the_student_is_found(tmp_path, monke
         path = folder / "model.safetensors"
         save_file({**load_file(path), "method.neck.adaptation.weight": torch.ones(1)}, path)
 
-    monkeypatch.setattr(engine, "save_model", save_with_more)
+    monkeypatch.setattr("defeat.engine.fit.save_model", save_with_more)
     with pytest.raises(RuntimeError, match=r"not the student alone: method\.neck\.adaptation\.weight"):
         tiny_run(tmp_path / "run", max_steps=1)
 
@@ -260,7 +260,7 @@ def test_a_saved_model_that_detects_otherwise_is_found(tmp_path, monkeypatch):
             other.roi_heads.box_predictor.cls_score.weight.mul_(100)
         save_model(other, folder)
 
-    monkeypatch.setattr(engine, "save_model", save_another)
+    monkeypatch.setattr("defeat.engine.fit.save_model", save_another)
     with pytest.raises(RuntimeError, match="does not detect what the last evaluation found"):
         tiny_run(tmp_path / "run", "faster_rcnn", max_steps=1)
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from rich.console import Console
 
+from defeat.assembly import assemble, inheriting
+from defeat.assembly.plan import make_plan
+from defeat.assembly.run import run
 from defeat.detector import FAMILIES, load, save_model
-from defeat.engine import assembly, inheriting
-from defeat.engine.run import run
 from defeat.errors import InputError
-from defeat.report.plan import make_plan
 from tests.benchmark.benches import run_bench
 from tests.engine.test_resume import stop_after
 from tests.engine.test_run import method_weights
@@ -41,9 +41,9 @@ def test_with_zero_weights_the_run_is_one_that_begins_with_the_same_weights_from
     helped = tiny_run(tmp_path / "helped", family, teacher, max_steps=3, method_options=NOTHING)
     assert results(helped.folder)["inherited"]["parts"] == ["neck", "head"]
     # What the student begins with, in a file.
-    parts = assembly.assemble(settings(tmp_path / "begin", family, teacher), Console(quiet=True))
+    made = assemble.assemble(settings(tmp_path / "begin", family, teacher), Console(quiet=True))
     (tmp_path / "begin").mkdir()
-    save_model(parts.student, tmp_path / "begin")
+    save_model(made.experiment.student, tmp_path / "begin")
     alone = tiny_run(tmp_path / "alone", family, max_steps=3, weights=str(tmp_path / "begin"))
     assert weights(alone.folder) == weights(helped.folder)
     assert results(alone.folder)["metrics"] == results(helped.folder)["metrics"]
@@ -140,7 +140,7 @@ def test_a_comparison_whose_students_inherit_nothing_refuses_those_that_should(t
 def test_a_student_that_begins_with_all_of_its_teacher_detects_what_that_detects(family, tmp_path):
     teacher = save_teacher(tmp_path / "teacher", family, neck_channels=16)
     given = settings(tmp_path / "run", family, teacher, seed=3)
-    student = assembly.assemble(given, Console(quiet=True)).student.eval()
+    student = assemble.assemble(given, Console(quiet=True)).experiment.student.eval()
     trained = load(teacher)
     student.backbone.body.load_state_dict(trained.backbone.body.state_dict())
     image = torch.rand(3, 64, 64)

@@ -9,11 +9,11 @@ import yaml
 from rich.console import Console
 from safetensors.torch import save_file
 
+from defeat.assembly import assemble as assembly
+from defeat.assembly import run as engine
 from defeat.detector import FAMILIES, load
 from defeat.detector.frozen import frozen
 from defeat.distillation import METHODS, DeFeat
-from defeat.engine import assembly
-from defeat.engine import run as engine
 from defeat.engine.guards import fingerprint
 from defeat.engine.module import DetectionModule
 from defeat.errors import InputError

@@ -12,13 +12,13 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from defeat.assembly import run as engine
+from defeat.assembly.settings import bytes_of
 from defeat.data import open_dataset
 from defeat.data.dataset import SplitBuilder
 from defeat.detector import FAMILIES, Detector
 from defeat.distillation import build_method
-from defeat.engine import run as engine
 from defeat.engine import teacher_cache
-from defeat.engine.settings import bytes_of
 from defeat.engine.teacher_cache import TeacherCache, cache_size
 from defeat.errors import InputError
 from defeat.types import Progress

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from defeat.engine.teacher_quality import teacher_doubts
+from defeat.assembly.teacher_quality import teacher_doubts
 from tests.detector.tiny import tiny_detector
 
 

@@ -7,13 +7,13 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from defeat.assembly import unlabelled
+from defeat.assembly.plan import make_plan
 from defeat.data import open_dataset
 from defeat.data.sampling import AspectRatioBatchSampler
 from defeat.data.unlabelled import UnlabelledImages, taught_dataset
-from defeat.engine import unlabelled
 from defeat.engine.module import DetectionModule
 from defeat.errors import InputError
-from defeat.report.plan import make_plan
 from defeat.types import Detections
 from tests.engine.test_resume import stop_after
 from tests.engine.tiny_runs import lines, save_teacher, settings, tiny_run, weights
@@ -150,7 +150,7 @@ def test_the_teacher_looks_once_and_a_resumed_run_goes_on(folder, seeing, tmp_pa
 
 
 def test_a_plan_looks_at_some_of_the_images_and_writes_nothing_of_them(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("defeat.report.plan.UNLABELLED", 2)
+    monkeypatch.setattr("defeat.assembly.plan.UNLABELLED", 2)
     given = settings(tmp_path / "run", "retinanet", save_teacher(tmp_path / "teacher"), unlabelled=str(folder))
     made = make_plan(given, Console(quiet=True))
     assert (made.data[2].split, made.data[2].images) == ("unlabelled (the teacher looked at 2 of 6)", 6)

@@ -7,9 +7,9 @@ from typing import Any
 from rich.console import Console
 from safetensors.torch import load_file
 
+from defeat.assembly.run import RunResult, run
+from defeat.assembly.settings import DistillSettings, TrainSettings
 from defeat.detector import save_model
-from defeat.engine.run import RunResult, run
-from defeat.engine.settings import DistillSettings, TrainSettings
 from tests.detector.tiny import BACKBONE, tiny_detector, tiny_options
 
 CLASSES = ("cross", "disc", "ring", "square", "star", "triangle")

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from defeat.cli import command_parser, main, run_settings
-from defeat.engine import run as run_module
+from defeat.assembly import run as run_module
+from defeat.assembly.run import run
+from defeat.cli import main, run_settings
 from defeat.engine.module import DetectionModule
-from defeat.engine.run import run
 from tests.detector.tiny import BACKBONE
 from tests.engine.tiny_runs import lines, results, weights
 
@@ -31,7 +31,7 @@ def command(out: Path, *more: str) -> list[str]:
 
 def done(words: list[str]) -> None:
     """Carry out a command in this process, but for its report."""
-    assert run(run_settings(command_parser("train"), words[1:], "train"), Console(quiet=True)).finished
+    assert run(run_settings(words[1:], "train"), Console(quiet=True)).finished
 
 
 class Child:

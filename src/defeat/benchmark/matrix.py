@@ -10,23 +10,24 @@ from typing import Any
 
 import yaml
 
+from defeat.assembly.settings import DistillSettings, TrainSettings, earlier_defaults
 from defeat.data import split_names
 from defeat.distillation import METHODS as METHODS_BY_NAME
 from defeat.distillation import find_method, method_defaults
 from defeat.engine.checkpoint import RunDirectory
-from defeat.engine.settings import DistillSettings, TrainSettings, at_least, earlier_defaults, option
 from defeat.errors import InputError, unknown_name
 from defeat.files import write_into
+from defeat.settings import Role, at_least, names_of, option
 
 NONE = "none"
 INHERIT = "+inherit"  # ends the name of a variant whose student begins with weights of the teacher
 PLAN = "bench.yaml"
 METHODS = "none,none+inherit,imitation+inherit,fgfi+inherit,tadf+inherit,defeat+inherit"
 # What differs between the cells, or where and how fast they are made.
-OWN = ("method", "method_options", "seed", "out", "resume", "expected")
-FREE = ("workers", "log_every", "logger", "checkpoint_every", "cache_teacher", "cache_limit", "accelerator")
+OWN = names_of(DistillSettings, Role.CELL)
+FREE = names_of(DistillSettings, Role.OUTPUT, Role.DEVICE)
 # Where something lies on a machine; what lies there is compared by its content.
-PLACES = ("data", "teacher", "unlabelled")
+PLACES = names_of(DistillSettings, Role.SOURCE)
 
 
 @dataclass(frozen=True)

@@ -11,22 +11,23 @@ from typing import Any
 
 from rich.console import Console
 
+from defeat.assembly.assemble import evaluation_split
+from defeat.assembly.automatic import Choices, as_begun, choose, is_chosen
+from defeat.assembly.estimate import RunCost, estimate_run
+from defeat.assembly.run import run
+from defeat.assembly.settings import DistillSettings, TrainSettings
 from defeat.benchmark.jobs import require_jobs, train_beside
 from defeat.benchmark.matrix import METHODS, NONE, PLAN, Cell, Matrix, chosen, variants_of
-from defeat.data import class_names, open_dataset
+from defeat.data import DetectionDataset, class_names, open_dataset
+from defeat.data.loader import training_loader
 from defeat.detector import load
 from defeat.distillation import ClassMap, renamed_classes
-from defeat.engine.assembly import evaluation_split
 from defeat.engine.checkpoint import is_writer
-from defeat.engine.datamodule import run_loader, run_steps
 from defeat.engine.devices import training_device
-from defeat.engine.estimate import RunCost, estimate_run
-from defeat.engine.fitting import Choices, as_begun, choose, is_chosen
+from defeat.engine.fit import RunResult
 from defeat.engine.guards import fingerprint
 from defeat.engine.lock import LockedError
 from defeat.engine.provenance import commit, machine, versions
-from defeat.engine.run import RunResult, run
-from defeat.engine.settings import DistillSettings
 from defeat.errors import InputError
 from defeat.evaluation.detections import save_detections
 from defeat.evaluation.splits import detect_split
@@ -272,7 +273,12 @@ def _steps(matrix: Matrix, wanted: Sequence[Cell]) -> dict[str, int]:
     settings = {cell.variant: matrix.cell_settings(cell) for cell in wanted}
     first = next(iter(settings.values()))
     training = open_dataset(first.data, first.split, first.classes, first.on_bad_data, Console(quiet=True))
-    return {name: run_steps(one, len(run_loader(one, training, None))) for name, one in settings.items()}
+    return {name: one.steps(_batches(one, training)) for name, one in settings.items()}
+
+
+def _batches(settings: TrainSettings, training: DetectionDataset) -> int:
+    """Training batches of an epoch; images without annotations are mixed into them and add none."""
+    return len(training_loader(training, batch_size=settings.batch_size, seed=settings.seed, workers=0))
 
 
 def report(folder: Path, console: Console) -> MatrixResult | None:

@@ -8,9 +8,9 @@ from typing import Any
 from defeat.detector.base import Detector, DetectorSpec
 from defeat.detector.families import faster_rcnn, retinanet
 from defeat.detector.model_files import load_model, save_model
-from defeat.detector.options import AUTO
 from defeat.detector.pretrained import load_torchvision
 from defeat.errors import InputError, unknown_name
+from defeat.settings import AUTO
 
 __all__ = ["FAMILIES", "Detector", "DetectorSpec", "build", "family_options", "load", "make_options", "save_model"]
 

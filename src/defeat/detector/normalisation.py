@@ -1,14 +1,15 @@
 """The normalisation layers of a backbone: what `--norm` does to them."""
 
 import math
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 from timm.layers import BatchNormAct2d, GroupNormAct, convert_sync_batchnorm, freeze_batch_norm_2d
 from torch import nn
 
 from defeat.errors import unknown_name
 
-NORMS = ("bn", "syncbn", "bn_eval", "frozen", "gn")
+Norm = Literal["bn", "syncbn", "bn_eval", "frozen", "gn"]
+NORMS: tuple[str, ...] = get_args(Norm)
 
 
 def apply_norm(body: nn.Module, norm: str) -> nn.Module:

@@ -6,9 +6,9 @@ from dataclasses import field, fields, replace
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from defeat.errors import InputError, shown
+from defeat.settings import AUTO
 
 MOST = 1_000_000  # of anything that is counted
-AUTO = "auto"  # of a setting whose value follows from the data
 
 Options = TypeVar("Options")
 

@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
+from defeat.engine.experiment import Record
 from defeat.engine.lock import RunLock
-from defeat.engine.settings import TrainSettings, earlier_defaults
 from defeat.errors import InputError
 from defeat.files import remove_leftovers, write_atomically, write_into
 
@@ -66,12 +66,11 @@ class RunDirectory:
             raise
         lock.release()
 
-    def open(self, command: str, settings: TrainSettings) -> Path | None:
+    def open(self, record: Record) -> Path | None:
         """Make the folder, or go back to it.
 
         Args:
-            command: `train` or `distill`.
-            settings: settings of the run; with `resume` they must be those it was begun with.
+            record: of the run; one that is resumed must have the settings that it was begun with.
 
         Returns:
             The checkpoint to go on from, or None to begin at the first step.
@@ -80,15 +79,15 @@ class RunDirectory:
             InputError: the folder holds another run, or nothing to resume, or can't be written.
         """
         if not is_writer():  # the first process of all has opened it
-            return self.checkpoint if settings.resume and self.checkpoint.is_file() else None
-        text = yaml.safe_dump({"command": command, **settings.to_dict()}, sort_keys=False)
-        if settings.resume:
-            self._require_same(yaml.safe_load(text))  # as the file has it: lists for tuples
+            return self.checkpoint if record.resume and self.checkpoint.is_file() else None
+        text = yaml.safe_dump({"command": record.command, **record.values}, sort_keys=False)
+        if record.resume:
+            self._require_same(yaml.safe_load(text), record)  # as the file has it: lists for tuples
         else:
-            self.require_free(settings)
+            self.require_free(record.resume)
         for folder in (self.folder, self.checkpoint.parent):
             remove_leftovers(folder)
-        if settings.resume and self.checkpoint.is_file():
+        if record.resume and self.checkpoint.is_file():
             return self.checkpoint
         self.metrics.unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
         write_into(self.folder, self.config.name, text.encode())
@@ -98,13 +97,13 @@ class RunDirectory:
             raise InputError(f"{self.checkpoint.parent} can't be written ({error.strerror}).") from error
         return None
 
-    def require_free(self, settings: TrainSettings) -> None:
+    def require_free(self, resume: bool) -> None:
         """Refuse a folder with another run, unless it is resumed or another process of this run has opened it.
 
         Raises:
             InputError: the folder holds a run.
         """
-        if is_writer() and not settings.resume and (self.config.exists() or self.results.exists()):
+        if is_writer() and not resume and (self.config.exists() or self.results.exists()):
             raise InputError(f"{self.folder} already holds a run; give another --out, or --resume to go on with it.")
 
     @property
@@ -114,7 +113,7 @@ class RunDirectory:
         trained = self.results.exists() or (self.folder / "model.json").exists()
         return self.checkpoint.is_file() or (not trained and (self.config.exists() or self.abandoned))
 
-    def _require_same(self, content: dict[str, Any]) -> None:
+    def _require_same(self, content: dict[str, Any], record: Record) -> None:
         """Refuse to resume what was not begun, or was begun with other settings."""
         if not self.begun:
             raise InputError(
@@ -124,14 +123,12 @@ class RunDirectory:
         if not self.checkpoint.is_file() and not self.config.exists():
             return  # killed before it had written its settings
         begun = self.read_config()
-        # Where and how often things are written or shown does not change the training.
-        free = {"out", "workers", "log_every", "logger", "checkpoint_every", "cache_teacher", "cache_limit"}
         if self.checkpoint.is_file():
-            begun = earlier_defaults() | begun  # a setting that was not there yet was at its default
+            begun = {**record.earlier, **begun}  # a setting that was not there yet was at its default
         changed = [
             f"{name} was {begun[name]!r} and is {content[name]!r}"
             for name in content
-            if name not in free and name in begun and begun[name] != content[name]
+            if name not in record.free and name in begun and begun[name] != content[name]
         ]
         if changed:
             raise InputError(f"{self.folder} can't be resumed with other settings: {'; '.join(changed)}.")

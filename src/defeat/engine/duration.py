@@ -7,8 +7,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from defeat.engine.experiment import Experiment
 from defeat.engine.module import DetectionModule
-from defeat.engine.settings import DistillSettings, TrainSettings
 
 STEPS = 10  # that are measured
 LONG = 600.0  # seconds
@@ -45,25 +45,25 @@ class LongRunNotice(Callback):
         left = (module.progress.steps - trainer.global_step) * whole
         if left > LONG:
             waiting = max(0.0, 1 - median(module.step_seconds[-STEPS:]) / whole)
-            module.notify(sentence(left, module.settings, waiting))
+            module.notify(sentence(left, module.experiment, waiting))
 
 
-def sentence(seconds: float, settings: TrainSettings, waiting: float = 0.0) -> str:
+def sentence(seconds: float, experiment: Experiment, waiting: float = 0.0) -> str:
     """How long a training takes, and what would make it shorter.
 
     Args:
         seconds: that it takes from here on, evaluations excluded.
-        settings: of the run.
+        experiment: what is trained.
         waiting: share of a step, 0..1, in which the detector waits for images.
     """
     ways = []
-    if settings.size > SMALL_SIZE:
-        ways.append(f"--size {max(SMALL_SIZE, settings.size // 2 // 32 * 32)}")
-    if settings.backbone != SMALL_BACKBONE:
+    if (size := experiment.student.info.size) > SMALL_SIZE:
+        ways.append(f"--size {max(SMALL_SIZE, size // 2 // 32 * 32)}")
+    if experiment.student.spec.backbone != SMALL_BACKBONE:
         ways.append(f"--backbone {SMALL_BACKBONE}")
     if waiting > WAITS:
-        ways.append(f"--workers {2 * settings.workers + 1}")
-    if isinstance(settings, DistillSettings) and settings.cache_teacher is None:
+        ways.append(f"--workers {2 * experiment.workers + 1}")
+    if experiment.distillation is not None and experiment.distillation.cache is None:
         ways.append("--cache-teacher FOLDER")
     ways.append("fewer --epochs")
     minutes = round(seconds / 60)

@@ -13,16 +13,15 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from defeat.detector import Detector, save_model
-from defeat.distillation import Method
 from defeat.engine.averaging import PREFIX, StudentAverage
 from defeat.engine.checkpoint_file import ABOUT, FORMAT
+from defeat.engine.experiment import Experiment
+from defeat.engine.failed_step import keep_step
 from defeat.engine.gradients import measure_pulls
 from defeat.engine.guards import FirstSteps, LossWatch, PullWatch, require_finite
 from defeat.engine.optimisation import build_optimizer, build_schedule
 from defeat.engine.provenance import commit
-from defeat.engine.replay import keep_step
 from defeat.engine.selection import CurvePoint, Outcome, Selection
-from defeat.engine.settings import TrainSettings
 from defeat.engine.step import step_losses, total_loss
 from defeat.engine.teacher_cache import TeacherCache
 from defeat.errors import InputError
@@ -40,48 +39,50 @@ class DetectionModule(LightningModule):
     resumed run repeats the same draws, and what a teacher draws never shifts what the student draws.
 
     Args:
-        student: the detector to train.
-        settings: the run's settings.
-        method: turns both detectors' outputs into losses; None to train the student alone.
-        teacher: a trained detector, in eval mode and without gradients; it stays outside the module tree, so that no
-            checkpoint, copy or mode switch ever touches it.
+        experiment: what is trained, and how; the teacher stays outside the module tree, so that no checkpoint, copy or
+            mode switch ever touches it.
+        folder: the run directory.
         cache: what the teacher has computed before, if that is kept.
         notify: called with a sentence that the user should read while the run goes on.
     """
 
     def __init__(
         self,
-        student: Detector,
-        settings: TrainSettings,
-        method: Method | None = None,
-        teacher: Detector | None = None,
+        experiment: Experiment,
+        folder: Path,
         cache: TeacherCache | None = None,
         notify: Callable[[str], None] = lambda _: None,
     ) -> None:
         super().__init__()
-        assert (method is None) == (teacher is None)
+        student, distillation = experiment.student, experiment.distillation
         self.student = student
-        self.method = method
-        self.settings = settings
+        self.method = None if distillation is None else distillation.method
+        self.folder = folder
         self.cache = cache
-        self.average = StudentAverage(student, settings.ema) if settings.ema is not None else None
-        self._outside = (teacher,) if teacher is not None else ()
-        self.first_steps = FirstSteps(method) if method is not None else None
+        decay = experiment.optimisation.ema
+        self.average = None if decay is None else StudentAverage(student, decay)
+        self._outside = (experiment,)
+        self.first_steps = None if distillation is None else FirstSteps(distillation.method)
         self.loss_watch, self.pull_watch, self.notify = LossWatch(), PullWatch(), notify
         self.evaluator = Evaluator(student.info.classes)
         self.last_evaluation: EvaluationResult | None = None
         self.last_found: Evaluator | None = None  # what that evaluation is of
         self.evaluated_step: int | None = None
-        self.selection = Selection(settings.keep == "best", settings.patience)
+        self.selection = Selection(experiment.selection.keep == "best", experiment.selection.patience)
         self.step_seconds: list[float] = []
         self.earlier_seconds = 0.0  # of the parts of a run that was stopped and resumed
         self.commits = [found] if (found := commit()) else []  # of all parts; asked before the sources can change
         self._began = self._step_began = perf_counter()
 
     @property
+    def experiment(self) -> Experiment:
+        """What is trained, and how."""
+        return self._outside[0]
+
+    @property
     def teacher(self) -> Detector | None:
         """The teacher, if there is one."""
-        return self._outside[0] if self._outside else None
+        return None if self.experiment.distillation is None else self.experiment.distillation.teacher
 
     @property
     def evaluated(self) -> Detector:
@@ -101,12 +102,12 @@ class DetectionModule(LightningModule):
     def on_train_batch_start(self, batch: Images, batch_idx: int) -> None:
         """Give the step its own seed."""
         self._step_began = perf_counter()
-        torch.manual_seed(step_seed(self.settings.seed, self.global_step, self.global_rank))
+        torch.manual_seed(self._seed())
 
     def training_step(self, batch: Images, batch_idx: int) -> Tensor:
         """Compute and log every loss term; give back their sum."""
         prepared = self.student.prepare(*batch)
-        output, terms = step_losses(self.student, prepared, self.progress, self.method, self.teacher, self.cache)
+        output, terms = step_losses(self.student, prepared, self.progress, self.experiment.distillation, self.cache)
         losses = output.losses | terms
         self._require_finite(losses, batch)
         if self.first_steps is not None:
@@ -126,11 +127,14 @@ class DetectionModule(LightningModule):
         try:
             require_finite(losses, self.global_step, [target.image_id for target in batch[1]])
         except InputError as error:
-            seed = step_seed(self.settings.seed, self.global_step, self.global_rank)
-            about = (self.progress, self.student.info.classes, seed, self.global_rank)
+            about = (self.progress, self.student.info.classes, self._seed(), self.global_rank)
             weights = {name: one for name, one in self.state_dict().items() if not name.startswith(PREFIX)}
-            kept = keep_step(self.settings.out, weights, batch, *about)
+            kept = keep_step(self.folder, weights, batch, *about)
             raise InputError(f"{error} To look into it: {kept} holds this step, defeat.replay computes it.") from None
+
+    def _seed(self) -> int:
+        """The seed of this step's random numbers."""
+        return step_seed(self.experiment.optimisation.seed, self.global_step, self.global_rank)
 
     def _pulls(self, terms: dict[str, Tensor], output: DetectorOutput) -> dict[str, float]:
         """How hard the terms pull, to be logged; the user is told when that is much for a while."""
@@ -141,7 +145,8 @@ class DetectionModule(LightningModule):
 
     def _measures_gradients(self) -> bool:
         """Whether this step is one of the few, among those that are logged, in which gradients are compared."""
-        every = self.settings.log_every * max(1, self.progress.steps // (GRADIENT_POINTS * self.settings.log_every))
+        logged = self.experiment.logging.log_every
+        every = logged * max(1, self.progress.steps // (GRADIENT_POINTS * logged))
         return (self.global_step + 1) % every == 0
 
     @property
@@ -205,7 +210,7 @@ class DetectionModule(LightningModule):
             f"{name} (were {begun[name]}, are {now[name]})" for name in now if begun.get(name, now[name]) != now[name]
         ]
         if changed:
-            raise InputError(f"{self.settings.out} can't be resumed with other {'; other '.join(changed)}.")
+            raise InputError(f"{self.folder} can't be resumed with other {'; other '.join(changed)}.")
 
     def validation_step(self, batch: Images, batch_idx: int) -> None:
         """Detect objects and keep what was found, in the full precision of the model that will be saved."""
@@ -239,8 +244,10 @@ class DetectionModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """As the settings ask for; see `engine/optimisation.py`."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        optimizer = build_optimizer(self.student, self.method, self.settings)
-        schedule = build_schedule(optimizer, self.settings, data.steps(), lambda: self.selection.falls)
+        settings = self.experiment.optimisation
+        optimizer = build_optimizer(self.student, self.method, settings)
+        falls = None if self.selection.patience is None else lambda: self.selection.falls
+        schedule = build_schedule(optimizer, settings, data.steps(), falls)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def optimizer_step(self, *arguments: Any, **more: Any) -> None:
@@ -254,14 +261,14 @@ class DetectionModule(LightningModule):
         if (best := self.selection.best) is not None:
             self.evaluated.load_state_dict(best.weights)
             return Outcome(self.evaluated, best.point, best.evaluation, best.found)
-        assert self.last_evaluation is not None
-        assert self.last_found is not None
+        if self.last_evaluation is None:
+            return Outcome(self.evaluated)
         return Outcome(self.evaluated, self.selection.curve[-1], self.last_evaluation, self.last_found)
 
     def ended(self) -> dict[str, Any]:
         """After how many epochs and steps the run ended, and why: `epochs`, `max_steps` or `patience`."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        step, whole = self.global_step, self.settings.epochs * data.epoch_steps()
+        step, whole = self.global_step, self.experiment.optimisation.epochs * data.epoch_steps()
         reason = "epochs" if step >= whole else "max_steps" if step >= data.steps() else "patience"
         return {"epoch": round(step / max(1, data.epoch_steps()), 3), "step": step, "reason": reason}
 

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -11,16 +12,107 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from defeat.detector import Detector
 from defeat.distillation import Method
-from defeat.engine.settings import TrainSettings
+from defeat.errors import InputError
+from defeat.settings import AUTO, Checked, Role, at_least, option, setting
+
+MILESTONES = (8 / 12, 11 / 12)
+LEAST_SGD_LR = 0.01  # AdamW diverges with what SGD needs
 
 
-def build_optimizer(student: Detector, method: Method | None, settings: TrainSettings) -> Optimizer:
+@dataclass(frozen=True, kw_only=True)
+class OptimisationSettings(Checked):
+    """Optimisation."""
+
+    epochs: int = setting(12, compared=False)
+    """Passes over the training split."""
+    max_steps: int | None = setting(None, compared=False)
+    """Stop after so many optimiser steps, however many epochs that is."""
+    batch_size: int = setting(8)
+    """Images per step on each device."""
+    optimizer: Literal["sgd", "adamw"] = setting("sgd")
+    """Optimiser: sgd or adamw."""
+    lr: float | Literal["auto"] = setting(AUTO, usual=0.01)
+    """Learning rate after warm-up; auto for 0.01 (sgd, in proportion to the images per step) or 0.0002 (adamw, in
+    proportion to their square root) with 8 images per step on all devices together."""
+    backbone_lr_factor: float = setting(1.0)
+    """Learning rate of the backbone's body, as a part of that of everything else, above 0, at most 1."""
+    momentum: float = setting(0.9)
+    """Momentum of SGD, 0..1; AdamW has its usual 0.9 and 0.999."""
+    weight_decay: float = setting(1e-4)
+    """Weight decay; 0.0001 is usual for SGD, 0.0001 to 0.05 for AdamW."""
+    norm_decay: bool = setting(True)
+    """Whether weight decay of SGD also applies to normalisation layers and biases; that of AdamW never does."""
+    schedule: Literal["step", "cosine"] = setting("step")
+    """How the learning rate falls after warm-up: step, by --lr-milestones, or cosine, to zero at the end."""
+    lr_milestones: list[float] = setting(factory=lambda: list(MILESTONES))
+    """With --schedule step, parts of the run, 0..1, after each of which the learning rate falls to a tenth."""
+    warmup_steps: int | None = setting(None)
+    """Steps over which the learning rate rises; by default a twentieth of the run, 500 at most."""
+    ema: float | None = setting(None)
+    """Evaluate and save an exponential moving average of the student's weights, of which a step leaves this part,
+    such as 0.9998 (less in the first steps); 0 for none."""
+    grad_clip: float = setting(35.0)
+    """Upper limit of the norm of all gradients together; 0 for none."""
+    seed: int = setting(0, role=Role.CELL, compared=False)
+    """Seed of everything that is random."""
+
+    def check(self) -> None:
+        """Refuse values that can't work."""
+        for name in ("epochs", "batch_size"):
+            at_least(name, getattr(self, name), 1)
+        for name in ("weight_decay", "grad_clip", "warmup_steps"):
+            at_least(name, getattr(self, name), 0)
+        at_least("seed", self.seed, 0, 2**63 - 1)
+        at_least("max_steps", self.max_steps, 1)
+        if not 0 <= self.momentum <= 1:
+            raise InputError(f"{option('momentum')} must be between 0 and 1, not {self.momentum}.")
+        if not all(0 <= part <= 1 for part in self.lr_milestones):
+            raise InputError(f"--lr-milestones must be between 0 and 1, not {self.lr_milestones}.")
+        if self.ema is not None and not 0 <= self.ema < 1:
+            raise InputError(f"--ema must be 0 or more and below 1, such as 0.9998, not {self.ema}.")
+        object.__setattr__(self, "ema", self.ema or None)
+        self._check_rates()
+
+    def _check_rates(self) -> None:
+        if not 0 < self.number("lr") < float("inf"):
+            raise InputError(f"--lr must be above 0, not {self.lr}.")
+        if self.optimizer == "adamw" and self.lr != AUTO and self.number("lr") >= LEAST_SGD_LR:
+            raise InputError(
+                f"--lr {self.lr} is for SGD, AdamW would diverge with it: give about --lr 0.0001 for 8 images a step."
+            )
+        if not 0 < self.backbone_lr_factor <= 1:
+            raise InputError(
+                f"--backbone-lr-factor must be above 0, at most 1, not {self.backbone_lr_factor}; --frozen-stages 5 "
+                "keeps the whole body as it is."
+            )
+        if self.schedule == "cosine":
+            self.require_no_milestones("--schedule cosine")
+
+    def require_no_milestones(self, flag: str) -> None:
+        """Refuse milestones beside what lowers the learning rate itself.
+
+        Raises:
+            InputError: there are milestones other than the default ones.
+        """
+        if self.lr_milestones and tuple(self.lr_milestones) != MILESTONES:
+            raise InputError(
+                f"--lr-milestones have no use with {flag}, which lowers the learning rate itself: leave them "
+                "out, or give --lr-milestones=[] where a recipe has them."
+            )
+
+    def steps(self, epoch_steps: int) -> int:
+        """Optimiser steps of a whole run, given those of an epoch."""
+        steps = self.epochs * epoch_steps
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+
+def build_optimizer(student: Detector, method: Method | None, settings: OptimisationSettings) -> Optimizer:
     """The optimiser of a run, over all trained weights of the student and the method's adaptation layers.
 
     Args:
         student: the detector to train.
         method: whose adaptation layers are trained beside it; None without a teacher.
-        settings: the run's settings.
+        settings: which, and how fast.
     """
     trained = nn.ModuleList([part for part in (student, method) if part is not None])
     decays = settings.norm_decay and settings.optimizer == "sgd"
@@ -63,19 +155,21 @@ def _by_decay(parameters: list[nn.Parameter], weight_decay: float, norm_decay: b
     return [{"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
-def build_schedule(optimizer: Optimizer, settings: TrainSettings, steps: int, falls: Callable[[], int]) -> LambdaLR:
+def build_schedule(
+    optimizer: Optimizer, settings: OptimisationSettings, steps: int, falls: Callable[[], int] | None = None
+) -> LambdaLR:
     """The learning rate of each step, as the settings ask for.
 
     Args:
         optimizer: whose learning rates are set, each in proportion to its first value.
-        settings: the run's settings.
+        settings: how.
         steps: steps of the whole run.
-        falls: how often the rate has fallen to a tenth because AP did not improve.
+        falls: how often the rate has fallen to a tenth because AP did not improve; None where that decides nothing.
     """
     warmup = min(500, steps // 20) if settings.warmup_steps is None else settings.warmup_steps
     if settings.schedule == "cosine":
         return LambdaLR(optimizer, cosine(steps, warmup))
-    if settings.patience is None:
+    if falls is None:
         return LambdaLR(optimizer, learning_rate(steps, warmup, settings.lr_milestones))
     rising = learning_rate(steps, warmup, [])
     return LambdaLR(optimizer, lambda step: 0.1 ** falls() * rising(step))

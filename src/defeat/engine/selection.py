@@ -2,15 +2,57 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from defeat.detector import Detector
+from defeat.errors import InputError
 from defeat.evaluation.evaluator import EvaluationResult, Evaluator
+from defeat.settings import Checked, at_least, setting
 
 MINIMAL = 0.1  # AP points; less is no improvement
 FALLS = 2  # of the learning rate, before a run ends
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionSettings(Checked):
+    """Evaluation and choice of the student."""
+
+    eval_every: int = setting(1, compared=False)
+    """Evaluate every so many epochs, and after the last one; 0 for after the last one only."""
+    keep: Literal["best", "last"] = setting("last")
+    """Which student to report and save: that of the last evaluation, or the best, by AP over all of them; best needs
+    a split to evaluate on that is not test."""
+    patience: int | None = setting(None)
+    """Instead of by --lr-milestones, the learning rate falls to a tenth when AP has not improved by 0.1 points in so
+    many evaluations, and the run ends when it has not after the second fall either; needs a split to evaluate on
+    that is not test."""
+
+    def check(self) -> None:
+        """Refuse values that can't work."""
+        at_least("eval_every", self.eval_every, 0)
+        at_least("patience", self.patience, 1)
+        if self.chooses and self.eval_every == 0:
+            raise InputError(f"{self.chooses} needs evaluations during the training: give --eval-every 1, or more.")
+
+    @property
+    def chooses(self) -> str:
+        """The option by which AP decides about the training; empty where it does not."""
+        return "--keep best" if self.keep == "best" else "--patience" if self.patience is not None else ""
+
+    def require_no_choice_on(self, split: str) -> None:
+        """Refuse to choose weights, or the length of the training, on a split that is named `test`.
+
+        Raises:
+            InputError: naming the option.
+        """
+        if split == "test" and self.chooses:
+            raise InputError(
+                f"{self.chooses} on a split named test would choose by the images that judge the result, which "
+                "flatters every figure: give another --eval-split, such as val, and measure afterwards with `defeat "
+                "evaluate RUN --split test`."
+            )
 
 
 @dataclass(frozen=True)
@@ -97,15 +139,15 @@ class Outcome:
 
     Attributes:
         student: the detector, with the weights that are kept.
-        point: the evaluation of these weights.
+        point: the evaluation of these weights; None, as what follows, for a run without evaluation.
         evaluation: their figures.
         found: what they detected.
     """
 
     student: Detector
-    point: CurvePoint
-    evaluation: EvaluationResult
-    found: Evaluator
+    point: CurvePoint | None = None
+    evaluation: EvaluationResult | None = None
+    found: Evaluator | None = None
 
 
 class Selection:

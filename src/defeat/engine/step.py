@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from defeat.detector import Detector
-from defeat.distillation import Method
+from defeat.engine.experiment import Distillation
 from defeat.engine.teacher_cache import TeacherCache
 from defeat.types import Batch, DetectorOutput, Progress
 
@@ -13,8 +13,7 @@ def step_losses(
     student: Detector,
     batch: Batch,
     progress: Progress,
-    method: Method | None = None,
-    teacher: Detector | None = None,
+    distillation: Distillation | None = None,
     cache: TeacherCache | None = None,
 ) -> tuple[DetectorOutput, dict[str, Tensor]]:
     """Run the teacher, and the student on the same pixels.
@@ -26,15 +25,15 @@ def step_losses(
         student: in training mode.
         batch: what its `prepare` made.
         progress: where the run stands.
-        method: turns both outputs into losses; None for the student alone.
-        teacher: in eval mode, without gradients; None likewise.
+        distillation: teacher and method; None for the student alone.
         cache: what the teacher has computed before, if that is kept.
 
     Returns:
         What the student gave, its own losses among it, and the losses of distillation by name.
     """
-    if method is None or teacher is None:
+    if distillation is None:
         return student.forward_train(batch), {}
+    teacher, method = distillation.teacher, distillation.method
     if not method.needs:
         return student.forward_train(batch, method.negative_weight(progress)), {}
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):

@@ -15,11 +15,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from defeat.data import DetectionDataset
+from defeat.data.transforms import Augmentation
 from defeat.detector import Detector
 from defeat.distillation import Method
 from defeat.distillation.processes import processes
+from defeat.engine.experiment import CacheFolder, Experiment
 from defeat.engine.guards import fingerprint
-from defeat.engine.settings import DistillSettings
 from defeat.errors import InputError
 from defeat.files import WriteError, write_atomically
 from defeat.types import Batch, DetectorOutput, Maps, Target
@@ -142,53 +143,58 @@ class TeacherCache:
         return [stored[place] for place in places]
 
 
-def open_cache(
-    settings: DistillSettings,
-    student: Detector,
-    teacher: Detector,
-    method: Method,
-    datasets: Sequence[DetectionDataset],
-    console: Console,
-) -> TeacherCache | None:
-    """The cache that the settings ask for, after a look at the space that it needs; None where they ask for none.
+def open_cache(experiment: Experiment, console: Console) -> TeacherCache | None:
+    """The cache that an experiment asks for, after a look at the space that it needs; None where it asks for none.
 
     Args:
-        settings: of the run.
-        student: prepares the batches.
-        teacher: the trained detector.
-        method: says which of the teacher's maps it needs.
-        datasets: all images that the run trains on.
+        experiment: with a teacher or without.
         console: where to say what is needed.
 
     Raises:
         InputError: the folder can't be written.
     """
-    if settings.cache_teacher is None:
+    distillation = experiment.distillation
+    if distillation is None or distillation.cache is None:
         return None
-    views = settings.augmentation.views
-    assert views is not None  # which the settings have made sure of
-    parts = kept_parts(method)
-    folder = Path(settings.cache_teacher) / _key(settings, student, teacher, parts)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--cache-teacher {settings.cache_teacher} can't be written ({error.strerror}).") from error
+    views = require_views(experiment.augmentation)
+    teacher, parts = distillation.teacher, kept_parts(distillation.method)
+    folder = _folder(distillation.cache, _key(experiment, parts))
     names = {
         (dataset.annotated, dataset.samples[place].image_id): dataset.identity(place)
-        for dataset in datasets
+        for dataset in experiment.datasets
         for place in range(len(dataset))
     }
     _remove_leftovers(folder)
-    size = cache_size(teacher, parts, datasets, views)
+    size = cache_size(teacher, parts, experiment.datasets, views)
     there, free = _bytes_in(folder), disk_usage(folder).free
     words = f"cache of the teacher: {size.views} views, {size.bytes / 1e9:.1f} GB"
     words += f" ({min(there, size.bytes) / max(1, size.bytes):.0%} there)"
-    limit = settings.cache_bytes
+    limit = distillation.cache.limit
     if size.bytes > min(free + there, limit if limit is not None else float("inf")):
         room = "--cache-limit" if limit is not None and limit < free + there else f"the disk ({free / 1e9:.1f} GB free)"
         words += f"; {room} holds fewer, the others are computed in each epoch"
     console.print(f"{words}.", highlight=False)
     return TeacherCache(folder, parts, names, limit, lambda text: console.print(text, style="yellow", highlight=False))
+
+
+def require_views(augmentation: Augmentation) -> int:
+    """How many views of an image an augmentation makes.
+
+    Raises:
+        InputError: it never makes the same one twice, so that no cache could hold them.
+    """
+    if augmentation.views is None:
+        raise InputError("A cache of the teacher's maps can't follow an augmentation that never repeats a view.")
+    return augmentation.views
+
+
+def _folder(cache: CacheFolder, key: str) -> Path:
+    folder = cache.folder / key
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--cache-teacher {cache.folder} can't be written ({error.strerror}).") from error
+    return folder
 
 
 def cache_size(
@@ -217,10 +223,12 @@ def kept_parts(method: Method) -> list[str]:
     return [part for part in ("backbone", "neck") if part in needs or (part == "neck" and needs - {"backbone"})]
 
 
-def _key(settings: DistillSettings, student: Detector, teacher: Detector, parts: Sequence[str]) -> str:
+def _key(experiment: Experiment, parts: Sequence[str]) -> str:
     """What decides how the maps of an image come out, beside the image."""
+    assert experiment.distillation is not None
+    student, teacher = experiment.student, experiment.distillation.teacher
     prepared = (student.info.size, student.info.max_size, student.info.size_divisor, student.antialias)
-    precision = (settings.precision, settings.distill_precision)
+    precision = (experiment.devices.precision, "run" if experiment.distillation.dtype is None else "bf16")
     text = repr((FORMAT, fingerprint(teacher), teacher.info, prepared, precision, list(parts)))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -5,17 +5,19 @@ from pathlib import Path
 
 from rich.console import Console
 
+from defeat.assembly.settings import read_class_map
 from defeat.data import OnBadData, class_names
+from defeat.data.settings import MOST_WORKERS
 from defeat.detector import load
 from defeat.detector.devices import choose_device
 from defeat.distillation import ClassMap, renamed_classes
 from defeat.distillation.class_map import listed
 from defeat.engine.checkpoint import RunDirectory
-from defeat.engine.settings import MOST_WORKERS, at_least, option, read_class_map
 from defeat.errors import InputError
 from defeat.evaluation.detections import save_detections
 from defeat.evaluation.evaluator import EvaluationResult
 from defeat.evaluation.splits import detect_split
+from defeat.settings import at_least, option
 from defeat.types import DetectorInfo
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from defeat.engine.recipes import expected, read_recipe, recipe_files
+from defeat.assembly.recipes import expected, read_recipe, recipe_files
 
 DATA = {"voc": "VOC2007:trainval,VOC2012:trainval", "coco": "COCO"}
 

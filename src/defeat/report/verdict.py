@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from defeat.engine.settings import TrainSettings, earlier_defaults, option
+from defeat.assembly.settings import TrainSettings, earlier_defaults
 from defeat.evaluation.bootstrap import SAMPLES, Interval, interval_over_images
 from defeat.report.gains import Bootstrap
 from defeat.report.gains import words as words_of
 from defeat.report.runs import RunSummary
+from defeat.settings import Role, option
 
 NOISE = 1.0  # AP points; repeating one training with other seeds moves its AP by half a point to a point
 COMPARED = {
@@ -24,14 +25,12 @@ COMPARED = {
     "size": "image size",
     "parameters": "number of weights",
 }
-# Settings of a run that do not decide what is trained, or that are compared as what came of them.
-FREE = {
-    *("out", "resume", "expected", "workers", "log_every", "logger", "checkpoint_every", "accelerator"),
-    "eval_every",
-    *("data", "split", "eval_split", "classes", "on_bad_data", "detector", "backbone", "size", "seed"),
-    *("epochs", "max_steps"),
+# Settings that two compared runs must share, beside what came of them.
+SETTINGS = {
+    one.name
+    for one in fields(TrainSettings)
+    if one.metadata["compared"] and one.metadata["role"] not in (Role.OUTPUT, Role.CELL)
 }
-SETTINGS = {field.name for field in fields(TrainSettings)} - FREE
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,18 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from defeat.data.loader import DetectionLoader
+from defeat.assembly.assemble import assemble, with_frozen_teacher
+from defeat.assembly.settings import TrainSettings
+from defeat.detector import Detector
 from defeat.detector.devices import wait_for
-from defeat.engine.assembly import Parts, assemble, with_frozen_teacher
+from defeat.distillation import Method
 from defeat.engine.averaging import StudentAverage
-from defeat.engine.datamodule import run_loader, run_steps
 from defeat.engine.devices import training_device
+from defeat.engine.experiment import Experiment
 from defeat.engine.gradients import Pulls, measure_pulls
 from defeat.engine.optimisation import build_optimizer
-from defeat.engine.settings import DistillSettings, TrainSettings
 from defeat.engine.step import step_losses, total_loss
-from defeat.engine.teacher_cache import cache_size, kept_parts
+from defeat.engine.teacher_cache import cache_size, kept_parts, require_views
 from defeat.types import Progress
 
 STEPS = 3  # the first of them is a warm-up
@@ -87,47 +88,56 @@ def estimate_run(settings: TrainSettings, console: Console) -> RunCost:
     Raises:
         InputError: something about the settings, the data or the pair is not valid.
     """
-    parts = assemble(settings, console, UNLABELLED)
-    settings = parts.choices.applied(settings)
-    return estimate_parts(settings, with_frozen_teacher(parts, settings))
+    return estimate_experiment(with_frozen_teacher(assemble(settings, console, UNLABELLED).experiment))
 
 
-def estimate_parts(settings: TrainSettings, parts: Parts) -> RunCost:
-    """The same for parts that are there already, with a frozen teacher; running statistics change, weights don't."""
-    device = training_device(settings)
-    for module in (parts.student, parts.teacher, parts.method):
-        if module is not None:
-            module.to(device)
-    processes = settings.nodes * (settings.devices if settings.devices != "auto" else 1)
-    per_epoch = len(_loader(parts, settings, processes))
-    steps = run_steps(settings, per_epoch)
-    evaluations = settings.epochs // settings.eval_every if settings.eval_every else 1
-    measured = _measured_steps(parts, settings)
+def estimate_experiment(experiment: Experiment) -> RunCost:
+    """The same for an experiment with a frozen teacher; running statistics change, weights don't."""
+    _move(experiment, training_device(experiment.devices))
+    optimisation, devices = experiment.optimisation, experiment.devices
+    processes = devices.nodes * (devices.devices if devices.devices != "auto" else 1)
+    per_epoch = len(experiment.loader(world_size=processes))
+    steps, every = optimisation.steps(per_epoch), experiment.selection.eval_every
+    evaluations = optimisation.epochs // every if every else 1
+    images = 0 if experiment.evaluation is None else len(experiment.evaluation)
+    measured = _measured_steps(experiment)
     return RunCost(
         step_seconds=measured.seconds,
-        image_seconds=_image_seconds(parts),
+        image_seconds=_image_seconds(experiment),
         steps=steps,
         epoch_steps=per_epoch,
-        evaluated=ceil(max(1, evaluations) * len(parts.evaluation) / processes),
-        disk_bytes=_disk_bytes(parts, settings, steps // settings.log_every) + _cache_bytes(parts, settings),
+        evaluated=ceil(max(1, evaluations) * images / processes),
+        disk_bytes=_disk_bytes(experiment, steps // experiment.logging.log_every) + _cache_bytes(experiment),
         measured=measured,
     )
 
 
-def _measured_steps(parts: Parts, settings: TrainSettings) -> MeasuredSteps:
-    optimizer = build_optimizer(parts.student, parts.method, settings)
+def _move(experiment: Experiment, device: torch.device) -> None:
+    experiment.student.to(device)
+    if experiment.distillation is not None:
+        experiment.distillation.teacher.to(device)
+        experiment.distillation.method.to(device)
+
+
+def _method(experiment: Experiment) -> Method | None:
+    return None if experiment.distillation is None else experiment.distillation.method
+
+
+def _measured_steps(experiment: Experiment) -> MeasuredSteps:
+    student, optimisation = experiment.student, experiment.optimisation
+    optimizer = build_optimizer(student, _method(experiment), optimisation)
     for group in optimizer.param_groups:
         group["lr"] = 0.0  # the weights stay as they are
-    average = None if settings.ema is None else StudentAverage(parts.student, settings.ema)
-    past_warm_up = Progress(step=1, steps=1, epoch=0, epochs=settings.epochs)
-    parts.student.train()
+    average = None if optimisation.ema is None else StudentAverage(student, optimisation.ema)
+    past_warm_up = Progress(step=1, steps=1, epoch=0, epochs=optimisation.epochs)
+    student.train()
     times: list[float] = []
     losses: dict[str, Tensor] = {}
     pulls = Pulls({}, 0.0)
     begin = perf_counter()
-    for step, batch in zip(range(STEPS), _loader(parts, settings), strict=False):
-        prepared = parts.student.prepare(*batch)
-        output, terms = step_losses(parts.student, prepared, past_warm_up, parts.method, parts.teacher)
+    for step, batch in zip(range(STEPS), experiment.loader(), strict=False):
+        prepared = student.prepare(*batch)
+        output, terms = step_losses(student, prepared, past_warm_up, experiment.distillation)
         losses = output.losses | terms
         if terms and step == 0:  # which is not timed
             pulls = measure_pulls(terms, output)
@@ -135,57 +145,54 @@ def _measured_steps(parts: Parts, settings: TrainSettings) -> MeasuredSteps:
         total_loss(losses).backward()
         optimizer.step()
         if average is not None:
-            average.update_parameters(parts.student)
-        wait_for(parts.student.device)
+            average.update_parameters(student)
+        wait_for(student.device)
         times.append(perf_counter() - begin)
         begin = perf_counter()
     values = {name: float(loss.detach()) for name, loss in losses.items()}
-    return MeasuredSteps(median(times[1:] or times), _peak_memory(parts), values, pulls.terms, pulls.together)
+    return MeasuredSteps(median(times[1:] or times), _peak_memory(student), values, pulls.terms, pulls.together)
 
 
-def _loader(parts: Parts, settings: TrainSettings, processes: int = 1) -> DetectionLoader:
-    return run_loader(settings, parts.training, parts.unlabelled, world_size=processes)
-
-
-def _peak_memory(parts: Parts) -> int:
-    device = parts.student.device
+def _peak_memory(student: Detector) -> int:
+    device = student.device
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # which Linux counts in kilobytes
 
 
-def _image_seconds(parts: Parts) -> float:
-    parts.student.eval()
+def _image_seconds(experiment: Experiment) -> float:
+    if experiment.evaluation is None:
+        return 0.0
+    experiment.student.eval()
     times = []
-    for index in range(min(IMAGES, len(parts.evaluation))):
+    for index in range(min(IMAGES, len(experiment.evaluation))):
         begin = perf_counter()
-        image, _ = parts.evaluation[index]
-        parts.student.predict([image])
+        image, _ = experiment.evaluation[index]
+        experiment.student.predict([image])
         times.append(perf_counter() - begin)
     return median(times) if times else 0.0
 
 
-def _cache_bytes(parts: Parts, settings: TrainSettings) -> int:
+def _cache_bytes(experiment: Experiment) -> int:
     """The teacher's maps of every view of every image, where they are kept."""
-    if not isinstance(settings, DistillSettings) or settings.cache_teacher is None:
+    distillation = experiment.distillation
+    if distillation is None or distillation.cache is None:
         return 0
-    assert parts.teacher is not None
-    assert parts.method is not None
-    datasets = [one for one in (parts.training, parts.unlabelled) if one is not None]
-    assert settings.augmentation.views is not None
-    size = cache_size(parts.teacher, kept_parts(parts.method), datasets, settings.augmentation.views).bytes
-    return min(size, settings.cache_bytes if settings.cache_bytes is not None else size)
+    views, limit = require_views(experiment.augmentation), distillation.cache.limit
+    size = cache_size(distillation.teacher, kept_parts(distillation.method), experiment.datasets, views).bytes
+    return min(size, limit if limit is not None else size)
 
 
-def _disk_bytes(parts: Parts, settings: TrainSettings, lines: int) -> int:
+def _disk_bytes(experiment: Experiment, lines: int) -> int:
     """The student's weights, a checkpoint of everything that is kept, logs and detections."""
-    student = sum(weight.numel() for weight in parts.student.parameters())
-    method = 0 if parts.method is None else sum(weight.numel() for weight in parts.method.parameters())
-    detections = len(parts.evaluation) * 100 * 6 * FLOAT_BYTES
-    moments = 1 if settings.optimizer == "sgd" else 2  # numbers that the optimiser keeps of each weight
+    optimisation, trained = experiment.optimisation, _method(experiment)
+    student = sum(weight.numel() for weight in experiment.student.parameters())
+    method = 0 if trained is None else sum(weight.numel() for weight in trained.parameters())
+    detections = 0 if experiment.evaluation is None else len(experiment.evaluation) * 100 * 6 * FLOAT_BYTES
+    moments = 1 if optimisation.optimizer == "sgd" else 2  # numbers that the optimiser keeps of each weight
     weights = FLOAT_BYTES * (student + (1 + moments) * (student + method))
-    if settings.ema is not None:
+    if optimisation.ema is not None:
         weights += FLOAT_BYTES * student
-    if settings.keep == "best":
+    if experiment.selection.keep == "best":
         weights += FLOAT_BYTES * student + detections
     return weights + detections + 2 * lines * LOG_BYTES

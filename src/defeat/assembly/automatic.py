@@ -9,14 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-import torch
-
+from defeat.assembly.settings import TrainSettings
 from defeat.data import DetectionDataset
 from defeat.detector import Detector, family_options, make_options
-from defeat.detector.options import AUTO, automatic, described, settled, taken_over
+from defeat.detector.options import automatic, described, settled, taken_over
 from defeat.detector.statistics import object_statistics
 from defeat.engine.checkpoint import RunDirectory
-from defeat.engine.settings import TrainSettings
+from defeat.settings import AUTO
 
 NECKS = {512: 256, 256: 128, 0: 64}  # channels by the short side from which on they are taken
 REFERENCE_IMAGES = 8  # images per step that the rates below are for
@@ -89,7 +88,7 @@ def choose(settings: TrainSettings, training: DetectionDataset, teacher: Detecto
         width = int(replace(settings, **numbers).number("neck_channels"))
         options = options.fitted(object_statistics(training, settings.size, settings.long_side), width)
     if settings.lr == AUTO:
-        numbers["lr"] = learning_rate(settings.batch_size * processes(settings), getattr(settings, "optimizer", "sgd"))
+        numbers["lr"] = learning_rate(settings.batch_size * settings.processes, settings.optimizer)
     return Choices(settings.detector, {name: getattr(options, name) for name in names}, numbers)
 
 
@@ -140,11 +139,3 @@ def learning_rate(images: int, optimizer: str = "sgd") -> float:
     share = images / REFERENCE_IMAGES
     rate = ADAMW_RATE * math.sqrt(share) if optimizer == "adamw" else SGD_RATE * share
     return float(f"{rate:.4g}")
-
-
-def processes(settings: TrainSettings) -> int:
-    """How many processes train, each with a batch of its own."""
-    if settings.devices != "auto":
-        return settings.nodes * settings.devices
-    on_cpu = settings.accelerator == "cpu" or not torch.accelerator.is_available()
-    return settings.nodes * (1 if on_cpu else torch.accelerator.device_count())

@@ -1,21 +1,23 @@
 """Weights of a method that calibrate themselves: `--balance`."""
 
 import json
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from rich.console import Console
 
+from defeat.assembly.assemble import Assembly, pair, record_of
+from defeat.assembly.settings import DistillSettings
 from defeat.distillation import method_defaults
-from defeat.engine.assembly import Parts, pair
 from defeat.engine.checkpoint import RunDirectory, is_writer
-from defeat.engine.datamodule import run_loader
 from defeat.engine.devices import training_device
+from defeat.engine.experiment import Experiment
 from defeat.engine.gradients import Pulls, measure_pulls
-from defeat.engine.settings import DistillSettings
 from defeat.engine.step import step_losses
 from defeat.errors import InputError
 from defeat.files import write_into
@@ -53,49 +55,53 @@ class Balance:
         )
 
 
-def balanced(
-    settings: DistillSettings, parts: Parts, console: Console, write: bool = True
-) -> tuple[DistillSettings, Parts]:
+def balanced(assembly: Assembly, experiment: Experiment, console: Console, write: bool = True) -> Experiment:
     """Give a run the weights that `settings.balance` asks for; a resumed run gets those that it began with.
 
     Args:
-        settings: of the run.
-        parts: what it is made of, with a frozen teacher; neither weights nor random numbers of the run change.
+        assembly: whose settings they are.
+        experiment: made of it, with a frozen teacher; neither weights nor random numbers of the run change.
         console: where to say what was measured.
         write: whether to keep what was measured in the run's folder.
 
     Returns:
-        Settings with fixed weights and without `balance`, and the parts with a method of these weights.
+        The experiment with a method of these weights, and with fixed weights in its record.
 
     Raises:
         InputError: the method has no weight, or no gradient that could be balanced, or the run that is resumed was
             balanced otherwise.
     """
-    if settings.balance is None:
-        return settings, parts
-    weights = method_weights(settings)
+    settings, distillation = assembly.settings, experiment.distillation
+    if not isinstance(settings, DistillSettings) or settings.balance is None or distillation is None:
+        return experiment
+    weights = weights_above_zero(settings.method, settings.method_options)
     recorded = Path(settings.out) / FILE
     # A run that was killed before its first checkpoint may not have come as far as this file.
     if settings.resume and (recorded.is_file() or RunDirectory(settings.out).checkpoint.is_file()):
         after = _recorded(settings, weights)
     else:
-        found = measure(settings, parts, weights)
+        found = measure(settings, experiment, weights)
         console.print(found.describe(), style="yellow", highlight=False)
         after = found.after
         if write and is_writer():
             write_into(Path(settings.out), FILE, (json.dumps(asdict(found), indent=2) + "\n").encode())
     fixed = replace(settings, balance=None, method_options=settings.method_options | after)
-    assert parts.teacher is not None
-    return fixed, replace(parts, method=pair(parts.student, parts.teacher, fixed, Console(quiet=True)))
+    method = pair(experiment.student, distillation.teacher, fixed, Console(quiet=True))
+    return replace(experiment, distillation=replace(distillation, method=method), record=record_of(fixed))
 
 
-def method_weights(settings: DistillSettings) -> dict[str, float]:
-    """The weights above zero of the method that the settings choose, by the names of its options."""
-    options = method_defaults(settings.method) | settings.method_options
-    return {name: value for name, value in options.items() if name.endswith("_weight") and value > 0}
+def weights_above_zero(method: str, options: Mapping[str, Any]) -> dict[str, float]:
+    """The weights above zero of a method, by the names of its options.
+
+    Args:
+        method: its name.
+        options: those of its options that differ from the defaults.
+    """
+    values = {**method_defaults(method), **options}
+    return {name: value for name, value in values.items() if name.endswith("_weight") and value > 0}
 
 
-def measure(settings: DistillSettings, parts: Parts, weights: dict[str, float]) -> Balance:
+def measure(settings: DistillSettings, experiment: Experiment, weights: dict[str, float]) -> Balance:
     """Measure how hard the terms pull over a few batches, without changing anything.
 
     Raises:
@@ -110,7 +116,7 @@ def measure(settings: DistillSettings, parts: Parts, weights: dict[str, float]) 
             "zero: give --method.initialisation default, or weights of your own."
         )
     with torch.random.fork_rng():
-        pulls = _measured(settings, parts)
+        pulls = _measured(experiment)
     together = median(one.together for one in pulls)
     if not 0 < together < float("inf"):
         raise InputError(
@@ -123,19 +129,17 @@ def measure(settings: DistillSettings, parts: Parts, weights: dict[str, float]) 
     return Balance(settings.balance, terms, together, weights, after)
 
 
-def _measured(settings: DistillSettings, parts: Parts) -> list[Pulls]:
-    device = training_device(settings)
-    student, method = deepcopy(parts.student).to(device).train(), deepcopy(parts.method)
-    assert parts.teacher is not None
-    assert method is not None
-    method.to(device)
-    teacher = parts.teacher.to(device)
-    loader = run_loader(settings, parts.training, parts.unlabelled)
+def _measured(experiment: Experiment) -> list[Pulls]:
+    settings, distillation = experiment.optimisation, experiment.distillation
+    device = training_device(experiment.devices)
+    assert distillation is not None
+    student, method = deepcopy(experiment.student).to(device).train(), deepcopy(distillation.method).to(device)
+    copied = replace(distillation, teacher=distillation.teacher.to(device), method=method)
     past_warm_up = Progress(step=1, steps=1, epoch=0, epochs=settings.epochs)
     pulls = []
-    for number, batch in zip(range(BATCHES), loader, strict=False):
+    for number, batch in zip(range(BATCHES), experiment.loader(), strict=False):
         torch.manual_seed(settings.seed + number)
-        output, terms = step_losses(student, student.prepare(*batch), past_warm_up, method, teacher)
+        output, terms = step_losses(student, student.prepare(*batch), past_warm_up, copied)
         pulls.append(measure_pulls(terms, output))
     return pulls
 

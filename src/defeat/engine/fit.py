@@ -1,9 +1,8 @@
-"""Train a detector, alone or with the help of a teacher, into a run directory."""
+"""Trains a detector, with the help of a teacher or without, into a run directory."""
 
-import inspect
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,21 +16,17 @@ from rich.console import Console
 
 from defeat.data import DetectionDataset
 from defeat.detector import load, save_model
-from defeat.engine.assembly import assemble, with_frozen_teacher
-from defeat.engine.balance import balanced
 from defeat.engine.checkpoint import RunDirectory
 from defeat.engine.checkpoint_file import CheckpointFile
 from defeat.engine.datamodule import DetectionDataModule
 from defeat.engine.duration import LongRunNotice
+from defeat.engine.experiment import Experiment
 from defeat.engine.guards import fingerprint, require_same_detections, require_student_alone
-from defeat.engine.inheriting import keep
 from defeat.engine.loggers import build_loggers
 from defeat.engine.logs import Checkpoint, Interrupted, JsonLinesLogger, progress_callback
 from defeat.engine.module import DetectionModule
 from defeat.engine.provenance import machine, versions
-from defeat.engine.recipes import expected
 from defeat.engine.selection import Outcome
-from defeat.engine.settings import DistillSettings, TrainSettings
 from defeat.engine.teacher_cache import open_cache
 from defeat.errors import InputError
 from defeat.evaluation.detections import save_detections
@@ -68,96 +63,76 @@ class RunResult:
         return 0 if self.finished or not self.writer else 128 + self.signal
 
 
-def train(**options: Any) -> RunResult:
-    """Train a detector; the options are the fields of `TrainSettings`.
-
-    Raises:
-        InputError: an option, the data or the run directory is not valid.
-    """
-    return run(TrainSettings(**options))
-
-
-def distill(**options: Any) -> RunResult:
-    """Train a student with the help of a teacher; the options are the fields of `DistillSettings`.
-
-    Raises:
-        InputError: an option, the data, the teacher, the pair or the run directory is not valid.
-    """
-    return run(DistillSettings(**options))
-
-
-# So that help() and editors show the options.
-train.__signature__ = inspect.signature(TrainSettings)  # type: ignore[attr-defined]
-distill.__signature__ = inspect.signature(DistillSettings)  # type: ignore[attr-defined]
-
-
-def run(settings: TrainSettings, console: Console | None = None) -> RunResult:
-    """Carry out a run.
+def fit(
+    experiment: Experiment,
+    directory: RunDirectory,
+    console: Console,
+    began: float | None = None,
+    opened: Callable[[bool], None] = lambda resumed: None,
+    facts: Mapping[str, Any] | None = None,
+) -> RunResult:
+    """Train, evaluate and save a student.
 
     Args:
-        settings: `DistillSettings` for a student with a teacher, else `TrainSettings`.
+        experiment: what to train, and how.
+        directory: the run directory, which this process has locked.
         console: where to show progress.
+        began: when the run began, by `time.perf_counter`; by default now.
+        opened: called once the directory is open, with whether the run goes on from a checkpoint.
+        facts: what else `results.json` shall say.
 
     Raises:
-        InputError: something about the settings, the data or the folder is not valid.
+        InputError: the directory can't be written, or a loss is not finite.
     """
-    console = console or Console(stderr=True)
-    directory = RunDirectory(settings.out)
-    with directory.locked(_notifier(console)):
-        directory.require_free(settings)
-        return _run(settings, directory, console)
-
-
-def _run(settings: TrainSettings, directory: RunDirectory, console: Console) -> RunResult:
-    began = perf_counter()
-    figure = expected(settings.expected)
-    parts = assemble(settings, console)
-    settings = parts.choices.applied(settings)
-    if sentence := parts.choices.describe():
-        rank_zero_only(console.print)(f"auto: {sentence}", highlight=False, soft_wrap=True)
-    taught_by = None if parts.teacher is None else fingerprint(parts.teacher)
-    parts = with_frozen_teacher(parts, settings)
-    if isinstance(settings, DistillSettings):
-        settings, parts = balanced(settings, parts, console)
-    training, evaluation, student = parts.training, parts.evaluation, parts.student
-    teacher, method = parts.teacher, parts.method
-    checkpoint = directory.open("distill" if method else "train", settings)
-    if checkpoint is None:
-        keep(parts.inherited, directory.folder)
-    cache = None
-    if isinstance(settings, DistillSettings) and teacher is not None and method is not None:
-        datasets = [one for one in (training, parts.unlabelled) if one is not None]
-        cache = open_cache(settings, student, teacher, method, datasets, console)
-    module = DetectionModule(student, settings, method, teacher, cache, notify=_notifier(console))
-    before = fingerprint(teacher) if teacher is not None else None
-    data = DetectionDataModule(training, evaluation, settings, parts.unlabelled)
-    stopped = _fit(module, data, directory, checkpoint, console)
-    if teacher is not None and fingerprint(teacher) != before:
+    began = perf_counter() if began is None else began
+    checkpoint = directory.open(experiment.record)
+    opened(checkpoint is not None)
+    cache = open_cache(experiment, console)
+    distillation = experiment.distillation
+    before = None if distillation is None else fingerprint(distillation.teacher)
+    module = DetectionModule(experiment, directory.folder, cache, notify=notifier(console))
+    stopped = _fit(module, DetectionDataModule(experiment), directory, checkpoint, console)
+    if distillation is not None and fingerprint(distillation.teacher) != before:
         raise RuntimeError("The teacher's weights changed during training, which must never happen.")
     outcome = None if stopped else module.outcome()
     if outcome is not None and module.trainer.is_global_zero:
-        save_model(outcome.student, directory.folder)
-        save_detections(directory.detections, outcome.found)
-        results = _results(module, outcome, training, evaluation, module.earlier_seconds + perf_counter() - began)
-        results |= {"fingerprint": fingerprint(outcome.student), "teacher_fingerprint": taught_by}
-        if parts.inherited is not None:
-            results["inherited"] = {"parts": parts.inherited.parts, "parameters": parts.inherited.parameters}
-        directory.write_results(results)
-        _verify(module, outcome, evaluation)
-        if (results["metrics"]["AP50"] or 0.0) < LEARNED:
-            console.print(
-                f"The detector finds next to nothing (AP50 {results['metrics']['AP50'] or 0.0:.1f}): train for more "
-                "--epochs, or with another --lr if the loss rose.",
-                style="yellow",
-                highlight=False,
-            )
-        if figure is not None:
-            console.print(figure.judge(results["metrics"]), highlight=False)
+        seconds = module.earlier_seconds + perf_counter() - began
+        _finish(module, outcome, directory, console, seconds, dict(facts or {}))
     how = (not stopped, module.trainer.is_global_zero, stopped or SIGINT)
     return RunResult(directory.folder, module.last_evaluation if outcome is None else outcome.evaluation, *how)
 
 
-def _notifier(console: Console) -> Callable[[str], None]:
+def _finish(
+    module: DetectionModule,
+    outcome: Outcome,
+    directory: RunDirectory,
+    console: Console,
+    seconds: float,
+    facts: dict[str, Any],
+) -> None:
+    """Save what came of a run, and look at it once more."""
+    evaluation, distillation = module.experiment.evaluation, module.experiment.distillation
+    save_model(outcome.student, directory.folder)
+    if outcome.found is not None:
+        save_detections(directory.detections, outcome.found)
+    taught_by = None if distillation is None else distillation.fingerprint
+    results = _results(module, outcome, seconds)
+    results |= {"fingerprint": fingerprint(outcome.student), "teacher_fingerprint": taught_by}
+    directory.write_results(results | facts)
+    require_student_alone(directory.folder, outcome.student)
+    if outcome.found is None or evaluation is None:
+        return
+    _verify(module, outcome, evaluation)
+    if (results["metrics"]["AP50"] or 0.0) < LEARNED:
+        console.print(
+            f"The detector finds next to nothing (AP50 {results['metrics']['AP50'] or 0.0:.1f}): train for more "
+            "--epochs, or with another --lr if the loss rose.",
+            style="yellow",
+            highlight=False,
+        )
+
+
+def notifier(console: Console) -> Callable[[str], None]:
     """Shows a sentence once, however many processes have something to say."""
 
     @rank_zero_only
@@ -169,9 +144,8 @@ def _notifier(console: Console) -> Callable[[str], None]:
 
 def _verify(module: DetectionModule, outcome: Outcome, evaluation: DetectionDataset) -> None:
     """Make sure that the saved model is the student that was evaluated."""
-    folder = Path(module.settings.out)
-    require_student_alone(folder, outcome.student)
-    saved = load(folder).to(module.trainer.strategy.root_device)
+    assert outcome.found is not None
+    saved = load(module.folder).to(module.trainer.strategy.root_device)
     images = evaluation.spread(VERIFIED)
     found = [detections.cpu() for detections in saved.predict([image for image, _ in images])]
     require_same_detections(found, [outcome.found.found(target.image_id) for _, target in images])
@@ -185,27 +159,29 @@ def _fit(
     console: Console,
 ) -> int:
     """Train and evaluate; gives back the signal with which the user stopped it, or 0."""
-    settings = module.settings
+    experiment = module.experiment
+    devices, optimisation, logs = experiment.devices, experiment.optimisation, experiment.logging
     log = JsonLinesLogger(directory.metrics)
-    saver = Checkpoint(directory.folder, settings.checkpoint_every, log)
+    saver = Checkpoint(directory.folder, logs.checkpoint_every, log)
     with _quiet(), saver.interruptible(console), _explained(directory):
         trainer = Trainer(
-            accelerator=settings.accelerator,
-            devices=settings.devices,
-            num_nodes=settings.nodes,
-            precision=settings.precision,
-            max_epochs=settings.epochs,
-            max_steps=-1 if settings.max_steps is None else settings.max_steps,
-            gradient_clip_val=settings.grad_clip or None,
-            check_val_every_n_epoch=settings.eval_every or settings.epochs,
-            log_every_n_steps=settings.log_every,
+            accelerator=devices.accelerator,
+            devices=devices.devices,
+            num_nodes=devices.nodes,
+            precision=devices.precision,
+            max_epochs=optimisation.epochs,
+            max_steps=-1 if optimisation.max_steps is None else optimisation.max_steps,
+            gradient_clip_val=optimisation.grad_clip or None,
+            check_val_every_n_epoch=experiment.selection.eval_every or optimisation.epochs,
+            limit_val_batches=0 if experiment.evaluation is None else 1.0,
+            log_every_n_steps=logs.log_every,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
             enable_checkpointing=False,
             enable_progress_bar=console.is_terminal,
             enable_model_summary=False,
             callbacks=[progress_callback(console), saver, LongRunNotice()],
-            logger=[*build_loggers(settings), log],
+            logger=[*build_loggers(logs, directory.folder, experiment.record.values), log],
             plugins=[CheckpointFile(module)],
             default_root_dir=directory.folder,
         )
@@ -215,7 +191,7 @@ def _fit(
             trainer.fit(module, data, ckpt_path=checkpoint)
             # --max-steps may end a run between two evaluations; a resumed one has the figures of the last, no more.
             log.quiet = module.evaluated_step == trainer.global_step
-            if not log.quiet or module.last_found is None:
+            if experiment.evaluation is not None and (not log.quiet or module.last_found is None):
                 trainer.validate(module, data, verbose=False)
         except Interrupted:
             console.print(f"Stopped; its checkpoint is in {directory.folder}.", highlight=False)
@@ -267,41 +243,40 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _results(
-    module: DetectionModule,
-    outcome: Outcome,
-    training: DetectionDataset,
-    evaluation: DetectionDataset,
-    seconds: float,
-) -> dict[str, Any]:
-    settings, figures = module.settings, outcome.evaluation
-    distilled = isinstance(settings, DistillSettings)
-    step = module.median_step()
+def _results(module: DetectionModule, outcome: Outcome, seconds: float) -> dict[str, Any]:
+    experiment, step, figures = module.experiment, module.median_step(), outcome.evaluation
+    training, evaluation, values = experiment.training, experiment.evaluation, experiment.record.values
+    prints = [one.fingerprint()[:16] for one in (training, evaluation) if one is not None]
+    point = outcome.point
     return {
-        "command": "distill" if distilled else "train",
-        "name": Path(settings.out).name,
-        "family": settings.detector,
-        "backbone": settings.backbone,
-        "method": settings.method if isinstance(settings, DistillSettings) else None,
-        "teacher": settings.teacher if isinstance(settings, DistillSettings) else None,
-        "data": settings.data,
-        "split": evaluation.split,
-        "on_bad_data": settings.on_bad_data,
-        "data_fingerprint": f"{training.fingerprint()[:16]}-{evaluation.fingerprint()[:16]}",
+        "command": experiment.record.command,
+        "name": module.folder.name,
+        "family": outcome.student.info.family,
+        "backbone": outcome.student.spec.backbone,
+        "method": values.get("method"),
+        "teacher": values.get("teacher"),
+        "data": values.get("data", training.name),
+        "split": None if evaluation is None else evaluation.split,
+        "on_bad_data": values.get("on_bad_data", "stop"),
+        "data_fingerprint": "-".join(prints),
         "classes": list(training.classes),
-        "metrics": figures.metrics,
-        "per_class": figures.per_class,
-        "images": figures.images,
-        "objects": figures.objects,
+        "metrics": {} if figures is None else figures.metrics,
+        "per_class": {} if figures is None else figures.per_class,
+        "images": 0 if figures is None else figures.images,
+        "objects": 0 if figures is None else figures.objects,
         "parameters": sum(parameter.numel() for parameter in outcome.student.parameters()),
-        "model_bytes": (Path(settings.out) / "model.safetensors").stat().st_size,
-        "size": settings.size,
-        "epochs": settings.epochs,
+        "model_bytes": (module.folder / "model.safetensors").stat().st_size,
+        "size": outcome.student.info.size,
+        "epochs": experiment.optimisation.epochs,
         "steps": module.trainer.global_step,
         "ended": module.ended(),
-        "kept": {"rule": settings.keep, "epoch": outcome.point.epoch, "step": outcome.point.step},
+        "kept": {
+            "rule": experiment.selection.keep,
+            "epoch": None if point is None else point.epoch,
+            "step": None if point is None else point.step,
+        },
         "curve": [asdict(point) for point in module.selection.curve],
-        "seed": settings.seed,
+        "seed": experiment.optimisation.seed,
         "wall_seconds": round(seconds, 1),
         "train_seconds": round(sum(module.step_seconds), 1),
         "step_ms_median": None if step is None else round(1000 * step, 1),

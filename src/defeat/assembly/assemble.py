@@ -1,12 +1,16 @@
-"""Makes the parts of a run from its settings: data, student, teacher, method."""
+"""Makes an experiment of settings: data, student, teacher, method."""
 
-import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
+from defeat.assembly.automatic import Choices, choose
+from defeat.assembly.inheriting import inherit_from
+from defeat.assembly.settings import FREE_IN_RESUMED, DistillSettings, TrainSettings, earlier_defaults
+from defeat.assembly.teacher_quality import teacher_doubts
+from defeat.assembly.unlabelled import detect_unlabelled
 from defeat.data import DetectionDataset, open_dataset, split_names
 from defeat.detector import Detector, DetectorSpec, build, load
 from defeat.detector.devices import moved
@@ -14,49 +18,48 @@ from defeat.detector.frozen import frozen
 from defeat.detector.weights import misfits
 from defeat.distillation import Method, build_method, renamed_classes
 from defeat.distillation.inheritance import Inheritance
-from defeat.engine.devices import training_device
-from defeat.engine.fitting import Choices, choose
-from defeat.engine.guards import require_able_teacher
-from defeat.engine.inheriting import inherit_from
+from defeat.engine.devices import require_devices, training_device
+from defeat.engine.experiment import Distillation, Experiment, Record
+from defeat.engine.guards import fingerprint, require_able_teacher
 from defeat.engine.loggers import require_loggers
-from defeat.engine.settings import DistillSettings, TrainSettings
-from defeat.engine.teacher_quality import teacher_doubts
-from defeat.engine.unlabelled import detect_unlabelled
 from defeat.errors import InputError
 
 TEACHER_SAMPLE = 48  # images on which the teacher must show that it detects something
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What a run is made of.
+class Lessons:
+    """What is known about a teacher and its student before the first step.
 
     Attributes:
-        training: split to train on.
-        evaluation: split to evaluate on.
-        student: the detector to train.
-        teacher: a trained detector, None to train the student alone.
-        method: turns both detectors' outputs into losses, None likewise.
-        unlabelled: images that are mixed into the batches without annotations, None where there are none.
-        teacher_ap50: of the teacher on a sample of the training images, 0..100; None where it was not measured.
-        inherited: what the student took over from the teacher at the start; None without a teacher.
+        inherited: what the student took over from the teacher.
+        teacher_ap50: AP50 of the teacher on a sample of the training images, 0..100; None where it was not measured.
         doubts: why little can be expected of the teacher, in sentences.
-        choices: values of the settings that were left to the data; what comes after needs the settings with them.
     """
 
-    training: DetectionDataset
-    evaluation: DetectionDataset
-    student: Detector
-    teacher: Detector | None = None
-    method: Method | None = None
-    unlabelled: DetectionDataset | None = None
+    inherited: Inheritance
     teacher_ap50: float | None = None
-    inherited: Inheritance | None = None
     doubts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """An experiment, and what was found out when it was made.
+
+    Attributes:
+        settings: with values in place of everything that was `auto`.
+        experiment: made of them; its teacher is as it was loaded.
+        choices: the values that were found for `auto`.
+        lessons: about teacher and student; None without a teacher.
+    """
+
+    settings: TrainSettings
+    experiment: Experiment
     choices: Choices = field(default_factory=Choices)
+    lessons: Lessons | None = None
 
 
-def assemble(settings: TrainSettings, console: Console, unlabelled: int | None = None) -> Parts:
+def assemble(settings: TrainSettings, console: Console, unlabelled: int | None = None) -> Assembly:
     """Make everything that a run needs; what a teacher detects in images without annotations is kept in its folder.
 
     Args:
@@ -69,6 +72,37 @@ def assemble(settings: TrainSettings, console: Console, unlabelled: int | None =
     """
     check_devices(settings)
     require_loggers(settings)
+    training, evaluation = _splits(settings, console)
+    teacher = load(settings.teacher, settings.teacher_weights) if isinstance(settings, DistillSettings) else None
+    choices = choose(settings, training, teacher)
+    settings = choices.applied(settings)
+    student = build_student(settings, training.classes)
+    distillation, lessons = None, None
+    if isinstance(settings, DistillSettings) and teacher is not None:
+        distillation, lessons = _distillation(settings, student, teacher, training, console, unlabelled)
+    experiment = Experiment(
+        student=student,
+        training=training,
+        evaluation=evaluation,
+        optimisation=settings,
+        selection=settings,
+        logging=settings,
+        devices=settings,
+        augmentation=settings.augmentation,
+        workers=settings.workers,
+        distillation=distillation,
+        record=record_of(settings),
+    )
+    return Assembly(settings, experiment, choices, lessons)
+
+
+def record_of(settings: TrainSettings) -> Record:
+    """What a run directory says about a run with these settings."""
+    command = "distill" if isinstance(settings, DistillSettings) else "train"
+    return Record(command, settings.to_dict(), FREE_IN_RESUMED, earlier_defaults(), settings.resume)
+
+
+def _splits(settings: TrainSettings, console: Console) -> tuple[DetectionDataset, DetectionDataset]:
     policy = settings.on_bad_data
     training = open_dataset(settings.data, settings.split, settings.classes, policy, console)
     split = evaluation_split(settings)
@@ -77,12 +111,17 @@ def assemble(settings: TrainSettings, console: Console, unlabelled: int | None =
     for dataset in (training, evaluation):
         if (problems := dataset.report()) is not None:
             console.print(f"{dataset.split}: {problems}", style="yellow", highlight=False, markup=False)
-    teacher = load(settings.teacher, settings.teacher_weights) if isinstance(settings, DistillSettings) else None
-    choices = choose(settings, training, teacher)
-    settings = choices.applied(settings)
-    student = build_student(settings, training.classes)
-    if not isinstance(settings, DistillSettings) or teacher is None:
-        return Parts(training, evaluation, student, choices=choices)
+    return training, evaluation
+
+
+def _distillation(
+    settings: DistillSettings,
+    student: Detector,
+    teacher: Detector,
+    training: DetectionDataset,
+    console: Console,
+    unlabelled: int | None,
+) -> tuple[Distillation, Lessons]:
     method = pair(student, teacher, settings, console)
     inherited = inherit_from(teacher, student, method.classes, settings, console)
     accuracy = None
@@ -95,39 +134,36 @@ def assemble(settings: TrainSettings, console: Console, unlabelled: int | None =
     others = None
     if settings.unlabelled_per_batch:
         others = detect_unlabelled(settings, teacher, method.classes, console, unlabelled)
-    return Parts(training, evaluation, student, teacher, method, others, accuracy, inherited, doubts, choices)
+    distillation = Distillation(
+        teacher=teacher,
+        method=method,
+        fingerprint=fingerprint(teacher),
+        unlabelled=others,
+        unlabelled_per_batch=settings.unlabelled_per_batch,
+        cache=settings.cache,
+        dtype=lower_precision(settings),
+    )
+    return distillation, Lessons(inherited, accuracy, doubts)
 
 
 def check_devices(settings: TrainSettings) -> None:
-    """Refuse devices that are not there, before anything is read or written.
+    """Refuse devices that are not there, or that the normalisation can't use, before anything is read or written.
 
     Raises:
         InputError: naming the option.
     """
-    found = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
-    on_cpu = settings.accelerator == "cpu" or (settings.accelerator == "auto" and found == 0)
-    if settings.accelerator == "gpu" and found == 0:
-        raise InputError("--accelerator gpu: no GPU was found; give --accelerator cpu, or auto.")
-    if settings.devices != "auto" and settings.devices < 1:
-        raise InputError(f"--devices must be 1 or more, or auto, not {settings.devices}.")
-    if not on_cpu and settings.devices != "auto" and settings.devices > found:
-        raise InputError(f"--devices {settings.devices}: only {found} found; a larger --batch-size keeps the batch.")
-    most = max(16, os.cpu_count() or 1)
-    if on_cpu and settings.devices != "auto" and settings.devices > most:
-        raise InputError(
-            f"--devices {settings.devices}: each would be a process on this processor; give {most} or less."
-        )
-    if on_cpu and settings.norm == "syncbn" and settings.devices not in (1, "auto"):
+    require_devices(settings)
+    if settings.on_cpu and settings.norm == "syncbn" and settings.devices not in (1, "auto"):
         raise InputError("--norm syncbn needs GPUs when there are several devices; give bn, bn_eval, frozen or gn.")
-    if on_cpu and settings.precision == "16-mixed":
-        raise InputError("--precision 16-mixed needs a GPU; give 32-true or bf16-mixed.")
 
 
-def with_frozen_teacher(parts: Parts, settings: TrainSettings) -> Parts:
-    """The same parts with a copy of the teacher that does nothing but give its maps, in the precision asked for."""
-    if parts.teacher is None or not isinstance(settings, DistillSettings):
-        return parts
-    return replace(parts, teacher=frozen(parts.teacher, lower_precision(settings)))
+def with_frozen_teacher(experiment: Experiment) -> Experiment:
+    """The same with a copy of the teacher that does nothing but give its maps, in the precision asked for."""
+    distillation = experiment.distillation
+    if distillation is None:
+        return experiment
+    teacher = frozen(distillation.teacher, distillation.dtype)
+    return replace(experiment, distillation=replace(distillation, teacher=teacher))
 
 
 def lower_precision(settings: DistillSettings) -> torch.dtype | None:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from defeat.assembly.settings import DistillSettings
 from defeat.data import DetectionDataset
 from defeat.data.problems import Problems
 from defeat.data.unlabelled import UnlabelledImages, taught_dataset
@@ -21,7 +22,6 @@ from defeat.distillation import ClassMap
 from defeat.engine.checkpoint import is_writer
 from defeat.engine.devices import training_device
 from defeat.engine.guards import fingerprint
-from defeat.engine.settings import DistillSettings
 from defeat.files import write_into
 from defeat.types import Detections
 

@@ -1,22 +1,15 @@
-"""The step at which a run stopped because a loss was not finite: kept, and computed again."""
+"""The step at which a run stopped because a loss was not finite, kept so that it can be computed again."""
 
 import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.console import Console
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from defeat.data.batching import PackedBatch, pack
-from defeat.detector import load
-from defeat.engine.assembly import build_student, pair
-from defeat.engine.checkpoint import RunDirectory
-from defeat.engine.settings import DistillSettings, TrainSettings
-from defeat.engine.step import step_losses
 from defeat.errors import InputError
 from defeat.files import write_atomically
 from defeat.types import Progress, Target
@@ -61,39 +54,16 @@ def keep_step(
     return kept
 
 
-def replay(run: str | Path, rank: int = 0) -> dict[str, Tensor]:
-    """Compute the losses of the step at which a run stopped because one was not finite, on the CPU in float32.
+def read_step(kept: Path, rank: int) -> tuple[dict[str, Any], tuple[list[Tensor], list[Target]], dict[str, Tensor]]:
+    """Read what `keep_step` wrote: the facts about the step, its batch, and the weights of student and method.
 
     Args:
-        run: run directory.
+        kept: the folder.
         rank: whose batch, of a run of several processes.
 
-    Returns:
-        Losses by name, with their graph: `torch.autograd.set_detect_anomaly` and a debugger can follow it.
-
     Raises:
-        InputError: the run kept no such step, or a file is damaged.
+        InputError: a file is missing or damaged.
     """
-    directory = RunDirectory(run)
-    content = directory.read_config()
-    command = content.pop("command", "train")
-    settings = DistillSettings(**content) if command == "distill" else TrainSettings(**content)
-    about, batch, weights = _read(directory.folder / FOLDER, rank)
-    torch.manual_seed(about["seed"])
-    student = build_student(settings, tuple(about["classes"])).train()
-    teacher, method = None, None
-    parts: dict[str, torch.nn.Module] = {"student": student}
-    if isinstance(settings, DistillSettings):
-        teacher = load(settings.teacher, settings.teacher_weights).eval().requires_grad_(False)
-        parts["method"] = method = pair(student, teacher, settings, Console(quiet=True))
-    torch.nn.ModuleDict(parts).load_state_dict(weights)
-    torch.manual_seed(about["seed"])
-    prepared = student.prepare(*batch)
-    output, terms = step_losses(student, prepared, Progress(**about["progress"]), method, teacher)
-    return output.losses | terms
-
-
-def _read(kept: Path, rank: int) -> tuple[dict[str, Any], tuple[list[Tensor], list[Target]], dict[str, Tensor]]:
     path = kept / f"batch-{rank}.safetensors"
     if not path.is_file():
         raise InputError(f"{path} is missing: the run kept no step to compute again.")

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from defeat.assembly.settings import DistillSettings
 from defeat.detector import Detector
 from defeat.distillation import ClassMap
 from defeat.distillation.inheritance import Inheritance, inherit
 from defeat.engine.checkpoint import RunDirectory, is_writer
-from defeat.engine.settings import DistillSettings
 from defeat.files import write_into
 
 FILE = "inherited.json"

@@ -1,0 +1,1 @@
+"""From words to objects: settings, and what makes an experiment of them."""

@@ -1,0 +1,49 @@
+"""The step at which a run stopped because a loss was not finite, computed again."""
+
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from defeat.assembly.assemble import build_student, pair
+from defeat.assembly.settings import DistillSettings, TrainSettings
+from defeat.detector import load
+from defeat.engine.checkpoint import RunDirectory
+from defeat.engine.experiment import Distillation
+from defeat.engine.failed_step import FOLDER, read_step
+from defeat.engine.step import step_losses
+from defeat.types import Progress
+
+
+def replay(run: str | Path, rank: int = 0) -> dict[str, Tensor]:
+    """Compute the losses of the step at which a run stopped because one was not finite, on the CPU in float32.
+
+    Args:
+        run: run directory.
+        rank: whose batch, of a run of several processes.
+
+    Returns:
+        Losses by name, with their graph: `torch.autograd.set_detect_anomaly` and a debugger can follow it.
+
+    Raises:
+        InputError: the run kept no such step, or a file is damaged.
+    """
+    directory = RunDirectory(run)
+    content = directory.read_config()
+    command = content.pop("command", "train")
+    settings = DistillSettings(**content) if command == "distill" else TrainSettings(**content)
+    about, batch, weights = read_step(directory.folder / FOLDER, rank)
+    torch.manual_seed(about["seed"])
+    student = build_student(settings, tuple(about["classes"])).train()
+    distillation = None
+    parts: dict[str, torch.nn.Module] = {"student": student}
+    if isinstance(settings, DistillSettings):
+        teacher = load(settings.teacher, settings.teacher_weights).eval().requires_grad_(False)
+        parts["method"] = method = pair(student, teacher, settings, Console(quiet=True))
+        distillation = Distillation(teacher, method)
+    torch.nn.ModuleDict(parts).load_state_dict(weights)
+    torch.manual_seed(about["seed"])
+    prepared = student.prepare(*batch)
+    output, terms = step_losses(student, prepared, Progress(**about["progress"]), distillation)
+    return output.losses | terms

@@ -1,0 +1,48 @@
+"""Which detector a run trains, and with what it begins."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from defeat.detector.description import LARGEST_SIDE
+from defeat.detector.normalisation import Norm
+from defeat.settings import AUTO, Checked, at_least, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorSettings(Checked):
+    """Detector."""
+
+    detector: str = setting("faster_rcnn", compared=False)
+    """Family of the detector: faster_rcnn or retinanet."""
+    backbone: str = setting("resnet50", compared=False)
+    """Name of the backbone: resnet18 to resnet152, or any convolutional network of timm."""
+    size: int = setting(800, compared=False)
+    """Short side of an image after resizing, in pixels."""
+    max_size: int | None = setting(None)
+    """Upper limit of the long side, in pixels; by default 5/3 of the short side."""
+    norm: Norm = setting("bn")
+    """Normalisation of the backbone: bn, syncbn, bn_eval (pretrained statistics, trained weights), frozen (as
+    pretrained) or gn."""
+    neck_channels: int | Literal["auto"] = setting(AUTO, usual=256)
+    """Channels of the feature pyramid; auto for as many as the teacher has, or without a teacher 256 from --size 512
+    on, 128 from 256 on and 64 below."""
+    frozen_stages: int = setting(0)
+    """Stages of the backbone that are not trained: 0 none, 1 the stem, up to 5 all."""
+    weights: str = setting("auto")
+    """First weights of the backbone: auto (an installed package, else a download), none, or a file; or a run
+    directory, with whose trained detector this one begins."""
+    detector_options: dict[str, Any] = setting(factory=dict, hidden=True)
+    """Settings of the family that differ from its defaults; those that are auto follow from size and objects of the
+    training split."""
+
+    def check(self) -> None:
+        """Refuse values that can't work."""
+        at_least("neck_channels", self.number("neck_channels"), 1, 8192)
+        for name in ("size", "max_size"):
+            at_least(name, getattr(self, name), 32, LARGEST_SIDE)
+        at_least("frozen_stages", self.frozen_stages, 0)
+
+    @property
+    def long_side(self) -> int:
+        """Upper limit of an image's long side, in pixels."""
+        return self.max_size or round(self.size * 5 / 3)
