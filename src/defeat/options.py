@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, Union, Unpack, get_args, get_origin, get_type_hints
 
 import yaml
 from docstring_parser import parse
@@ -78,12 +78,27 @@ def options_of(source: Callable[..., Any], group: str = "", skip: Collection[str
     documented = {one.arg_name: one.description or "" for one in parse(inspect.getdoc(source) or "").params}
     found = []
     for name, parameter in inspect.signature(source).parameters.items():
-        if name in skip or parameter.kind is parameter.VAR_KEYWORD:
+        if name in skip:
+            continue
+        if parameter.kind is parameter.VAR_KEYWORD:
+            found += _shared_options(source, hints.get(name), group, section)
             continue
         default = MISSING if parameter.default is parameter.empty else parameter.default
         text = " ".join(documented.get(name, "").split())
         found.append(Option(name, hints[name], default, text, group, section))
     return found
+
+
+def _shared_options(source: Any, hint: Any, group: str, section: str) -> list[Option]:
+    """The options that several methods share: `**options: Unpack[a TypedDict]`, with defaults in `source.shared`."""
+    if get_origin(hint) is not Unpack:
+        return []
+    (kind,) = get_args(hint)
+    documented = field_docs(kind)
+    return [
+        Option(name, part, source.shared[name], documented.get(name, ""), group, section)
+        for name, part in get_type_hints(kind).items()
+    ]
 
 
 def _field_options(kind: Any, group: str) -> Iterable[Option]:
@@ -122,7 +137,7 @@ class Command:
             recipe: values of a file; those of the words win.
 
         Returns:
-            Values by name; those of a group in a dict of their own, with defaults for what is not given, and nothing for
+            Values by name; those of a group in a dict of their own, with defaults for what is not given, and nothing
         other options that are not given.
 
         Raises:

@@ -154,13 +154,13 @@ def test_a_teacher_that_has_changed_is_noticed(tmp_path, teacher):
 
 
 def test_settings_of_an_ablation_reach_all_of_its_rows_and_stand_in_its_command():
-    given = {"defeat": method_defaults("defeat") | {"adaptation_kernel": 1}, "imitation": method_defaults("imitation")}
+    given = {"defeat": method_defaults("defeat") | {"adaptation_kernel": 3}, "imitation": method_defaults("imitation")}
     variants = variants_of("", "regions", given)
-    assert {one.options["adaptation_kernel"] for name, one in variants.items() if name != NONE} == {1}
+    assert {one.options["adaptation_kernel"] for name, one in variants.items() if name != NONE} == {3}
     template = DistillSettings(data="demo", teacher="demo", out="m")
     words = shlex.split(Matrix(Path("m"), Matrix.of(template, variants, 2).settings, variants, 2).command())
     assert "--ablate=regions" in words
-    assert {"--defeat.adaptation-kernel=1", "--imitation.adaptation-kernel=1"} <= {*words}
+    assert {"--defeat.adaptation-kernel=3", "--imitation.adaptation-kernel=3"} <= {*words}
     assert not [word for word in words if "weight" in word and "decay" not in word]
     # What one of the methods was given itself stays.
     own = given | {"imitation": method_defaults("imitation") | {"scale": "none"}}

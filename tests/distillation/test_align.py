@@ -50,8 +50,21 @@ def test_adaptation_turns_the_students_channels_into_the_teachers():
     assert adaptation(torch.randn(2, 4, 3, 4), 16).shape == (2, 5, 3, 4)
 
 
-def test_adaptation_sees_three_by_three_cells():
-    adaptation = Adaptation({8: pair(8, 1, 1)})
+def test_adaptation_begins_by_changing_nothing_where_channels_match():
+    level = torch.randn(2, 3, 4, 5)
+    for kernel in (1, 3):
+        torch.manual_seed(0)
+        adaptation = Adaptation({8: pair(8, 3, 3), 16: pair(16, 3, 4)}, kernel=kernel)
+        assert torch.equal(adaptation(level, 8), level)
+        torch.manual_seed(0)
+        drawn = Adaptation({8: pair(8, 3, 3), 16: pair(16, 3, 4)}, "default", kernel=kernel)
+        assert not torch.equal(drawn(level, 8), level)
+        # Where channels differ there is no identity, and what is drawn is the same.
+        assert torch.equal(drawn(level, 16), adaptation(level, 16))
+
+
+def test_adaptation_may_see_three_by_three_cells():
+    adaptation = Adaptation({8: pair(8, 1, 1)}, kernel=3)
     weight = adaptation.layers["8"].weight
     assert weight.shape == (1, 1, 3, 3)
     with torch.no_grad():

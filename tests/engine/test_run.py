@@ -97,7 +97,7 @@ def test_the_teacher_stays_as_it_was_and_outside_of_every_file(family, tmp_path,
     kept = {name.removeprefix("student.") for name in checkpoint["state_dict"] if name.startswith("student.")}
     assert kept == tensors(student).keys()
     widths = {tuple(value.shape) for name, value in checkpoint["state_dict"].items() if name.startswith("method.")}
-    assert widths == {(24, 16, 3, 3), (24,)}  # from the student's 16 channels to the teacher's 24
+    assert widths == {(24, 16, 1, 1), (24,)}  # from the student's 16 channels to the teacher's 24
 
 
 def make_decided(teacher):

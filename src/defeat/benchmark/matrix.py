@@ -46,7 +46,13 @@ class Variant:
 
 
 ALONE = Variant(NONE, settings={"inherit": "none"})
-PUBLISHED = {"object_weight": 3.0, "background_weight": 12.0, "scale": "none", "initialisation": "published"}
+PUBLISHED = {
+    "object_weight": 3.0,
+    "background_weight": 12.0,
+    "scale": "none",
+    "initialisation": "published",
+    "adaptation_kernel": 3,
+}
 ABLATIONS: dict[str, dict[str, Variant]] = {
     # How the same region teaches alone, with the other under one weight, and with it under a weight of its own.
     "regions": {

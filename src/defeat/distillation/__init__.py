@@ -58,8 +58,9 @@ def method_defaults(name: str) -> dict[str, Any]:
     Raises:
         InputError: the name is unknown.
     """
-    parameters = signature(find_method(name)).parameters.values()
-    return {one.name: one.default for one in parameters if one.name not in ("student", "teacher")}
+    method = find_method(name)
+    own = [one for one in signature(method).parameters.values() if one.kind is one.KEYWORD_ONLY]
+    return {**{one.name: one.default for one in own}, **method.shared}
 
 
 def build_method(name: str, student: DetectorInfo, teacher: DetectorInfo, options: dict[str, Any]) -> Method:

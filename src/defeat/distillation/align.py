@@ -102,9 +102,9 @@ class Adaptation(nn.Module):
     def __init__(
         self,
         levels: Mapping[int, LevelPair],
-        initialisation: str = "default",
+        initialisation: str = "identity",
         activation: bool = False,
-        kernel: int = 3,
+        kernel: int = 1,
     ) -> None:
         super().__init__()
         self.activation, self.kernel = activation, kernel

@@ -1,8 +1,8 @@
 """The contract that every distillation method keeps."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ class Method(nn.Module, ABC):
     Attributes:
         paper: where the method comes from (of the class).
         reads: fields of `DetectorOutput` that it may read beside the losses (of the class).
+        shared: defaults of the options that it shares with other methods and takes as `**options` (of the class).
         student: what is known about the student.
         teacher: what is known about the teacher, with its classes named as the student calls them.
         notes: one sentence for each part of the method that this pair leaves out, and why.
@@ -34,6 +35,7 @@ class Method(nn.Module, ABC):
 
     paper: ClassVar[str]
     reads: ClassVar[tuple[str, ...]]
+    shared: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, student: DetectorInfo, teacher: DetectorInfo) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Imitation of feature maps: adaptation layers, a region, a difference, and the weights of region and background."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,39 @@ from defeat.types import DetectorInfo, DetectorOutput, Progress, Target
 LEVEL_WEIGHTS = ("equal", "objects")
 SCALES = ("standardise", "teacher", "none")
 
+
+class MapOptions(TypedDict, total=False):
+    """Options that all methods share which imitate maps."""
+
+    scale: str
+    """What makes the terms on maps independent of the magnitude of features: standardise (both sides), teacher (the
+    teacher's side alone) or none (published)."""
+    initialisation: str
+    """Of the adaptation layers: identity (they begin by changing nothing, where channels match), default (random) or
+    published (near zero)."""
+    adaptation_kernel: int
+    """Side of the kernels of the adaptation layers, in cells: 1, or 3 (published), which costs more."""
+    missing_levels: str
+    """What becomes of levels whose stride the teacher lacks: leave_out, or nearest (the level of the teacher with the
+    nearest stride, resized)."""
+    count_padding: bool
+    """Whether padded cells count as background, as in the published code."""
+    warmup: float
+    """Part of the run over which the terms rise linearly from zero, 0..1."""
+    decay: str
+    """How the terms change over the epochs: constant, linear, cosine or up_down."""
+
+
+# Measured with students that inherit neck and head, see docs/accuracy.md.
+MAP_DEFAULTS: MapOptions = {
+    "scale": "standardise",
+    "initialisation": "identity",
+    "adaptation_kernel": 1,
+    "missing_levels": "leave_out",
+    "count_padding": False,
+    "warmup": 0.05,
+    "decay": "constant",
+}
 PaintRegions = Callable[[Sequence[Tensor], dict[int, Shape]], Regions]
 
 
@@ -42,7 +75,7 @@ class MapImitation(nn.Module):
         scale: what makes the terms independent of the magnitude of features. `standardise`: both sides get zero mean
             and unit variance in every channel of a level; `teacher`: the teacher's side alone does, and the adaptation
             layer has to find that scale; `none`: the published arithmetic, whose weights fit one pair of networks only.
-        initialisation: of the adaptation layers: `default` or `published` (see `Adaptation`).
+        initialisation: of the adaptation layers: `identity`, `default` or `published` (see `Adaptation`).
         adaptation_kernel: side of their kernels, 1 or 3 cells.
         count_padding: whether padded cells count as background, as in the published code.
         level_weights: what each level counts for in the mean over the levels: `equal` (published), or `objects`: in
@@ -70,8 +103,8 @@ class MapImitation(nn.Module):
         missing_levels: str = "leave_out",
         difference: str = "squared",
         scale: str = "standardise",
-        initialisation: str = "default",
-        adaptation_kernel: int = 3,
+        initialisation: str = "identity",
+        adaptation_kernel: int = 1,
         count_padding: bool = False,
         level_weights: str = "equal",
     ) -> None:
@@ -156,6 +189,12 @@ class MapImitation(nn.Module):
         return self.difference(found, wanted if self.scale == "none" else standardise(wanted, inside))
 
 
+def scheduled(options: Mapping[str, Any]) -> tuple[Schedule, dict[str, Any]]:
+    """The schedule that `MapOptions` describe, and those of them that `MapImitation` takes."""
+    maps = dict(options)
+    return Schedule(maps.pop("decay"), maps.pop("warmup")), maps
+
+
 class NeckMethod(Method):
     """What methods share that imitate one region of the neck: `neck_object` is their only term.
 
@@ -164,15 +203,15 @@ class NeckMethod(Method):
         teacher: what is known about the teacher.
         regions: paints the region, see `defeat.distillation.regions`.
         weight: weight of the term.
-        warmup: part of the run over which the term rises linearly from zero, 0..1.
-        decay: how the term changes over the epochs, see `Schedule`.
-        maps: further options of `MapImitation`.
+        difference: of the maps, see `MapImitation`.
+        options: see `MapOptions`.
 
     Raises:
         InputError: an option is not valid, or the two necks share no stride.
     """
 
     reads = ("neck",)
+    shared: ClassVar[Mapping[str, Any]] = MAP_DEFAULTS
 
     def __init__(
         self,
@@ -181,13 +220,12 @@ class NeckMethod(Method):
         regions: PaintRegions,
         weight: float,
         *,
-        warmup: float,
-        decay: str,
-        **maps: Any,
+        difference: str = "squared",
+        **options: Unpack[MapOptions],
     ) -> None:
         super().__init__(student, teacher)
-        self.schedule = Schedule(decay, warmup)
-        self.neck = MapImitation(student, teacher, "neck", regions, object_weight=weight, **maps)
+        self.schedule, maps = scheduled({**self.shared, **options})
+        self.neck = MapImitation(student, teacher, "neck", regions, object_weight=weight, difference=difference, **maps)
         self.notes += self.neck.notes
 
     def painted(self, boxes: Sequence[Tensor], shapes: dict[int, Shape]) -> dict[str, Regions]:

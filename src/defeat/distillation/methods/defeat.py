@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Unpack
 
 from torch import Tensor
 
 from defeat.distillation.base import Method, check_weights
 from defeat.distillation.classification import ClassImitation, ClassTerm
-from defeat.distillation.imitation import MapImitation, PaintRegions
+from defeat.distillation.imitation import MAP_DEFAULTS, MapImitation, MapOptions, PaintRegions, scheduled
 from defeat.distillation.regions import (
     CANONICAL_SIDE,
     Regions,
@@ -17,7 +17,6 @@ from defeat.distillation.regions import (
     object_regions,
     object_regions_on_all_levels,
 )
-from defeat.distillation.schedule import Schedule
 from defeat.errors import InputError, unknown_name
 from defeat.types import DetectorInfo, DetectorOutput, Progress, Target
 
@@ -70,17 +69,9 @@ class DeFeat(Method):
             images), or all, as FGD does.
         level_weights: what each level of the neck counts for in the mean over the levels: equal (published), or objects
             (its share of the cells of all objects' own levels in the batch).
-        scale: what makes the terms on maps independent of the magnitude of features: standardise (both sides), teacher
-            (the teacher's side alone) or none (published).
-        initialisation: of the adaptation layers: default or published (near zero).
-        adaptation_kernel: side of the kernels of the adaptation layers, in cells: 3 (published) or 1, which costs less.
-        missing_levels: what becomes of levels whose stride the teacher lacks: leave_out, or nearest (the level of the
-            teacher with the nearest stride, resized).
-        warmup: part of the run over which all terms rise linearly from zero, 0..1.
-        decay: how all terms change over the epochs: constant, linear, cosine or up_down.
         detector_negatives: weight of negatives in the student's own losses of classes, 0 or more; 1 changes nothing.
         detector_negatives_decay: what that weight is divided by after every epoch, 1 or more (published code: 5).
-        count_padding: whether padded cells count as background, as in the published code.
+        options: those of all methods that imitate maps, see `MapOptions`.
 
     Raises:
         InputError: a weight, temperature or name is not valid, or the two share no stride.
@@ -88,6 +79,7 @@ class DeFeat(Method):
 
     paper = "Guo et al., CVPR 2021, arXiv 2103.14475"
     reads = ("neck", "backbone", "proposals", "dense")
+    shared = MAP_DEFAULTS
 
     def __init__(
         self,
@@ -108,15 +100,9 @@ class DeFeat(Method):
         proposals: str = "teacher",
         object_levels: str = "published",
         level_weights: str = "equal",
-        scale: str = "standardise",
-        initialisation: str = "default",
-        adaptation_kernel: int = 3,
-        missing_levels: str = "leave_out",
-        warmup: float = 0.05,
-        decay: str = "constant",
         detector_negatives: float = 1.0,
         detector_negatives_decay: float = 1.0,
-        count_padding: bool = False,
+        **options: Unpack[MapOptions],
     ) -> None:
         super().__init__(student, teacher)
         check_weights(
@@ -131,14 +117,7 @@ class DeFeat(Method):
         if not 1 <= detector_negatives_decay < float("inf"):
             raise InputError(f"detector_negatives_decay must be 1 or more, not {detector_negatives_decay}.")
         self.detector_negatives, self.detector_negatives_decay = detector_negatives, detector_negatives_decay
-        maps: Any = {
-            "scale": scale,
-            "initialisation": initialisation,
-            "adaptation_kernel": adaptation_kernel,
-            "missing_levels": missing_levels,
-            "count_padding": count_padding,
-        }
-        self.schedule = Schedule(decay, warmup)
+        self.schedule, maps = scheduled({**self.shared, **options})
         self.neck = MapImitation(
             student,
             teacher,
