@@ -7,21 +7,34 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from defeat import distillation as methods
-    from defeat.assembly.plan import plan
+    from defeat import methods
+    from defeat.api import distill, plan, train
     from defeat.assembly.replay import replay
-    from defeat.assembly.run import distill, train
     from defeat.benchmark import bench
-    from defeat.data import open_dataset
-    from defeat.detector import DetectorSpec, build, load
+    from defeat.data import DetectionDataset, open_dataset
+    from defeat.detector import Detector, DetectorSpec, build, load
+    from defeat.distillation import Method
+    from defeat.engine.fit import RunResult
     from defeat.errors import InputError
     from defeat.inference.evaluate import evaluate
     from defeat.inference.predict import predict
     from defeat.report.compare import compare
+    from defeat.types import Detections, DetectorInfo, DetectorOutput, Progress, Target
+
+    __version__: str
 
 __all__ = [
+    "DetectionDataset",
+    "Detections",
+    "Detector",
+    "DetectorInfo",
+    "DetectorOutput",
     "DetectorSpec",
     "InputError",
+    "Method",
+    "Progress",
+    "RunResult",
+    "Target",
     "bench",
     "build",
     "compare",
@@ -37,25 +50,40 @@ __all__ = [
 ]
 
 _HOMES = {
+    "DetectionDataset": "defeat.data",
+    "Detections": "defeat.types",
+    "Detector": "defeat.detector",
+    "DetectorInfo": "defeat.types",
+    "DetectorOutput": "defeat.types",
     "DetectorSpec": "defeat.detector",
     "InputError": "defeat.errors",
+    "Method": "defeat.distillation",
+    "Progress": "defeat.types",
+    "RunResult": "defeat.engine.fit",
+    "Target": "defeat.types",
     "bench": "defeat.benchmark",
     "build": "defeat.detector",
     "compare": "defeat.report.compare",
-    "distill": "defeat.assembly.run",
+    "distill": "defeat.api",
     "evaluate": "defeat.inference.evaluate",
     "load": "defeat.detector",
     "open_dataset": "defeat.data",
-    "plan": "defeat.assembly.plan",
+    "plan": "defeat.api",
     "predict": "defeat.inference.predict",
     "replay": "defeat.assembly.replay",
-    "train": "defeat.assembly.run",
+    "train": "defeat.api",
 }
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("defeat")
     if name == "methods":
-        return import_module("defeat.distillation")
+        return import_module("defeat.methods")
     if name not in _HOMES:
         raise AttributeError(f"module 'defeat' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -6,14 +6,15 @@ The dataclasses themselves stand beside what they configure.
 import ast
 import inspect
 import textwrap
-from dataclasses import MISSING, Field, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from enum import Enum
 from functools import cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 from defeat.errors import InputError
 
+Kind = TypeVar("Kind")
 AUTO = "auto"  # of a setting whose value follows from data, teacher or devices
 
 
@@ -28,8 +29,8 @@ class Role(Enum):
 
 
 def setting(
-    default: Any = MISSING,
     *,
+    default: Any = MISSING,
     factory: Any = MISSING,
     role: Role = Role.LEARNING,
     usual: Any = MISSING,
@@ -53,6 +54,12 @@ def setting(
     if factory is not MISSING:
         return field(default_factory=factory, metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(setting,))
+def settings_part(kind: type[Kind]) -> type[Kind]:
+    """Make a class a dataclass of settings: frozen, with keywords alone."""
+    return dataclass(frozen=True, kw_only=True)(kind)
 
 
 def usual_value(one: Field[Any]) -> Any:
@@ -107,6 +114,8 @@ class Checked:
     Parts are combined by inheritance, so that settings stay flat on the command line and in YAML.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
     def __post_init__(self) -> None:
         """Call the checks of all parts.
 
@@ -124,6 +133,6 @@ class Checked:
         """The value of a setting; its usual number where it is `auto`."""
         value: Any = getattr(self, name)
         if value == AUTO:
-            value = next(one for one in fields(self) if one.name == name).metadata["usual"]  # type: ignore[arg-type]
+            value = next(one for one in fields(self) if one.name == name).metadata["usual"]
         number: float = value
         return number

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from defeat.assembly.automatic import Choices, choose
 from defeat.assembly.inheriting import inherit_from
+from defeat.assembly.objects import MethodFactory, Objects
 from defeat.assembly.settings import FREE_IN_RESUMED, DistillSettings, TrainSettings, earlier_defaults
 from defeat.assembly.teacher_quality import teacher_doubts
 from defeat.assembly.unlabelled import detect_unlabelled
@@ -17,6 +18,7 @@ from defeat.detector.devices import moved
 from defeat.detector.frozen import frozen
 from defeat.detector.weights import misfits
 from defeat.distillation import Method, build_method, renamed_classes
+from defeat.distillation.class_map import listed
 from defeat.distillation.inheritance import Inheritance
 from defeat.engine.devices import require_devices, training_device
 from defeat.engine.experiment import Distillation, Experiment, Record
@@ -59,27 +61,35 @@ class Assembly:
     lessons: Lessons | None = None
 
 
-def assemble(settings: TrainSettings, console: Console, unlabelled: int | None = None) -> Assembly:
+def assemble(
+    settings: TrainSettings, console: Console, unlabelled: int | None = None, given: Objects | None = None
+) -> Assembly:
     """Make everything that a run needs; what a teacher detects in images without annotations is kept in its folder.
 
     Args:
         settings: `DistillSettings` for a student with a teacher, else `TrainSettings`.
         console: where to say what was found in the data and left out of the method.
         unlabelled: look at so many images without annotations only, and write nothing; None for all.
+        given: objects that take the place of words.
 
     Raises:
         InputError: something about the settings, the data or the pair is not valid.
     """
+    given = given or Objects()
+    settings = given.described(settings)
     check_devices(settings)
     require_loggers(settings)
-    training, evaluation = _splits(settings, console)
-    teacher = load(settings.teacher, settings.teacher_weights) if isinstance(settings, DistillSettings) else None
+    training, evaluation = _splits(settings, console, given)
+    teacher = given.teacher
+    if isinstance(settings, DistillSettings) and teacher is None:
+        teacher = load(settings.teacher, settings.teacher_weights)
     choices = choose(settings, training, teacher)
     settings = choices.applied(settings)
-    student = build_student(settings, training.classes)
+    student = _student(settings, training, given)
     distillation, lessons = None, None
     if isinstance(settings, DistillSettings) and teacher is not None:
-        distillation, lessons = _distillation(settings, student, teacher, training, console, unlabelled)
+        method = pair(student, teacher, settings, console, given.method)
+        distillation, lessons = _distillation(settings, student, teacher, method, training, console, unlabelled)
     experiment = Experiment(
         student=student,
         training=training,
@@ -102,27 +112,43 @@ def record_of(settings: TrainSettings) -> Record:
     return Record(command, settings.to_dict(), FREE_IN_RESUMED, earlier_defaults(), settings.resume)
 
 
-def _splits(settings: TrainSettings, console: Console) -> tuple[DetectionDataset, DetectionDataset]:
-    policy = settings.on_bad_data
-    training = open_dataset(settings.data, settings.split, settings.classes, policy, console)
-    split = evaluation_split(settings)
-    settings.require_no_choice_on(split)
-    evaluation = open_dataset(settings.data, split, training.classes, policy, console)
+def _splits(
+    settings: TrainSettings, console: Console, given: Objects
+) -> tuple[DetectionDataset, DetectionDataset | None]:
+    policy, known = settings.on_bad_data, None if given.student is None else given.student.info.classes
+    training = given.training(settings.classes or known, settings.split)
+    if training is None:
+        training = open_dataset(settings.data, settings.split, settings.classes or known, policy, console)
+    evaluation = given.evaluation(training.classes)
+    if evaluation is None and given.data is None:
+        split = evaluation_split(settings)
+        settings.require_no_choice_on(split)
+        evaluation = open_dataset(settings.data, split, training.classes, policy, console)
     for dataset in (training, evaluation):
-        if (problems := dataset.report()) is not None:
+        if dataset is not None and (problems := dataset.report()) is not None:
             console.print(f"{dataset.split}: {problems}", style="yellow", highlight=False, markup=False)
     return training, evaluation
+
+
+def _student(settings: TrainSettings, training: DetectionDataset, given: Objects) -> Detector:
+    if given.student is None:
+        return build_student(settings, training.classes)
+    known = tuple(given.student.info.classes)
+    if known != training.classes:
+        raise InputError(f"The student knows the classes {listed(known)}, and the data has {listed(training.classes)}.")
+    torch.manual_seed(settings.seed)
+    return given.student.train()
 
 
 def _distillation(
     settings: DistillSettings,
     student: Detector,
     teacher: Detector,
+    method: Method,
     training: DetectionDataset,
     console: Console,
     unlabelled: int | None,
 ) -> tuple[Distillation, Lessons]:
-    method = pair(student, teacher, settings, console)
     inherited = inherit_from(teacher, student, method.classes, settings, console)
     accuracy = None
     if not settings.allow_weak_teacher:
@@ -213,12 +239,36 @@ def build_student(settings: TrainSettings, classes: tuple[str, ...]) -> Detector
     return student
 
 
-def pair(student: Detector, teacher: Detector, settings: DistillSettings, console: Console) -> Method:
-    """Build the method for the two; its first weights depend on the seed, and draw from no other random numbers."""
+def pair(
+    student: Detector,
+    teacher: Detector,
+    settings: DistillSettings,
+    console: Console,
+    given: Method | MethodFactory | None = None,
+) -> Method:
+    """Build the method for the two; its first weights depend on the seed, and draw from no other random numbers.
+
+    Args:
+        student: the detector to train.
+        teacher: a trained detector.
+        settings: name and options of the method, and how classes are called.
+        console: where to say what the pair leaves out.
+        given: a method that is built already, or what builds it, instead of a name.
+
+    Raises:
+        InputError: the pair lacks what the method needs, or a given method is for another pair.
+    """
     known = renamed_classes(teacher.info, student.info.classes, settings.class_names)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        method = build_method(settings.method, student.info, known, settings.method_options)
+        if given is None:
+            method = build_method(settings.method, student.info, known, settings.method_options)
+        else:
+            method = given if isinstance(given, Method) else given(student.info, known)
+    if not isinstance(method, Method):
+        raise InputError(f"method must be a name, a Method, or what makes one, not a {type(method).__name__}.")
+    if (method.student, method.teacher) != (student.info, known):
+        raise InputError("method was built for other detectors: build it with `student.info` and `teacher.info`.")
     method.adapt_in(lower_precision(settings))
     for note in [*method.classes.describe(), *method.notes]:
         console.print(note, style="yellow", highlight=False)

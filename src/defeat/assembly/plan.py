@@ -12,6 +12,7 @@ from rich.console import Console
 from defeat.assembly.assemble import Assembly, assemble, with_frozen_teacher
 from defeat.assembly.balance import balanced, weights_above_zero
 from defeat.assembly.estimate import UNLABELLED, RunCost, estimate_experiment
+from defeat.assembly.objects import Objects
 from defeat.assembly.settings import DistillSettings
 from defeat.data import DetectionDataset
 from defeat.data.problems import Problems
@@ -134,21 +135,13 @@ class Plan:
         return asdict(self)
 
 
-def plan(**options: Any) -> Plan:
-    """Say what `distill` would do and cost; the options are the fields of `DistillSettings`.
-
-    Raises:
-        InputError: what cannot work, with the way out.
-    """
-    return make_plan(DistillSettings(**options))
-
-
-def make_plan(settings: DistillSettings, console: Console | None = None) -> Plan:
+def make_plan(settings: DistillSettings, console: Console | None = None, given: Objects | None = None) -> Plan:
     """Assemble a run of distillation, measure a few steps, and write `plan.json` into its folder.
 
     Args:
         settings: what `defeat distill` would be given.
         console: where to say what is being done.
+        given: objects that take the place of words.
 
     Raises:
         InputError: what cannot work, with the way out.
@@ -156,7 +149,7 @@ def make_plan(settings: DistillSettings, console: Console | None = None) -> Plan
     console = console or Console(stderr=True)
     directory = RunDirectory(settings.out)
     directory.require_free(settings.resume)
-    assembly = assemble(settings, console, UNLABELLED)
+    assembly = assemble(settings, console, UNLABELLED, given)
     experiment = balanced(assembly, with_frozen_teacher(assembly.experiment), console, write=False)
     made = _planned(assembly, experiment, estimate_experiment(experiment))
     write_into(directory.folder, FILE, (json.dumps(made.to_dict(), indent=2) + "\n").encode())

@@ -1,6 +1,5 @@
 """Train a detector, with the help of a teacher or without: from settings to a finished run directory."""
 
-import inspect
 from time import perf_counter
 from typing import Any
 
@@ -10,41 +9,20 @@ from rich.console import Console
 from defeat.assembly.assemble import assemble, with_frozen_teacher
 from defeat.assembly.balance import balanced
 from defeat.assembly.inheriting import keep
+from defeat.assembly.objects import Objects
 from defeat.assembly.recipes import expected
-from defeat.assembly.settings import DistillSettings, TrainSettings
+from defeat.assembly.settings import TrainSettings
 from defeat.engine.checkpoint import RunDirectory
 from defeat.engine.fit import RunResult, fit, notifier
 
 
-def train(**options: Any) -> RunResult:
-    """Train a detector; the options are the fields of `TrainSettings`.
-
-    Raises:
-        InputError: an option, the data or the run directory is not valid.
-    """
-    return run(TrainSettings(**options))
-
-
-def distill(**options: Any) -> RunResult:
-    """Train a student with the help of a teacher; the options are the fields of `DistillSettings`.
-
-    Raises:
-        InputError: an option, the data, the teacher, the pair or the run directory is not valid.
-    """
-    return run(DistillSettings(**options))
-
-
-# So that help() and editors show the options.
-train.__signature__ = inspect.signature(TrainSettings)  # type: ignore[attr-defined]
-distill.__signature__ = inspect.signature(DistillSettings)  # type: ignore[attr-defined]
-
-
-def run(settings: TrainSettings, console: Console | None = None) -> RunResult:
+def run(settings: TrainSettings, console: Console | None = None, given: Objects | None = None) -> RunResult:
     """Carry out a run.
 
     Args:
         settings: `DistillSettings` for a student with a teacher, else `TrainSettings`.
         console: where to show progress.
+        given: objects that take the place of words.
 
     Raises:
         InputError: something about the settings, the data or the folder is not valid.
@@ -53,17 +31,18 @@ def run(settings: TrainSettings, console: Console | None = None) -> RunResult:
     directory = RunDirectory(settings.out)
     with directory.locked(notifier(console)):
         directory.require_free(settings.resume)
-        return _run(settings, directory, console)
+        return _run(settings, directory, console, given)
 
 
-def _run(settings: TrainSettings, directory: RunDirectory, console: Console) -> RunResult:
+def _run(settings: TrainSettings, directory: RunDirectory, console: Console, given: Objects | None) -> RunResult:
     began = perf_counter()
     figure = expected(settings.expected)
-    assembly = assemble(settings, console)
+    assembly = assemble(settings, console, given=given)
     if sentence := assembly.choices.describe():
         rank_zero_only(console.print)(f"auto: {sentence}", highlight=False, soft_wrap=True)
     experiment = balanced(assembly, with_frozen_teacher(assembly.experiment), console)
-    lessons, facts = assembly.lessons, {}
+    lessons = assembly.lessons
+    facts: dict[str, Any] = {}
     if lessons is not None:
         facts["inherited"] = {"parts": lessons.inherited.parts, "parameters": lessons.inherited.parameters}
 

@@ -1,7 +1,7 @@
 """The settings of a run, in words: those of each part, in one flat dataclass for each command."""
 
 import re
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,61 +17,61 @@ from defeat.engine.loggers import LoggingSettings
 from defeat.engine.optimisation import OptimisationSettings
 from defeat.engine.selection import SelectionSettings
 from defeat.errors import InputError
-from defeat.settings import Checked, Role, at_least, names_of, option, setting, usual_value
+from defeat.settings import Checked, Role, at_least, names_of, option, setting, settings_part, usual_value
 
 DistillPrecision = Literal["run", "bf16"]
 Inherit = Literal["none", "neck", "neck+head", "auto"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_part
 class RunSettings(Checked):
     """Run."""
 
     out: str = setting(role=Role.CELL)
     """Run directory to write; it must not hold another run."""
-    resume: bool = setting(False, role=Role.CELL)
+    resume: bool = setting(default=False, role=Role.CELL)
     """Continue the run in `out` from its last checkpoint."""
     expected: dict[str, Any] = setting(factory=dict, role=Role.CELL, hidden=True)
     """The figure that a recipe expects: metric, value, tolerance, source."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_part
 class DistillationSettings(Checked):
     """Distillation."""
 
     teacher: str = setting(role=Role.SOURCE)
     """Run directory of the teacher, or a torchvision model such as torchvision:fasterrcnn_resnet50_fpn_v2."""
-    teacher_weights: str | None = setting(None)
+    teacher_weights: str | None = setting(default=None)
     """With a torchvision teacher, a file with its state dict, instead of the published weights."""
-    distill_precision: DistillPrecision = setting("run")
+    distill_precision: DistillPrecision = setting(default="run")
     """In what the teacher's maps and the adaptation layers are computed: run, as the run says, or bf16, which rounds
     them, and takes half the time or less where the CPU has instructions for it."""
-    method: str = setting("defeat", role=Role.CELL)
+    method: str = setting(default="defeat", role=Role.CELL)
     """Distillation method."""
     method_options: dict[str, Any] = setting(factory=dict, role=Role.CELL, hidden=True)
     """Settings of the method that differ from its defaults."""
-    inherit: Inherit = setting("auto", usual="none")
+    inherit: Inherit = setting(default="auto", usual="none")
     """Which of the teacher's weights the student begins with, as far as they fit: none, neck, neck+head, or auto
     (both where the two are of one family with equal necks and anchors)."""
-    balance: float | None = setting(None)
+    balance: float | None = setting(default=None)
     """Before training, multiply the method's weights by the one factor that makes the gradient of all its terms, at
     the student's neck, so many times that of the detector's own losses; config.yaml gets the weights."""
-    class_map: str | dict[str, str | None] | None = setting(None)
+    class_map: str | dict[str, str | None] | None = setting(default=None)
     """YAML file with a line `teacher's class: student's class` for each class that the two call by different names;
     ~ instead of a name for a class of the teacher that is none of the student's."""
-    unlabelled: str | None = setting(None, role=Role.SOURCE)
+    unlabelled: str | None = setting(default=None, role=Role.SOURCE)
     """Folder of images without annotations to learn from as well; the teacher detects their objects before training."""
-    unlabelled_ratio: float = setting(1.0)
+    unlabelled_ratio: float = setting(default=1.0)
     """Images without annotations in a batch, for each annotated one."""
-    pseudo_labels: float | None = setting(None)
+    pseudo_labels: float | None = setting(default=None)
     """Score, 0..1, from which on the detector learns a detection of the teacher as if it was annotated; without it,
     images without annotations serve the method alone."""
-    cache_teacher: str | None = setting(None, role=Role.OUTPUT)
+    cache_teacher: str | None = setting(default=None, role=Role.OUTPUT)
     """Folder in which to keep the teacher's maps of each image, so that they are computed once; runs with the same
     teacher and size can share it."""
-    cache_limit: str | None = setting(None, role=Role.OUTPUT)
+    cache_limit: str | None = setting(default=None, role=Role.OUTPUT)
     """Space that the kept maps may take, such as 20GB; by default as much as the disk has."""
-    allow_weak_teacher: bool = setting(False)
+    allow_weak_teacher: bool = setting(default=False)
     """Go on although the teacher detects next to nothing on the data."""
 
     def check(self) -> None:
@@ -102,7 +102,7 @@ class DistillationSettings(Checked):
         return self.class_map or {}
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_part
 class TrainSettings(  # fields and checks come in the order from the last base to the first
     DeviceSettings,
     LoggingSettings,
@@ -138,7 +138,7 @@ class TrainSettings(  # fields and checks come in the order from the last base t
         return settings
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_part
 class DistillSettings(DistillationSettings, TrainSettings):
     """Train a student with the help of a teacher."""
 

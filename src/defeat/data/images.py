@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from defeat.errors import InputError
@@ -118,3 +118,40 @@ def _unreadable(path: str | Path, error: Exception) -> InputError:
         return InputError(f"{path} may not be read: its permissions forbid it.")
     reason = " ".join(str(error).split()) or type(error).__name__
     return InputError(f"{path} cannot be read as an image: {reason}.")
+
+
+def rgb_tensor(image: object) -> Tensor:
+    """An image in any of the usual forms as a tensor.
+
+    Args:
+        image: path of a file; PIL image; array (H, W, 3) of uint8, RGB; or tensor (3, H, W), uint8 in 0..255 or a
+            floating type in 0..1, RGB.
+
+    Returns:
+        (3, H, W): uint8, or for a tensor of a floating type float32.
+
+    Raises:
+        InputError: it is none of these, or the file can't be read.
+    """
+    if isinstance(image, str | Path):
+        return read_image(image, read_header(image).upright, prefer_upright=True)
+    if isinstance(image, Image.Image):
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+        return torch.from_numpy(np.array(upright)).permute(2, 0, 1).contiguous()
+    if isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8:
+        return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).contiguous()
+    if isinstance(image, Tensor) and image.ndim == 3 and image.shape[0] == 3 and 0 not in image.shape:
+        if image.dtype == torch.uint8:
+            return image.as_subclass(Tensor)
+        if image.is_floating_point() and bool((image >= 0).all()) and bool((image <= 1).all()):
+            return image.as_subclass(Tensor).float()
+    raise InputError(
+        f"{_kind(image)} is not an image: give a path, a PIL image, an array (H, W, 3) of uint8, or a tensor (3, H, W) "
+        "of uint8 in 0..255 or of a floating type in 0..1, all RGB."
+    )
+
+
+def _kind(image: object) -> str:
+    if isinstance(image, Tensor | np.ndarray):
+        return f"A {type(image).__name__} of shape {tuple(image.shape)} and type {image.dtype}"
+    return f"A {type(image).__name__}"

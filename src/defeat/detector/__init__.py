@@ -1,6 +1,6 @@
 """Detectors: build one from its description, load one from a run, a file or torchvision."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from defeat.detector.base import Detector, DetectorSpec
 from defeat.detector.families import faster_rcnn, retinanet
 from defeat.detector.model_files import load_model, save_model
+from defeat.detector.normalisation import Norm
 from defeat.detector.pretrained import load_torchvision
 from defeat.errors import InputError, unknown_name
 from defeat.settings import AUTO
@@ -46,23 +47,49 @@ def make_options(family: str, values: Mapping[str, Any]) -> Any:
     return kind(**values)
 
 
-def build(spec: DetectorSpec, weights: str = "auto") -> Detector:
+def build(
+    detector: DetectorSpec | str,
+    weights: str = "auto",
+    *,
+    backbone: str = "resnet50",
+    classes: Sequence[str] = (),
+    size: int = 800,
+    max_size: int | None = None,
+    norm: Norm = "bn",
+    neck_channels: int = 256,
+    frozen_stages: int = 0,
+    options: Mapping[str, Any] | None = None,
+) -> Detector:
     """Build a detector; what would follow from training data is as in torchvision.
 
     Args:
-        spec: what to build.
+        detector: a family such as `retinanet`, which the keywords describe further, or a whole description, beside
+            which no keyword is needed.
         weights: the backbone's first weights: `auto` (an installed package where one fits, else a download), `none`, or
             the path of a file.
+        backbone: name of the backbone.
+        classes: names of the K classes, in the order of the labels.
+        size: short side of an image after resizing, in pixels.
+        max_size: upper limit of the long side, in pixels; None for 5/3 of the short side.
+        norm: normalisation of the backbone.
+        neck_channels: channels of the feature pyramid.
+        frozen_stages: stages of the backbone that are not trained.
+        options: settings of the family that differ from its defaults.
 
     Raises:
         InputError: unknown family, backbone or option, or weights that don't fit.
     """
-    spec = replace(spec, options={name: value for name, value in spec.options.items() if value != AUTO})
+    if isinstance(detector, str):
+        long_side = max_size or round(size * 5 / 3)
+        sizes = (size, long_side, norm, neck_channels, frozen_stages)
+        detector = DetectorSpec(detector, backbone, tuple(classes), *sizes, options=dict(options or {}))
+    given = {name: value for name, value in detector.options.items() if value != AUTO}
+    spec = replace(detector, classes=tuple(detector.classes), options=given)
     make_options(spec.family, spec.options)
     if not spec.classes:
         raise InputError("A detector needs at least one class.")
-    detector: Detector = FAMILIES[spec.family][0](spec, weights)
-    return detector
+    built: Detector = FAMILIES[spec.family][0](spec, weights)
+    return built
 
 
 def load(source: str | Path, weights: str | Path | None = None) -> Detector:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.transforms.v2 import functional as transforms
 
+from defeat.data.images import rgb_tensor
 from defeat.types import Batch, Detections, DetectorInfo, DetectorOutput, Maps, Target
 
 
@@ -168,20 +169,25 @@ class Detector(nn.Module, ABC):
         targets = [target.resized(size) for target, size in zip(batch.targets, sizes, strict=False)]
         return Batch(images, sizes, targets, batch.original_sizes, batch.classes, scale)
 
-    def predict(self, images: Sequence[Tensor]) -> list[Detections]:
+    def predict(self, images: object) -> list[Detections]:
         """Detect objects; what is found in an image does not depend on the images beside it.
 
         Images are seen together only where they are padded to the same size. Padding to that of a larger neighbour
         would change the maps near the border, and AP would depend on the batch size (by half a point on small images).
 
         Args:
-            images: RGB images of any size, each (3, H, W), uint8 in 0..255 or float32 in 0..1.
+            images: a list of RGB images of any size, or one image: path of a file, PIL image, array (H, W, 3) of uint8,
+                or tensor (3, H, W), uint8 in 0..255 or floating in 0..1.
 
         Returns:
-            Detections of each image, best first, in pixels of that image.
+            Detections of each image, best first, in pixels of that image; a list also for one image.
+
+        Raises:
+            InputError: something is not an image, or a file can't be read.
         """
+        tensors = [rgb_tensor(image) for image in (images if isinstance(images, list | tuple) else [images])]
         groups: dict[tuple[int, ...], list[int]] = {}
-        for index, image in enumerate(images):
+        for index, image in enumerate(tensors):
             groups.setdefault(self.padded_size(*image.shape[-2:]), []).append(index)
         found: dict[int, Detections] = {}
         training = self.training
@@ -189,11 +195,11 @@ class Detector(nn.Module, ABC):
         try:
             with torch.no_grad():
                 for group in groups.values():
-                    detections = self.forward_predict(self.prepare([images[index] for index in group]))
+                    detections = self.forward_predict(self.prepare([tensors[index] for index in group]))
                     found |= dict(zip(group, detections, strict=True))
         finally:
             self.train(training)
-        return [found[index] for index in range(len(images))]
+        return [found[index] for index in range(len(tensors))]
 
     def resized_size(self, height: int, width: int, scale: float = 1.0) -> tuple[int, int]:
         """Height and width that an image of this height, width and `Target.scale` has after resizing."""

@@ -1,34 +1,33 @@
 """Which detector a run trains, and with what it begins."""
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from defeat.detector.description import LARGEST_SIDE
 from defeat.detector.normalisation import Norm
-from defeat.settings import AUTO, Checked, at_least, setting
+from defeat.settings import AUTO, Checked, at_least, setting, settings_part
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_part
 class DetectorSettings(Checked):
     """Detector."""
 
-    detector: str = setting("faster_rcnn", compared=False)
+    detector: str = setting(default="faster_rcnn", compared=False)
     """Family of the detector: faster_rcnn or retinanet."""
-    backbone: str = setting("resnet50", compared=False)
+    backbone: str = setting(default="resnet50", compared=False)
     """Name of the backbone: resnet18 to resnet152, or any convolutional network of timm."""
-    size: int = setting(800, compared=False)
+    size: int = setting(default=800, compared=False)
     """Short side of an image after resizing, in pixels."""
-    max_size: int | None = setting(None)
+    max_size: int | None = setting(default=None)
     """Upper limit of the long side, in pixels; by default 5/3 of the short side."""
-    norm: Norm = setting("bn")
+    norm: Norm = setting(default="bn")
     """Normalisation of the backbone: bn, syncbn, bn_eval (pretrained statistics, trained weights), frozen (as
     pretrained) or gn."""
-    neck_channels: int | Literal["auto"] = setting(AUTO, usual=256)
+    neck_channels: int | Literal["auto"] = setting(default=AUTO, usual=256)
     """Channels of the feature pyramid; auto for as many as the teacher has, or without a teacher 256 from --size 512
     on, 128 from 256 on and 64 below."""
-    frozen_stages: int = setting(0)
+    frozen_stages: int = setting(default=0)
     """Stages of the backbone that are not trained: 0 none, 1 the stem, up to 5 all."""
-    weights: str = setting("auto")
+    weights: str = setting(default="auto")
     """First weights of the backbone: auto (an installed package, else a download), none, or a file; or a run
     directory, with whose trained detector this one begins."""
     detector_options: dict[str, Any] = setting(factory=dict, hidden=True)

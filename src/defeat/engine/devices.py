@@ -1,29 +1,28 @@
 """Where a run trains."""
 
 import os
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from defeat.errors import InputError
-from defeat.settings import Checked, Role, at_least, setting
+from defeat.settings import Checked, Role, at_least, setting, settings_part
 
 MOST_NODES = 10_000
 Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_part
 class DeviceSettings(Checked):
     """Devices."""
 
-    devices: int | Literal["auto"] = setting(1)
+    devices: int | Literal["auto"] = setting(default=1)
     """How many devices on each node, or auto for all."""
-    nodes: int = setting(1)
+    nodes: int = setting(default=1)
     """How many nodes."""
-    accelerator: Literal["auto", "cpu", "gpu"] = setting("auto", role=Role.DEVICE, compared=False)
+    accelerator: Literal["auto", "cpu", "gpu"] = setting(default="auto", role=Role.DEVICE, compared=False)
     """Kind of device: auto, cpu or gpu."""
-    precision: Precision = setting("32-true")
+    precision: Precision = setting(default="32-true")
     """Precision of the training: 32-true, 16-mixed or bf16-mixed."""
 
     def check(self) -> None:

@@ -39,7 +39,7 @@ VERIFIED = 4  # images on which the saved model must find what the last evaluati
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run came to.
+    """Result of a run.
 
     Attributes:
         folder: the run directory.
@@ -55,6 +55,11 @@ class RunResult:
     finished: bool
     writer: bool = True
     signal: int = SIGINT
+
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """Figures on the evaluation split by name, 0..100; empty for a run without evaluation."""
+        return {} if self.evaluation is None else self.evaluation.metrics
 
     @property
     def exit_code(self) -> int:

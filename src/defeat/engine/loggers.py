@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -10,23 +9,23 @@ from typing import Any, Literal
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from defeat.errors import InputError
-from defeat.settings import Checked, Role, at_least, setting
+from defeat.settings import Checked, Role, at_least, setting, settings_part
 
 PROJECT = "defeat"  # of wandb and mlflow, unless their own environment variables name another
 OPTIONAL = {"wandb": "wandb", "mlflow": "mlflow"}  # logger -> package
 LoggerName = Literal["tensorboard", "csv", "wandb", "mlflow"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_part
 class LoggingSettings(Checked):
     """Logs and checkpoints."""
 
-    log_every: int = setting(10, role=Role.OUTPUT)
+    log_every: int = setting(default=10, role=Role.OUTPUT)
     """Write losses every so many steps."""
-    logger: LoggerName | list[LoggerName] = setting("tensorboard", role=Role.OUTPUT)
+    logger: LoggerName | list[LoggerName] = setting(default="tensorboard", role=Role.OUTPUT)
     """Where to write losses and figures beside metrics.jsonl: tensorboard, csv, wandb or mlflow, or a list of them
     such as [tensorboard,csv]."""
-    checkpoint_every: int = setting(1000, role=Role.OUTPUT)
+    checkpoint_every: int = setting(default=1000, role=Role.OUTPUT)
     """Write a checkpoint every so many steps, beside those before and after each evaluation and at the end of each
     epoch; 0 for these alone."""
 

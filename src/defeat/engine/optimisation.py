@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -13,47 +12,47 @@ from torch.optim.lr_scheduler import LambdaLR
 from defeat.detector import Detector
 from defeat.distillation import Method
 from defeat.errors import InputError
-from defeat.settings import AUTO, Checked, Role, at_least, option, setting
+from defeat.settings import AUTO, Checked, Role, at_least, option, setting, settings_part
 
 MILESTONES = (8 / 12, 11 / 12)
 LEAST_SGD_LR = 0.01  # AdamW diverges with what SGD needs
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_part
 class OptimisationSettings(Checked):
     """Optimisation."""
 
-    epochs: int = setting(12, compared=False)
+    epochs: int = setting(default=12, compared=False)
     """Passes over the training split."""
-    max_steps: int | None = setting(None, compared=False)
+    max_steps: int | None = setting(default=None, compared=False)
     """Stop after so many optimiser steps, however many epochs that is."""
-    batch_size: int = setting(8)
+    batch_size: int = setting(default=8)
     """Images per step on each device."""
-    optimizer: Literal["sgd", "adamw"] = setting("sgd")
+    optimizer: Literal["sgd", "adamw"] = setting(default="sgd")
     """Optimiser: sgd or adamw."""
-    lr: float | Literal["auto"] = setting(AUTO, usual=0.01)
+    lr: float | Literal["auto"] = setting(default=AUTO, usual=0.01)
     """Learning rate after warm-up; auto for 0.01 (sgd, in proportion to the images per step) or 0.0002 (adamw, in
     proportion to their square root) with 8 images per step on all devices together."""
-    backbone_lr_factor: float = setting(1.0)
+    backbone_lr_factor: float = setting(default=1.0)
     """Learning rate of the backbone's body, as a part of that of everything else, above 0, at most 1."""
-    momentum: float = setting(0.9)
+    momentum: float = setting(default=0.9)
     """Momentum of SGD, 0..1; AdamW has its usual 0.9 and 0.999."""
-    weight_decay: float = setting(1e-4)
+    weight_decay: float = setting(default=1e-4)
     """Weight decay; 0.0001 is usual for SGD, 0.0001 to 0.05 for AdamW."""
-    norm_decay: bool = setting(True)
+    norm_decay: bool = setting(default=True)
     """Whether weight decay of SGD also applies to normalisation layers and biases; that of AdamW never does."""
-    schedule: Literal["step", "cosine"] = setting("step")
+    schedule: Literal["step", "cosine"] = setting(default="step")
     """How the learning rate falls after warm-up: step, by --lr-milestones, or cosine, to zero at the end."""
     lr_milestones: list[float] = setting(factory=lambda: list(MILESTONES))
     """With --schedule step, parts of the run, 0..1, after each of which the learning rate falls to a tenth."""
-    warmup_steps: int | None = setting(None)
+    warmup_steps: int | None = setting(default=None)
     """Steps over which the learning rate rises; by default a twentieth of the run, 500 at most."""
-    ema: float | None = setting(None)
+    ema: float | None = setting(default=None)
     """Evaluate and save an exponential moving average of the student's weights, of which a step leaves this part,
     such as 0.9998 (less in the first steps); 0 for none."""
-    grad_clip: float = setting(35.0)
+    grad_clip: float = setting(default=35.0)
     """Upper limit of the norm of all gradients together; 0 for none."""
-    seed: int = setting(0, role=Role.CELL, compared=False)
+    seed: int = setting(default=0, role=Role.CELL, compared=False)
     """Seed of everything that is random."""
 
     def check(self) -> None:

@@ -9,22 +9,22 @@ from torch import Tensor
 from defeat.detector import Detector
 from defeat.errors import InputError
 from defeat.evaluation.evaluator import EvaluationResult, Evaluator
-from defeat.settings import Checked, at_least, setting
+from defeat.settings import Checked, at_least, setting, settings_part
 
 MINIMAL = 0.1  # AP points; less is no improvement
 FALLS = 2  # of the learning rate, before a run ends
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_part
 class SelectionSettings(Checked):
     """Evaluation and choice of the student."""
 
-    eval_every: int = setting(1, compared=False)
+    eval_every: int = setting(default=1, compared=False)
     """Evaluate every so many epochs, and after the last one; 0 for after the last one only."""
-    keep: Literal["best", "last"] = setting("last")
+    keep: Literal["best", "last"] = setting(default="last")
     """Which student to report and save: that of the last evaluation, or the best, by AP over all of them; best needs
     a split to evaluate on that is not test."""
-    patience: int | None = setting(None)
+    patience: int | None = setting(default=None)
     """Instead of by --lr-milestones, the learning rate falls to a tenth when AP has not improved by 0.1 points in so
     many evaluations, and the run ends when it has not after the second fall either; needs a split to evaluate on
     that is not test."""

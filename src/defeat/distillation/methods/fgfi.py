@@ -34,7 +34,7 @@ class FGFI(NeckMethod):
         student: DetectorInfo,
         teacher: DetectorInfo,
         *,
-        object_weight: float = 16.0,
+        object_weight: float = 32.0,
         phi: float = 0.5,
         **options: Unpack[MapOptions],
     ) -> None:

@@ -34,7 +34,7 @@ class Imitation(NeckMethod):
         student: DetectorInfo,
         teacher: DetectorInfo,
         *,
-        map_weight: float = 16.0,
+        map_weight: float = 48.0,
         region: str = "whole",
         difference: str = "squared",
         **options: Unpack[MapOptions],

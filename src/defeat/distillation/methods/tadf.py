@@ -34,7 +34,7 @@ class TADF(NeckMethod):
         student: DetectorInfo,
         teacher: DetectorInfo,
         *,
-        object_weight: float = 16.0,
+        object_weight: float = 32.0,
         **options: Unpack[MapOptions],
     ) -> None:
         check_weights(object_weight=object_weight)

@@ -1,0 +1,93 @@
+"""Objects that users hand over where the command line has words."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from defeat.assembly.settings import TrainSettings
+from defeat.data import DetectionDataset
+from defeat.data.objects import ImagesWithBoxes, ObjectDataset
+from defeat.detector import Detector
+from defeat.distillation import Method
+from defeat.errors import InputError
+from defeat.types import DetectorInfo
+
+MethodFactory = Callable[[DetectorInfo, DetectorInfo], Method]
+
+
+@dataclass(frozen=True)
+class Objects:
+    """What is an object already; None for what the settings describe in words.
+
+    Attributes:
+        student: the detector to train, as it is.
+        teacher: a trained detector.
+        method: built for this pair of detectors, or called with what is known about student and teacher.
+        data: images to train on.
+        eval_data: images to evaluate on; without it, a run whose `data` is an object is not evaluated.
+    """
+
+    student: Detector | None = None
+    teacher: Detector | None = None
+    method: Method | MethodFactory | None = None
+    data: DetectionDataset | ImagesWithBoxes | None = None
+    eval_data: DetectionDataset | ImagesWithBoxes | None = None
+
+    def training(self, classes: Sequence[str] | None, split: str) -> DetectionDataset | None:
+        """The images to train on, if they are an object.
+
+        Raises:
+            InputError: it is no data set, or names of its classes are missing.
+        """
+        return None if self.data is None else as_dataset(self.data, classes, split, "data")
+
+    def evaluation(self, classes: Sequence[str]) -> DetectionDataset | None:
+        """The images to evaluate on, if they are an object.
+
+        Raises:
+            InputError: it is no data set, or has other classes.
+        """
+        return None if self.eval_data is None else as_dataset(self.eval_data, classes, "val", "eval_data")
+
+    def described(self, settings: TrainSettings) -> TrainSettings:
+        """The settings with what a given student is, in place of what they say about the detector."""
+        if self.student is None:
+            return settings
+        spec = self.student.spec
+        shared = ("backbone", "size", "max_size", "norm", "neck_channels", "frozen_stages")
+        values: dict[str, Any] = {name: getattr(spec, name) for name in shared}
+        return replace(settings, detector=spec.family, detector_options=spec.options, **values)
+
+
+def as_dataset(
+    source: DetectionDataset | ImagesWithBoxes, classes: Sequence[str] | None, split: str, name: str
+) -> DetectionDataset:
+    """A data set of this package from one that a user made.
+
+    Args:
+        source: the data set.
+        classes: names of its classes, in the order of the labels; None for those of a `DetectionDataset`.
+        split: what to call it.
+        name: of the argument, for messages.
+
+    Raises:
+        InputError: it is no data set, or its classes are missing or others.
+    """
+    if isinstance(source, DetectionDataset):
+        if classes is not None and tuple(classes) != source.classes:
+            raise InputError(f"{name} has the classes {', '.join(source.classes)}, not {', '.join(classes)}.")
+        return source
+    if not isinstance(source, ImagesWithBoxes):
+        raise InputError(
+            f"{name} is a {type(source).__name__}: give a path, a DetectionDataset, or a data set of (image, target) "
+            "with a length, as torchvision's detectors read it."
+        )
+    if classes is None:
+        raise InputError(f"{name} is an object that does not name its classes: give them, in the order of its labels.")
+    return ObjectDataset(source, classes, split)
+
+
+def name_of(thing: object) -> str:
+    """How a run directory calls an object."""
+    kind = thing if isinstance(thing, type) else type(thing)
+    return f"<{kind.__module__}.{kind.__qualname__}>"
