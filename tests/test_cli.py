@@ -62,7 +62,7 @@ def test_methods_are_listed_with_paper_needs_and_defaults(capsys):
     for name, method in METHODS.items():
         assert f"{name} " in text
         assert method.paper in text
-    assert "--method.object-weight=16.0 --method.phi=0.5" in text
+    assert "--method.object-weight=32.0 --method.phi=0.5" in text
     assert "--method.backbone-strides=[8,16,32]" in text
 
 

@@ -134,11 +134,11 @@ def test_a_term_that_is_zero_in_one_of_two_processes_is_found(tmp_path):
 
 def test_a_strong_pull_is_reported_once_after_a_while():
     watch = PullWatch()
-    strong = [4.0] * guards.PATIENCE
+    strong = [400.0] * guards.PATIENCE
     heard = [watch.look(pull, step) for step, pull in enumerate([*strong[1:], 1.0, *strong, *strong])]
     # A single weaker measurement begins the count anew.
     assert [step for step, sentence in enumerate(heard) if sentence] == [2 * guards.PATIENCE - 1]
-    assert "more than 3 times as hard" in heard[2 * guards.PATIENCE - 1]
+    assert "more than 100 times as hard" in heard[2 * guards.PATIENCE - 1]
 
 
 def test_a_loss_that_rises_is_reported_once():

@@ -38,7 +38,7 @@ def test_a_plan_names_what_meets_what(family, teacher_family, tmp_path):
     strides = {family: [first[family] * 2**level for level in range(5)] for family in FAMILIES}
     shared = [stride for stride in strides[family] if stride in strides[teacher_family]]
     assert [(one.stride, one.channels, one.teacher_channels) for one in made.levels] == [(s, 16, 24) for s in shared]
-    assert made.weights == {"object_weight": 4.0, "background_weight": 2.0}
+    assert made.weights == {"object_weight": 32.0, "background_weight": 2.0}
     assert made.pulls.keys() == {"neck_object", "neck_background"} < made.losses.keys()
     assert all(value > 0 for value in made.pulls.values())
     assert made.step_seconds > 0
@@ -51,7 +51,7 @@ def test_a_plan_names_what_meets_what(family, teacher_family, tmp_path):
         "neck_background",
         f"teacher: {teacher_family}",
         "6 of 6 meet: cross, disc",
-        "object_weight 4",
+        "object_weight 32",
         *left_out,
     ):
         assert word in text, word

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from defeat.detector import Detector
+from defeat.engine.checkpoint import RunDirectory
+from defeat.errors import InputError
 
 RISING = 1.0  # AP points over the last third of a training: it had not converged
 LONGER = 2.0  # times the student's epochs that a teacher should have been trained for, unless its AP was flat
@@ -32,7 +34,8 @@ def teacher_doubts(
     Returns:
         Sentences; none where nothing speaks against the teacher.
     """
-    doubts = _doubts_about_training(_results(source), epochs)
+    # Under a cosine AP rises until the learning rate is zero, however long the training.
+    doubts = _doubts_about_training(_results(source), epochs, _schedule(source) == "cosine")
     theirs, ours = (sum(weight.numel() for weight in one.parameters()) for one in (teacher, student))
     if theirs < LARGER * ours:
         doubts.append(
@@ -47,12 +50,12 @@ def teacher_doubts(
     return doubts
 
 
-def _doubts_about_training(results: Mapping[str, Any], epochs: int) -> list[str]:
+def _doubts_about_training(results: Mapping[str, Any], epochs: int, falls_to_zero: bool = False) -> list[str]:
     curve = [point for point in results.get("curve") or () if point.get("AP") is not None]
     ended = results.get("ended") or {}
     trained = ended.get("epoch") or results.get("epochs")
     doubts = []
-    rise = _late_rise(curve)
+    rise = None if falls_to_zero else _late_rise(curve)
     if rise is not None and rise[1] - rise[0] >= RISING:
         doubts.append(
             f"The teacher's AP was still rising when its training ended ({rise[0]:.1f} to {rise[1]:.1f} over the last "
@@ -75,6 +78,14 @@ def _late_rise(curve: list[Mapping[str, Any]]) -> tuple[float, float] | None:
     late = 2 / 3 * curve[-1]["step"]
     before = max((point for point in curve if point["step"] <= late), key=lambda point: point["step"], default=None)
     return None if before is None else (before["AP"], curve[-1]["AP"])
+
+
+def _schedule(source: str) -> str | None:
+    """The schedule of the teacher's learning rate; None where it is not known."""
+    try:
+        return str(RunDirectory(source).read_config().get("schedule"))
+    except InputError:
+        return None
 
 
 def _results(source: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from defeat.types import DetectorInfo
 Choice = Literal["none", "neck", "neck+head", "auto"]
 CHOICES: tuple[str, ...] = get_args(Choice)
 NECK, HEAD = "neck", "head"
+OTHER_SHAPE = "its shape is"
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,14 @@ class Inheritance:
                 f"Inherited from the teacher: {self.tensors} tensors with {self.parameters:,} parameters of its "
                 f"{' and '.join(self.parts)}, {share:.0%} of what the student has outside its backbone."
             )
+        others = [(name, reason) for name, reason in self.left_out.items() if reason.startswith(OTHER_SHAPE)]
+        if others:
+            name, reason = others[0]
+            sentences.append(f"Not inherited: {len(others)} tensors of other shapes; of {name} {reason}.")
         by_reason: dict[str, list[str]] = {}
         for name, reason in self.left_out.items():
-            by_reason.setdefault(reason, []).append(name)
+            if not reason.startswith(OTHER_SHAPE):
+                by_reason.setdefault(reason, []).append(name)
         sentences += [f"Not inherited: {listed(names, 3)}: {reason}." for reason, names in by_reason.items()]
         if self.reason:
             sentences.append(f"{'Of the head, nothing' if self.parts else 'Nothing'} is inherited: {self.reason}.")
@@ -191,7 +197,7 @@ def _misfit(
     first = 0 if pairs is None else 1  # rows of classes may be more or fewer
     ours, others = tuple(own[name].shape), tuple(theirs[name].shape)
     if ours[first:] != others[first:]:
-        return f"its shape is {_shape(others)} in the teacher and {_shape(ours)} in the student"
+        return f"{OTHER_SHAPE} {_shape(others)} in the teacher and {_shape(ours)} in the student"
     return ""
 
 
