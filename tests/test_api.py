@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
+import torchvision
 from PIL import Image
 
 import defeat
@@ -184,6 +186,51 @@ def test_an_image_may_have_any_of_the_usual_forms(tmp_path):
 def test_what_is_no_image_is_said_in_a_sentence(image):
     with pytest.raises(InputError, match=r"is not an image: give a path, a PIL image, an array \(H, W, 3\)"):
         tiny_detector("retinanet").predict([image])
+
+
+class Handwritten(torch.nn.Module):
+    """Two maps of a network that knows nothing of this package."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, 4, 1), torch.nn.ReLU(inplace=True))
+        self.deep = torch.nn.Conv2d(8, 16, 3, 2, 1)
+        self.deeper = torch.nn.Conv2d(16, 16, 3, 2, 1)
+
+    def forward(self, images):
+        return self.deeper(self.deep(self.stem(images)).relu_()).mean(dim=(2, 3))
+
+
+def tapped_teacher(name):
+    torch.manual_seed(0)
+    models = torchvision.models.detection
+    if name == "fcos":
+        fcos = models.fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=7)
+        taps = {8: "fpn[0]", 16: "fpn[1]"}
+        return defeat.TappedTeacher(fcos.backbone, taps, classes=CLASSES, predict=fcos, first_label=1)
+    if name == "ssdlite":
+        lite = models.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None)
+        return defeat.TappedTeacher(lite.backbone, {16: "features.0", 32: "features.1"})
+    if name == "timm":
+        body = timm.create_model("test_resnet", pretrained=False, features_only=True)
+        return defeat.TappedTeacher(body, {8: "[2]", 16: "[3]"})
+    return defeat.TappedTeacher(Handwritten(), {8: "deep", 16: "deeper"})
+
+
+@pytest.mark.parametrize("name", ["fcos", "ssdlite", "timm", "handwritten"])
+def test_any_network_teaches_through_taps(name, tmp_path):
+    teacher = tapped_teacher(name)
+    given = words(tmp_path / "run", max_steps=2, weights="none")
+    run = defeat.distill(**given | {"teacher": teacher, "allow_weak_teacher": True})
+    assert run.finished
+    line = (run.folder / "metrics.jsonl").read_text().splitlines()[0]
+    assert '"train/neck_object"' in line
+    assert results(run.folder)["teacher"] == "<defeat.detector.taps.TappedTeacher>"
+    assert results(run.folder)["inherited"]["parts"] == []
+    with pytest.raises(InputError, match="a network of another kind"):
+        defeat.distill(
+            **words(tmp_path / "other") | {"teacher": teacher, "inherit": "neck", "allow_weak_teacher": True}
+        )
 
 
 def test_no_class_is_taken_from_nowhere():

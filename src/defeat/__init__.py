@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from defeat.assembly.replay import replay
     from defeat.benchmark import bench
     from defeat.data import DetectionDataset, open_dataset
-    from defeat.detector import Detector, DetectorSpec, build, load
+    from defeat.detector import Detector, DetectorSpec, TappedTeacher, Teacher, build, candidate_taps, load
     from defeat.distillation import Method
     from defeat.engine.fit import RunResult
     from defeat.errors import InputError
@@ -34,9 +34,12 @@ __all__ = [
     "Method",
     "Progress",
     "RunResult",
+    "TappedTeacher",
     "Target",
+    "Teacher",
     "bench",
     "build",
+    "candidate_taps",
     "compare",
     "distill",
     "evaluate",
@@ -60,9 +63,12 @@ _HOMES = {
     "Method": "defeat.distillation",
     "Progress": "defeat.types",
     "RunResult": "defeat.engine.fit",
+    "TappedTeacher": "defeat.detector",
     "Target": "defeat.types",
+    "Teacher": "defeat.detector",
     "bench": "defeat.benchmark",
     "build": "defeat.detector",
+    "candidate_taps": "defeat.detector",
     "compare": "defeat.report.compare",
     "distill": "defeat.api",
     "evaluate": "defeat.inference.evaluate",

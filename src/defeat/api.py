@@ -14,7 +14,7 @@ from defeat.assembly.run import run
 from defeat.assembly.settings import DistillSettings, TrainSettings
 from defeat.data import DetectionDataset
 from defeat.data.objects import ImagesWithBoxes
-from defeat.detector import Detector
+from defeat.detector import Detector, TeacherNetwork
 from defeat.distillation import Method
 from defeat.engine.fit import RunResult
 from defeat.errors import InputError, unknown_name
@@ -44,9 +44,9 @@ class DistillArguments(DistillSettings, TrainArguments):
     """Arguments of `distill` and `plan`."""
 
     data: Data = setting(role=Role.SOURCE, compared=False)  # type: ignore[assignment]
-    teacher: str | Detector = setting(role=Role.SOURCE)  # type: ignore[assignment]
-    """Run directory of the teacher, a torchvision model such as torchvision:fasterrcnn_resnet50_fpn_v2, or a
-    detector."""
+    teacher: str | TeacherNetwork = setting(role=Role.SOURCE)  # type: ignore[assignment]
+    """Run directory of the teacher, a torchvision model such as torchvision:fasterrcnn_resnet50_fpn_v2, a detector, or
+    any network as a `TappedTeacher`."""
     method: str | Method | MethodFactory = setting(default="defeat", role=Role.CELL)  # type: ignore[assignment]
     """Name of a distillation method, a method built with `student.info` and `teacher.info`, or what builds one of
     these two."""

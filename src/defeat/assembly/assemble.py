@@ -13,9 +13,10 @@ from defeat.assembly.settings import FREE_IN_RESUMED, DistillSettings, TrainSett
 from defeat.assembly.teacher_quality import teacher_doubts
 from defeat.assembly.unlabelled import detect_unlabelled
 from defeat.data import DetectionDataset, open_dataset, split_names
-from defeat.detector import Detector, DetectorSpec, build, load
+from defeat.detector import Detector, DetectorSpec, TeacherNetwork, build, load
 from defeat.detector.devices import moved
 from defeat.detector.frozen import frozen
+from defeat.detector.teacher import can_predict
 from defeat.detector.weights import misfits
 from defeat.distillation import Method, build_method, renamed_classes
 from defeat.distillation.class_map import listed
@@ -116,9 +117,10 @@ def _splits(
     settings: TrainSettings, console: Console, given: Objects
 ) -> tuple[DetectionDataset, DetectionDataset | None]:
     policy, known = settings.on_bad_data, None if given.student is None else given.student.info.classes
-    training = given.training(settings.classes or known, settings.split)
+    classes = known if settings.classes is None else settings.classes
+    training = given.training(classes, settings.split)
     if training is None:
-        training = open_dataset(settings.data, settings.split, settings.classes or known, policy, console)
+        training = open_dataset(settings.data, settings.split, classes, policy, console)
     evaluation = given.evaluation(training.classes)
     if evaluation is None and given.data is None:
         split = evaluation_split(settings)
@@ -143,7 +145,7 @@ def _student(settings: TrainSettings, training: DetectionDataset, given: Objects
 def _distillation(
     settings: DistillSettings,
     student: Detector,
-    teacher: Detector,
+    teacher: TeacherNetwork,
     method: Method,
     training: DetectionDataset,
     console: Console,
@@ -154,6 +156,9 @@ def _distillation(
     if not settings.allow_weak_teacher:
         with moved(teacher, training_device(settings)):
             accuracy = require_able_teacher(teacher, method.classes, training.spread(TEACHER_SAMPLE))
+    if not can_predict(teacher):
+        note = "The teacher gives no detections: whether it detects anything on the data was not checked."
+        console.print(note, style="yellow", highlight=False)
     doubts = tuple(teacher_doubts(settings.teacher, teacher, student, settings.epochs, accuracy))
     for doubt in doubts:
         console.print(doubt, style="yellow", highlight=False, markup=False)
@@ -241,7 +246,7 @@ def build_student(settings: TrainSettings, classes: tuple[str, ...]) -> Detector
 
 def pair(
     student: Detector,
-    teacher: Detector,
+    teacher: TeacherNetwork,
     settings: DistillSettings,
     console: Console,
     given: Method | MethodFactory | None = None,

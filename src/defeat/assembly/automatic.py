@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from defeat.assembly.settings import TrainSettings
 from defeat.data import DetectionDataset
-from defeat.detector import Detector, family_options, make_options
+from defeat.detector import Detector, TeacherNetwork, family_options, make_options
 from defeat.detector.options import automatic, described, settled, taken_over
 from defeat.detector.statistics import object_statistics
 from defeat.engine.checkpoint import RunDirectory
@@ -61,7 +61,7 @@ class Choices:
         return "; ".join(part for part in parts if part)
 
 
-def choose(settings: TrainSettings, training: DetectionDataset, teacher: Detector | None = None) -> Choices:
+def choose(settings: TrainSettings, training: DetectionDataset, teacher: TeacherNetwork | None = None) -> Choices:
     """Give everything that is `auto` a value; a resumed run gets those that it was begun with.
 
     Args:
@@ -77,7 +77,7 @@ def choose(settings: TrainSettings, training: DetectionDataset, teacher: Detecto
         return as_begun(settings, directory.read_config())
     options = make_options(settings.detector, settings.detector_options)
     names = automatic(options)
-    if teacher is not None and teacher.spec.family == settings.detector:
+    if isinstance(teacher, Detector) and teacher.spec.family == settings.detector:
         theirs = settled(make_options(teacher.spec.family, teacher.spec.options))
         same_size = (teacher.info.size, teacher.info.max_size) == (settings.size, settings.long_side)
         options = taken_over(options, theirs, same_size)
@@ -119,7 +119,7 @@ def is_chosen(settings: TrainSettings) -> bool:
     return AUTO not in numbers and not automatic(make_options(settings.detector, settings.detector_options))
 
 
-def neck_channels(settings: TrainSettings, teacher: Detector | None = None) -> int:
+def neck_channels(settings: TrainSettings, teacher: TeacherNetwork | None = None) -> int:
     """Channels of the feature pyramid: the teacher's where levels meet, so that its weights fit; else by the size."""
     if teacher is not None:
         widths = set(teacher.info.neck.values())

@@ -7,17 +7,18 @@ from pathlib import Path
 from rich.console import Console
 
 from defeat.assembly.settings import DistillSettings
-from defeat.detector import Detector
+from defeat.detector import Detector, TeacherNetwork
 from defeat.distillation import ClassMap
 from defeat.distillation.inheritance import Inheritance, inherit
 from defeat.engine.checkpoint import RunDirectory, is_writer
+from defeat.errors import InputError
 from defeat.files import write_into
 
 FILE = "inherited.json"
 
 
 def inherit_from(
-    teacher: Detector, student: Detector, classes: ClassMap, settings: DistillSettings, console: Console
+    teacher: TeacherNetwork, student: Detector, classes: ClassMap, settings: DistillSettings, console: Console
 ) -> Inheritance:
     """Let a student begin with weights of its teacher; one that goes on from a checkpoint has them already.
 
@@ -33,7 +34,12 @@ def inherit_from(
     """
     if settings.resume and RunDirectory(settings.out).checkpoint.is_file():
         return _read(Path(settings.out) / FILE)
-    inherited = inherit(student, teacher, classes, settings.inherit)
+    if isinstance(teacher, Detector):
+        inherited = inherit(student, teacher, classes, settings.inherit)
+    elif settings.inherit in ("none", "auto"):
+        inherited = Inheritance(reason="the teacher is a network of another kind")
+    else:
+        raise InputError(f"--inherit {settings.inherit} can't be done: the teacher is a network of another kind.")
     for sentence in inherited.describe():
         console.print(sentence, highlight=False, markup=False)
     return inherited

@@ -7,7 +7,7 @@ from typing import Any
 from defeat.assembly.settings import TrainSettings
 from defeat.data import DetectionDataset
 from defeat.data.objects import ImagesWithBoxes, ObjectDataset
-from defeat.detector import Detector
+from defeat.detector import Detector, TeacherNetwork
 from defeat.distillation import Method
 from defeat.errors import InputError
 from defeat.types import DetectorInfo
@@ -28,7 +28,7 @@ class Objects:
     """
 
     student: Detector | None = None
-    teacher: Detector | None = None
+    teacher: TeacherNetwork | None = None
     method: Method | MethodFactory | None = None
     data: DetectionDataset | ImagesWithBoxes | None = None
     eval_data: DetectionDataset | ImagesWithBoxes | None = None

@@ -17,7 +17,7 @@ from defeat.assembly.settings import DistillSettings
 from defeat.data import DetectionDataset
 from defeat.data.problems import Problems
 from defeat.data.unlabelled import UnlabelledImages
-from defeat.detector import Detector, build
+from defeat.detector import Detector, TeacherNetwork, build
 from defeat.distillation import Method
 from defeat.distillation.align import LevelPair
 from defeat.distillation.class_map import ClassMap, listed
@@ -58,7 +58,7 @@ class PlannedDetector:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     parameters: int
-    gflops: float
+    gflops: float | None
 
 
 @dataclass(frozen=True)
@@ -234,12 +234,12 @@ def _unlabelled(values: Mapping[str, Any], unlabelled: DetectionDataset | None) 
     return [replace(seen, split=f"unlabelled (the teacher looked at {seen.images} of {total})", images=total)]
 
 
-def _detector(detector: Detector, dataset: DetectionDataset) -> PlannedDetector:
+def _detector(detector: TeacherNetwork, dataset: DetectionDataset) -> PlannedDetector:
     info = detector.info
     image = dataset[0][0].to(detector.device)
     return PlannedDetector(
         family=info.family,
-        backbone_name=detector.spec.backbone,
+        backbone_name=detector.spec.backbone if isinstance(detector, Detector) else "",
         classes=len(info.classes),
         size=info.size,
         neck=info.neck,
@@ -247,7 +247,7 @@ def _detector(detector: Detector, dataset: DetectionDataset) -> PlannedDetector:
         mean=info.mean,
         std=info.std,
         parameters=sum(weight.numel() for weight in detector.parameters()),
-        gflops=count_flops(detector, image) / 1e9,
+        gflops=count_flops(detector, image) / 1e9 if isinstance(detector, Detector) else None,
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from defeat.detector import Detector
+from defeat.detector import Detector, TeacherNetwork
 from defeat.engine.checkpoint import RunDirectory
 from defeat.errors import InputError
 
@@ -16,7 +16,7 @@ ABLE = 40.0  # AP50 on images of the training split, many of which the teacher h
 
 
 def teacher_doubts(
-    source: str, teacher: Detector, student: Detector, epochs: int, ap50: float | None = None
+    source: str, teacher: TeacherNetwork, student: Detector, epochs: int, ap50: float | None = None
 ) -> list[str]:
     """Reasons to expect little of a teacher, each with what to do about it.
 

@@ -16,12 +16,14 @@ from defeat.assembly.settings import DistillSettings
 from defeat.data import DetectionDataset
 from defeat.data.problems import Problems
 from defeat.data.unlabelled import UnlabelledImages, taught_dataset
-from defeat.detector import Detector
+from defeat.detector import TeacherNetwork
 from defeat.detector.devices import moved
+from defeat.detector.teacher import can_predict
 from defeat.distillation import ClassMap
 from defeat.engine.checkpoint import is_writer
 from defeat.engine.devices import training_device
 from defeat.engine.guards import fingerprint
+from defeat.errors import InputError
 from defeat.files import write_into
 from defeat.types import Detections
 
@@ -30,7 +32,7 @@ REGION_SCORE = 0.3  # from which on a detection makes a region
 
 
 def detect_unlabelled(
-    settings: DistillSettings, teacher: Detector, classes: ClassMap, console: Console, first: int | None = None
+    settings: DistillSettings, teacher: TeacherNetwork, classes: ClassMap, console: Console, first: int | None = None
 ) -> DetectionDataset:
     """Let the teacher detect the objects of images without annotations, or read what it found when the run began.
 
@@ -48,6 +50,8 @@ def detect_unlabelled(
         InputError: the folder holds no image, one can't be read, or the run's folder can't be written.
     """
     assert settings.unlabelled is not None
+    if not can_predict(teacher):
+        raise InputError("--unlabelled needs a teacher that gives detections: this one gives maps alone.")
     images = UnlabelledImages(settings.unlabelled, Problems(settings.on_bad_data, console))
     if images.problems:
         said = f"unlabelled: {', '.join(images.problems)}"
@@ -71,7 +75,7 @@ def detect_unlabelled(
 
 def _detect(
     settings: DistillSettings,
-    teacher: Detector,
+    teacher: TeacherNetwork,
     classes: ClassMap,
     images: UnlabelledImages,
     console: Console,
@@ -83,7 +87,7 @@ def _detect(
         return [classes.detections(teacher.predict([images[number]])[0].cpu()) for number in islice(numbers, count)]
 
 
-def _key(images: UnlabelledImages, teacher: Detector, classes: ClassMap) -> str:
+def _key(images: UnlabelledImages, teacher: TeacherNetwork, classes: ClassMap) -> str:
     """What decides which objects are found."""
     names = [path.relative_to(images.folder).as_posix() for path in images.paths]
     text = repr((names, images.sizes, classes, fingerprint(teacher)))

@@ -10,10 +10,27 @@ from defeat.detector.families import faster_rcnn, retinanet
 from defeat.detector.model_files import load_model, save_model
 from defeat.detector.normalisation import Norm
 from defeat.detector.pretrained import load_torchvision
+from defeat.detector.taps import TappedTeacher, candidate_taps
+from defeat.detector.teacher import Teacher
 from defeat.errors import InputError, unknown_name
 from defeat.settings import AUTO
 
-__all__ = ["FAMILIES", "Detector", "DetectorSpec", "build", "family_options", "load", "make_options", "save_model"]
+__all__ = [
+    "FAMILIES",
+    "Detector",
+    "DetectorSpec",
+    "TappedTeacher",
+    "Teacher",
+    "TeacherNetwork",
+    "build",
+    "candidate_taps",
+    "family_options",
+    "load",
+    "make_options",
+    "save_model",
+]
+
+TeacherNetwork = Detector | TappedTeacher  # what satisfies `Teacher` and is a network
 
 # A family is a file with `build(spec, weights)`, an options dataclass, and a line here.
 FAMILIES = {

@@ -12,6 +12,7 @@ from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.transforms.v2 import functional as transforms
 
 from defeat.data.images import rgb_tensor
+from defeat.detector.teacher import FOLD, HEAD, INHERIT, MAPS, PREDICT, PROPOSALS
 from defeat.types import Batch, Detections, DetectorInfo, DetectorOutput, Maps, Target
 
 
@@ -66,6 +67,12 @@ class Detector(nn.Module, ABC):
     info: DetectorInfo
     backbone: nn.Module
     antialias: bool = True
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What it can do as a teacher, see `defeat.detector.teacher`."""
+        own = {PREDICT, MAPS, FOLD, HEAD, INHERIT}
+        return frozenset(own | ({PROPOSALS} if PROPOSALS in self.info.offers else set()))
 
     @abstractmethod
     def forward_train(self, batch: Batch, negative_weight: float = 1.0) -> DetectorOutput:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 
 from defeat.detector.base import Detector
+from defeat.detector.taps import TappedTeacher
 from defeat.errors import InputError
 
 
@@ -29,7 +30,7 @@ def choose_device(device: str) -> torch.device:
 
 
 @contextmanager
-def moved(detector: Detector, device: torch.device) -> Iterator[None]:
+def moved(detector: Detector | TappedTeacher, device: torch.device) -> Iterator[None]:
     """Put a detector on a device for a while."""
     before = detector.device
     detector.to(device)

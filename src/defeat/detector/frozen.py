@@ -11,6 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from defeat.detector.base import Detector
+from defeat.detector.taps import TappedTeacher
 
 PLAIN = (nn.Conv2d, Conv2dSame)  # other convolutions make their weights anew in each pass
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d, FrozenBatchNormAct2d)
@@ -18,8 +19,8 @@ PROBE = (1, 3, 128, 128)
 CLOSE = 1e-3  # of a map's largest value
 
 
-def frozen(detector: Detector, dtype: torch.dtype | None = None) -> Detector:
-    """A copy of a detector for inference alone: eval mode, no gradients, normalisation folded into convolutions.
+def frozen(detector: Detector | TappedTeacher, dtype: torch.dtype | None = None) -> Detector | TappedTeacher:
+    """A copy of a teacher for inference alone: eval mode, no gradients, normalisation folded into convolutions.
 
     Args:
         detector: stays as it is.
@@ -27,6 +28,9 @@ def frozen(detector: Detector, dtype: torch.dtype | None = None) -> Detector:
             themselves are float32 in either case.
     """
     copy = deepcopy(detector).eval().requires_grad_(False)
+    if not isinstance(copy, Detector):
+        copy.dtype = dtype
+        return copy
     copy.backbone = folded(copy.backbone)
     if dtype is not None:
         copy.backbone = LowPrecision(copy.backbone, dtype)

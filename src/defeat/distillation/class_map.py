@@ -115,6 +115,8 @@ class ClassMap:
         alone = [name for label, name in enumerate(self.student) if label not in self.pairs]
         foreign = [name for name in dict.fromkeys(self.teacher) if name and name not in self.student]
         sentences = []
+        if not self.teacher:
+            return []  # it gives maps alone
         if not self.pairs:
             return [f"The teacher's classes ({listed(foreign)}) are none of the student's ({listed(alone)})."]
         if alone:

@@ -10,7 +10,7 @@ import torch
 from defeat.data import DetectionDataset
 from defeat.data.loader import DetectionLoader, training_loader
 from defeat.data.transforms import Augmentation, HorizontalFlip
-from defeat.detector import Detector
+from defeat.detector import Detector, TeacherNetwork
 from defeat.distillation import Method
 from defeat.engine.devices import DeviceSettings
 from defeat.engine.loggers import LoggingSettings
@@ -45,7 +45,7 @@ class Distillation:
         dtype: in what the maps are computed; None for the precision of the run.
     """
 
-    teacher: Detector
+    teacher: TeacherNetwork
     method: Method
     fingerprint: str = ""
     unlabelled: DetectionDataset | None = None

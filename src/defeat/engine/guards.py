@@ -12,7 +12,8 @@ import torch.distributed
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from defeat.detector import Detector
+from defeat.detector import Detector, TeacherNetwork
+from defeat.detector.teacher import can_predict
 from defeat.distillation import Method
 from defeat.distillation.class_map import ClassMap
 from defeat.distillation.processes import processes
@@ -67,7 +68,7 @@ def require_finite_weights(module: nn.Module, step: int) -> None:
 
 
 def require_able_teacher(
-    teacher: Detector, classes: ClassMap, images: Sequence[tuple[Tensor, Target]], floor: float = 1.0
+    teacher: TeacherNetwork, classes: ClassMap, images: Sequence[tuple[Tensor, Target]], floor: float = 1.0
 ) -> float | None:
     """Refuse a teacher that detects next to nothing.
 
@@ -78,12 +79,13 @@ def require_able_teacher(
         floor: least AP50 on the sample, in percent.
 
     Returns:
-        AP50 on the sample, in percent; None where the two share no class, and nothing can be measured.
+        AP50 on the sample, in percent; None where nothing can be measured: the two share no class, or the teacher gives
+        no detections.
 
     Raises:
         InputError: AP50 is below the floor.
     """
-    if not classes.pairs:
+    if not classes.pairs or not can_predict(teacher):
         return None
     evaluator = Evaluator(classes.student)
     for image, target in images:

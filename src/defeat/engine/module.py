@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from defeat.detector import Detector, save_model
+from defeat.detector import Detector, TeacherNetwork, save_model
 from defeat.engine.averaging import PREFIX, StudentAverage
 from defeat.engine.checkpoint_file import ABOUT, FORMAT
 from defeat.engine.experiment import Experiment
@@ -80,7 +80,7 @@ class DetectionModule(LightningModule):
         return self._outside[0]
 
     @property
-    def teacher(self) -> Detector | None:
+    def teacher(self) -> TeacherNetwork | None:
         """The teacher, if there is one."""
         return None if self.experiment.distillation is None else self.experiment.distillation.teacher
 

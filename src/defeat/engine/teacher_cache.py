@@ -16,7 +16,7 @@ from torch import Tensor
 
 from defeat.data import DetectionDataset
 from defeat.data.transforms import Augmentation
-from defeat.detector import Detector
+from defeat.detector import TeacherNetwork
 from defeat.distillation import Method
 from defeat.distillation.processes import processes
 from defeat.engine.experiment import CacheFolder, Experiment
@@ -73,7 +73,7 @@ class TeacherCache:
         self.left = float("inf") if limit is None else (limit - _bytes_in(folder)) / processes()
         self.full = False
 
-    def output(self, teacher: Detector, batch: Batch, reads: Collection[str]) -> DetectorOutput:
+    def output(self, teacher: TeacherNetwork, batch: Batch, reads: Collection[str]) -> DetectorOutput:
         """What the teacher gives for a student's batch.
 
         Args:
@@ -120,7 +120,7 @@ class TeacherCache:
         self.left -= len(content)
 
     @torch.no_grad()
-    def _computed(self, teacher: Detector, batch: Batch, places: Sequence[int]) -> list[StoredMaps]:
+    def _computed(self, teacher: TeacherNetwork, batch: Batch, places: Sequence[int]) -> list[StoredMaps]:
         """The maps of some images of a batch; a GPU sees those of one padded size together."""
         groups: dict[tuple[int, int, int], list[int]] = {}
         for place in places:
@@ -198,7 +198,7 @@ def _folder(cache: CacheFolder, key: str) -> Path:
 
 
 def cache_size(
-    teacher: Detector, parts: Collection[str], datasets: Sequence[DetectionDataset], views: int
+    teacher: TeacherNetwork, parts: Collection[str], datasets: Sequence[DetectionDataset], views: int
 ) -> CacheSize:
     """How much space the maps take.
 
@@ -229,7 +229,9 @@ def _key(experiment: Experiment, parts: Sequence[str]) -> str:
     student, teacher = experiment.student, experiment.distillation.teacher
     prepared = (student.info.size, student.info.max_size, student.info.size_divisor, student.antialias)
     precision = (experiment.devices.precision, "run" if experiment.distillation.dtype is None else "bf16")
-    text = repr((FORMAT, fingerprint(teacher), teacher.info, prepared, precision, list(parts)))
+    described = getattr(teacher, "description", "")  # of taps, which are not among the weights
+    facts = [FORMAT, fingerprint(teacher), teacher.info, prepared, precision, list(parts)]
+    text = repr((*facts, *filter(None, [described])))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
