@@ -91,6 +91,14 @@ def bench(words: Sequence[str]) -> int:
     return package.bench(**options, method_options=per_method).exit_code
 
 
+def taps(words: Sequence[str]) -> int:
+    """List where a network of your own has maps that can be distilled."""
+    from defeat.inference.taps import print_taps
+
+    print_taps(**_arguments("taps", words, print_taps))
+    return 0
+
+
 def methods(words: Sequence[str]) -> int:
     """List the distillation methods: papers, needs, defaults."""
     from rich.console import Console
@@ -129,6 +137,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "predict": predict,
     "compare": compare,
     "bench": bench,
+    "taps": taps,
     "methods": methods,
     "recipes": recipes,
     "demo": demo,

@@ -15,7 +15,7 @@ from docstring_parser import parse
 from defeat.errors import InputError, unknown_name
 from defeat.settings import field_docs, option
 
-POSITIONAL = {"run", "runs", "images"}
+POSITIONAL = {"run", "runs", "images", "network"}
 SEVERAL = {"runs", "images"}  # as many as there are words
 GROUPS = {"detector": "detector_options", "method": "method_options"}  # --GROUP.NAME -> where the values go
 

@@ -7,6 +7,7 @@ import torch
 from rich.console import Console
 
 from defeat.assembly.automatic import Choices, choose
+from defeat.assembly.foreign import tapped_teacher
 from defeat.assembly.inheriting import inherit_from
 from defeat.assembly.objects import MethodFactory, Objects
 from defeat.assembly.settings import FREE_IN_RESUMED, DistillSettings, TrainSettings, earlier_defaults
@@ -83,7 +84,7 @@ def assemble(
     training, evaluation = _splits(settings, console, given)
     teacher = given.teacher
     if isinstance(settings, DistillSettings) and teacher is None:
-        teacher = load(settings.teacher, settings.teacher_weights)
+        teacher = _teacher(settings)
     choices = choose(settings, training, teacher)
     settings = choices.applied(settings)
     student = _student(settings, training, given)
@@ -111,6 +112,12 @@ def record_of(settings: TrainSettings) -> Record:
     """What a run directory says about a run with these settings."""
     command = "distill" if isinstance(settings, DistillSettings) else "train"
     return Record(command, settings.to_dict(), FREE_IN_RESUMED, earlier_defaults(), settings.resume)
+
+
+def _teacher(settings: DistillSettings) -> TeacherNetwork:
+    if settings.teacher_taps is not None:
+        return tapped_teacher(settings.teacher, settings.teacher_taps)
+    return load(settings.teacher, settings.teacher_weights)
 
 
 def _splits(

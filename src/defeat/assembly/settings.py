@@ -43,6 +43,9 @@ class DistillationSettings(Checked):
     """Run directory of the teacher, or a torchvision model such as torchvision:fasterrcnn_resnet50_fpn_v2."""
     teacher_weights: str | None = setting(default=None)
     """With a torchvision teacher, a file with its state dict, instead of the published weights."""
+    teacher_taps: str | None = setting(default=None)
+    """YAML file that says where a network of your own has its maps, see `defeat taps`; --teacher is then
+    package.module:factory or file.py:factory, and that code is run."""
     distill_precision: DistillPrecision = setting(default="run")
     """In what the teacher's maps and the adaptation layers are computed: run, as the run says, or bf16, which rounds
     them, and takes half the time or less where the CPU has instructions for it."""

@@ -1,0 +1,97 @@
+"""What each part of DeFeat gives a student that inherits: one run for each change, on drawn scenes or on BCCD.
+
+    python benchmarks/terms.py demo RUNS [--seed 101]
+    python benchmarks/terms.py bccd RUNS --data BCCD [--seed 0]
+
+Drawn scenes are those of another seed than the demo's; BCCD is evaluated on its split `val`, with the teacher that
+`benchmarks/accuracy/bccd.sh` trains into RUNS. A run that is finished is not trained again. Prints a line for each.
+"""
+
+import argparse
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import defeat
+from defeat.demo import SHARED, STUDENT
+from defeat.report.runs import read_run
+
+OLD = {"object_weight": 4.0, "background_weight": 16.0, "initialisation": "default", "adaptation_kernel": 3}
+EVEN = {"object_weight": 16.0, "background_weight": 16.0}
+# Changes of the settings of `distill`, and of the method's options.
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "inherited alone": ({"method": "none"}, {}),
+    "weights 4 and 16, random 3 x 3 adaptation": ({}, OLD),
+    "the same, identity 3 x 3": ({}, OLD | {"initialisation": "identity"}),
+    "the same, identity 1 x 1": ({}, OLD | {"initialisation": "identity", "adaptation_kernel": 1}),
+    "weights 16 and 16": ({}, EVEN),
+    "weights 16 and 4": ({}, {"object_weight": 16.0, "background_weight": 4.0}),
+    "weights 16 and 64": ({}, {"object_weight": 16.0, "background_weight": 64.0}),
+    "weights 32 and 16 (default)": ({}, {}),
+    "weights 32 and 32": ({}, {"object_weight": 32.0, "background_weight": 32.0}),
+    "weights 64 and 16": ({}, {"object_weight": 64.0, "background_weight": 16.0}),
+    "weights 64 and 64": ({}, {"object_weight": 64.0, "background_weight": 64.0}),
+    "imitation, whole map": ({"method": "imitation"}, {}),
+    "16 and 16, objects on scaled levels": ({}, EVEN | {"object_levels": "scaled"}),
+    "16 and 16, objects on all levels": ({}, EVEN | {"object_levels": "all"}),
+    "16 and 16, heads, KL": ({}, EVEN | {"positive_weight": 1.0, "negative_weight": 1.0}),
+    "16 and 16, backbone": ({}, EVEN | {"backbone_object_weight": 4.0, "backbone_background_weight": 4.0}),
+    "16 and 16, identity 3 x 3": ({}, EVEN | {"adaptation_kernel": 3}),
+    "16 and 16, cosine": ({"schedule": "cosine"}, EVEN),
+    "default, cosine": ({"schedule": "cosine"}, {}),
+    "default, not inherited": ({"inherit": "none"}, {}),
+}
+
+
+def shared(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings of all runs."""
+    if arguments.name == "demo":
+        teacher = str(files("defeat").joinpath("demo_teacher"))
+        return {**SHARED, **STUDENT, "data": f"demo:{arguments.seed}", "seed": arguments.seed, "teacher": teacher}
+    return {
+        "data": arguments.data,
+        "teacher": str(arguments.runs / "teacher_bccd"),
+        "seed": arguments.seed,
+        "detector": "retinanet",
+        "backbone": "tf_efficientnet_lite0",
+        "neck_channels": 64,
+        "size": 160,
+        "epochs": 8,
+        "lr": 0.01,
+        "eval_every": 0,
+        "eval_split": "val",
+        "workers": 0,
+        "detector_options": {"anchor_sizes": [16, 32, 64, 128, 256], "topk_candidates": 1000, "head_norm": "gn"},
+    }
+
+
+def accuracy(folder: Path, settings: Mapping[str, Any]) -> float:
+    """AP of a run, which is made where it is not there."""
+    if not (folder / "results.json").is_file():
+        train = defeat.distill if "teacher" in settings else defeat.train
+        train(**settings, out=str(folder), resume=(folder / "checkpoints" / "last.ckpt").is_file())
+    return read_run(folder).metrics["AP"] or 0.0
+
+
+def main() -> None:
+    """Train, and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=("demo", "bccd"))
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--data", help="the folder of BCCD")
+    parser.add_argument("--seed", type=int, default=None)
+    arguments = parser.parse_args()
+    if arguments.seed is None:
+        arguments.seed = 101 if arguments.name == "demo" else 0
+    given = shared(arguments)
+    folder = arguments.runs / f"terms_{arguments.name}_{arguments.seed}"
+    alone = {name: value for name, value in given.items() if name != "teacher"}
+    print(f"baseline {accuracy(folder / 'baseline', alone):.1f}", flush=True)
+    for number, (name, (changes, options)) in enumerate(VARIANTS.items()):
+        settings = given | changes | {"method_options": options}
+        print(f"{name} {accuracy(folder / str(number), settings):.1f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
