@@ -105,18 +105,19 @@ def stand_in(folder, name):
 @pytest.mark.slow
 @every_recipe
 def test_recipe_trains_two_steps_at_a_reduced_size(name, tmp_path):
-    found = settings(name)
-    found.data = stand_in(tmp_path / "data", name)
-    classes = ("cat", "dog")
-    teacher = save_teacher(tmp_path / "teacher", found.detector, backbone="resnet18", classes=classes)
-    small = {"devices": 1, "batch_size": 2, "size": 64, "max_size": 96, "epochs": 2, "max_steps": 2}
-    for field, value in {**small, "out": str(tmp_path / "run"), "workers": 0, "accelerator": "cpu"}.items():
-        setattr(found, field, value)
-    found.log_every = 1
-    tiny = tiny_options(found.detector)
-    found.detector_options |= {name: tiny[name] for name in SMALLER if name in tiny}
-    if hasattr(found, "teacher"):
-        found.teacher, found.allow_weak_teacher = str(teacher), True
+    given = settings(name)
+    teacher = save_teacher(tmp_path / "teacher", given.detector, backbone="resnet18", classes=("cat", "dog"))
+    tiny = tiny_options(given.detector)
+    options = given.detector_options | {name: tiny[name] for name in SMALLER if name in tiny}
+    small = {"devices": 1, "batch_size": 2, "size": 64, "max_size": 96, "epochs": 2, "max_steps": 2, "log_every": 1}
+    taught = {"teacher": str(teacher), "allow_weak_teacher": True} if hasattr(given, "teacher") else {}
+    where = {
+        "data": stand_in(tmp_path / "data", name),
+        "out": str(tmp_path / "run"),
+        "workers": 0,
+        "accelerator": "cpu",
+    }
+    found = replace(given, **small, **taught, **where, detector_options=options)
     assert run(found).finished
     steps = [line for line in lines(tmp_path / "run") if "train/loss" in line]
     assert len(steps) == 2
