@@ -124,11 +124,11 @@ def test_a_balanced_run_has_fixed_numbers_and_is_repeated_by_them(family, tmp_pa
     config = yaml.safe_load((folder / "config.yaml").read_text())
     written = config["method_options"]
     assert config["balance"] is None
-    assert written["object_weight"] == pytest.approx(4 * written["background_weight"], rel=0.02)
+    assert written["object_weight"] == pytest.approx(32 * written["background_weight"], rel=0.02)
     record = json.loads((folder / "balance.json").read_text())
     assert record["asked"] == 0.5
     assert record["after"] == written
-    assert written["object_weight"] == pytest.approx(4 * 0.5 / record["together"], rel=0.01)
+    assert written["object_weight"] == pytest.approx(32 * 0.5 / record["together"], rel=0.01)
     again = tiny_run(tmp_path / "again", family, teacher, method_options=written).folder
     assert weights(again) == weights(folder)
     # Its first full step pulls about as hard as asked for: other images, and one step more of training.
