@@ -13,6 +13,7 @@ from defeat.assembly.assemble import Assembly, assemble
 from defeat.assembly.balance import balanced, measure, weights_above_zero
 from defeat.data import open_dataset
 from defeat.distillation import METHODS, Method
+from defeat.distillation.base import checked_weights
 from defeat.engine.experiment import Distillation, Experiment
 from defeat.engine.guards import fingerprint
 from defeat.errors import InputError
@@ -53,15 +54,18 @@ class Halves(Method):
 
     def __init__(self, student, teacher, *, first_weight: float = 1.0, second_weight: float = 1.0, scale: float = 9.0):
         super().__init__(student, teacher)
-        self.weights = (first_weight, second_weight)
+        self.weights = checked_weights(first_weight=first_weight, second_weight=second_weight)
 
     def terms(self, student, teacher, targets, progress):
         first, second = student.neck[8].split(1, dim=1)
-        return {"first": 6 * self.weights[0] * first.sum(), "second": 8 * self.weights[1] * second.sum()}
+        return {
+            "first": 6 * self.weights["first_weight"] * first.sum(),
+            "second": 8 * self.weights["second_weight"] * second.sum(),
+        }
 
 
-def weights_of(given):
-    return weights_above_zero(given.method, given.method_options)
+def weights_of(experiment):
+    return weights_above_zero(experiment.distillation.method)
 
 
 def known(tmp_path, monkeypatch, **changes):
@@ -77,7 +81,7 @@ def known(tmp_path, monkeypatch, **changes):
 def test_a_known_gradient_gives_a_known_factor(tmp_path, monkeypatch):
     given, experiment = known(tmp_path, monkeypatch, balance=0.5)
     # Own: 2 on 18 values, sqrt(18) * 2. Terms: 6 and 8 on nine values each, 3 * 10 together: 30 / 8.485 = 3.536.
-    found = measure(given, experiment, weights_of(given))
+    found = measure(given, experiment, weights_of(experiment))
     assert found.pulls == {"first": pytest.approx(18 / 72**0.5), "second": pytest.approx(24 / 72**0.5)}
     assert found.together == pytest.approx(30 / 72**0.5)
     # 0.5 / 3.536 = 0.1414.
@@ -92,7 +96,7 @@ def test_proportions_stay_and_what_is_off_stays_off(tmp_path, monkeypatch):
     fixed = again.record.values
     # 24 and 16 on nine values each: 3 sqrt(832) = 86.53 over 8.485 is 10.198; 2 / 10.198 = 0.19612.
     assert fixed["method_options"] == {"first_weight": 0.784, "second_weight": 0.392}
-    assert again.distillation.method.weights == (0.784, 0.392)
+    assert again.distillation.method.weights == {"first_weight": 0.784, "second_weight": 0.392}
     assert fixed["balance"] is None
     pull = measure(
         settings(tmp_path, teacher=tmp_path, method="halves", balance=1.0), again, {"x_weight": 1.0}
@@ -100,7 +104,7 @@ def test_proportions_stay_and_what_is_off_stays_off(tmp_path, monkeypatch):
     assert pull == pytest.approx(2, rel=1e-3)
     off, experiment = known(tmp_path, monkeypatch, balance=1.0, method_options={"second_weight": 0.0})
     # 6 on nine values is 18 over 8.485.
-    assert measure(off, experiment, weights_of(off)).after == {"first_weight": 0.471}
+    assert measure(off, experiment, weights_of(experiment)).after == {"first_weight": 0.471}
 
 
 def test_measuring_changes_neither_weights_nor_random_numbers(tmp_path):
@@ -109,7 +113,7 @@ def test_measuring_changes_neither_weights_nor_random_numbers(tmp_path):
     parts = (experiment.student, experiment.distillation.teacher, experiment.distillation.method)
     before = [fingerprint(module) for module in parts]
     torch.manual_seed(5)
-    measure(given, experiment, weights_of(given))
+    measure(given, experiment, weights_of(experiment))
     drawn = torch.rand(3)
     torch.manual_seed(5)
     assert torch.equal(drawn, torch.rand(3))

@@ -1,19 +1,17 @@
 """Weights of a method that calibrate themselves: `--balance`."""
 
 import json
-from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from rich.console import Console
 
 from defeat.assembly.assemble import Assembly, pair, record_of
 from defeat.assembly.settings import DistillSettings
-from defeat.distillation import method_defaults
+from defeat.distillation import Method
 from defeat.engine.checkpoint import RunDirectory, is_writer
 from defeat.engine.devices import training_device
 from defeat.engine.experiment import Experiment
@@ -74,7 +72,7 @@ def balanced(assembly: Assembly, experiment: Experiment, console: Console, write
     settings, distillation = assembly.settings, experiment.distillation
     if not isinstance(settings, DistillSettings) or settings.balance is None or distillation is None:
         return experiment
-    weights = weights_above_zero(settings.method, settings.method_options)
+    weights = weights_above_zero(distillation.method)
     recorded = Path(settings.out) / FILE
     # A run that was killed before its first checkpoint may not have come as far as this file.
     if settings.resume and (recorded.is_file() or RunDirectory(settings.out).checkpoint.is_file()):
@@ -90,15 +88,9 @@ def balanced(assembly: Assembly, experiment: Experiment, console: Console, write
     return replace(experiment, distillation=replace(distillation, method=method), record=record_of(fixed))
 
 
-def weights_above_zero(method: str, options: Mapping[str, Any]) -> dict[str, float]:
-    """The weights above zero of a method, by the names of its options.
-
-    Args:
-        method: its name.
-        options: those of its options that differ from the defaults.
-    """
-    values = {**method_defaults(method), **options}
-    return {name: value for name, value in values.items() if name.endswith("_weight") and value > 0}
+def weights_above_zero(method: Method) -> dict[str, float]:
+    """The weights of a method that are above zero, by the names of its options."""
+    return {name: weight for name, weight in method.weights.items() if weight > 0}
 
 
 def measure(settings: DistillSettings, experiment: Experiment, weights: dict[str, float]) -> Balance:
@@ -110,10 +102,10 @@ def measure(settings: DistillSettings, experiment: Experiment, weights: dict[str
     assert settings.balance is not None
     if not weights:
         raise InputError("--balance has nothing to balance: every weight of the method is 0.")
-    if settings.method_options.get("initialisation") == "published":
+    if experiment.distillation is not None and experiment.distillation.method.begins_near_zero:
         raise InputError(
             "--balance measures gradients through the adaptation layers, which initialisation published begins near "
-            "zero: give --method.initialisation default, or weights of your own."
+            "zero: give --method.initialisation identity, or weights of your own."
         )
     with torch.random.fork_rng():
         pulls = _measured(experiment)

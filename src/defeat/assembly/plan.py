@@ -18,10 +18,8 @@ from defeat.data import DetectionDataset
 from defeat.data.problems import Problems
 from defeat.data.unlabelled import UnlabelledImages
 from defeat.detector import Detector, TeacherNetwork, build
-from defeat.distillation import Method
 from defeat.distillation.align import LevelPair
 from defeat.distillation.class_map import ClassMap, listed
-from defeat.distillation.imitation import MapImitation
 from defeat.engine.checkpoint import RunDirectory
 from defeat.engine.experiment import Experiment
 from defeat.engine.guards import STRONG
@@ -59,13 +57,6 @@ class PlannedDetector:
     std: tuple[float, ...]
     parameters: int
     gflops: float | None
-
-
-@dataclass(frozen=True)
-class PlannedLevel(LevelPair):
-    """Levels that meet; a convolution of `kernel` x `kernel` cells adapts the student's channels."""
-
-    kernel: int
 
 
 @dataclass(frozen=True)
@@ -111,7 +102,7 @@ class Plan:
     teacher: PlannedDetector
     student: PlannedDetector
     teacher_ap50: float | None
-    levels: list[PlannedLevel]
+    levels: list[LevelPair]
     classes: dict[str, list[str]]
     chosen: dict[str, Any]
     chosen_text: str
@@ -170,12 +161,12 @@ def _planned(assembly: Assembly, experiment: Experiment, cost: RunCost) -> Plan:
         teacher=_detector(loaded.teacher.to(experiment.student.device), evaluation),
         student=_detector(experiment.student, evaluation),
         teacher_ap50=lessons.teacher_ap50,
-        levels=_levels(method),
+        levels=method.levels,
         classes=_classes(method.classes, loaded.teacher.info.classes),
         chosen=assembly.choices.to_dict(),
         chosen_text=assembly.choices.describe(),
         method=values["method"],
-        weights=weights_above_zero(values["method"], values["method_options"]),
+        weights=weights_above_zero(method),
         losses=cost.measured.losses,
         pulls=cost.measured.pulls,
         together=cost.measured.together,
@@ -266,13 +257,6 @@ def _neck_costs(student: Detector, dataset: DetectionDataset) -> list[NeckCost]:
         width = detector.spec.neck_channels
         costs.append(NeckCost(width, measured.parameters, measured.gflops, measured.latency_ms))
     return costs
-
-
-def _levels(method: Method) -> list[PlannedLevel]:
-    parts = [part for part in method.modules() if isinstance(part, MapImitation)]
-    return [
-        PlannedLevel(**asdict(one), kernel=part.adaptation.kernel) for part in parts for one in part.levels.values()
-    ]
 
 
 def _classes(classes: ClassMap, names: Sequence[str]) -> dict[str, list[str]]:

@@ -18,7 +18,7 @@ KERNELS = (1, 3)
 
 @dataclass(frozen=True)
 class LevelPair:
-    """A level of the student and the teacher's level that it meets.
+    """A level of the student and the level of the teacher that it is compared with.
 
     Attributes:
         part: what they belong to: `neck` or `backbone`.
@@ -26,6 +26,7 @@ class LevelPair:
         teacher_stride: of the teacher's; where it differs, the teacher's map is resized.
         channels: channels of the student's map.
         teacher_channels: channels of the teacher's map.
+        kernel: side in cells of the kernel that adapts the student's channels.
     """
 
     part: str
@@ -33,6 +34,7 @@ class LevelPair:
     teacher_stride: int
     channels: int
     teacher_channels: int
+    kernel: int = 1
 
 
 def paired_levels(

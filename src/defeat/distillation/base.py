@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from defeat.distillation.align import Adaptation
+from defeat.distillation.align import Adaptation, LevelPair
 from defeat.distillation.class_map import ClassMap
 from defeat.distillation.regions import Regions, Shape
 from defeat.errors import InputError
@@ -27,6 +27,8 @@ class Method(nn.Module, ABC):
         shared: defaults of the options that it shares with other methods and takes as `**options` (of the class).
         student: what is known about the student.
         teacher: what is known about the teacher, with its classes named as the student calls them.
+        weights: of its terms, by the names of the options that set them.
+        begins_near_zero: whether its adaptation layers begin near zero, so that at first hardly any gradient passes.
         notes: one sentence for each part of the method that this pair leaves out, and why.
 
     Raises:
@@ -41,12 +43,19 @@ class Method(nn.Module, ABC):
         super().__init__()
         self.student = student
         self.teacher = teacher
+        self.weights: dict[str, float] = {}
+        self.begins_near_zero = False
         self.notes: list[str] = []
 
     @property
     def classes(self) -> ClassMap:
         """Meets the classes of both by their names."""
         return ClassMap(self.student.classes, self.teacher.classes)
+
+    @property
+    def levels(self) -> list[LevelPair]:
+        """The levels of both detectors that are compared; none unless the method says so."""
+        return []
 
     @property
     def needs(self) -> frozenset[str]:
@@ -94,8 +103,8 @@ class Method(nn.Module, ABC):
             return self.terms(student, teacher, targets, progress)
 
 
-def check_weights(**weights: float) -> None:
-    """Refuse weights that are negative or not finite.
+def checked_weights(**weights: float) -> dict[str, float]:
+    """The weights by name, none of them negative or not finite.
 
     Raises:
         InputError: naming the first such weight.
@@ -103,3 +112,4 @@ def check_weights(**weights: float) -> None:
     for name, weight in weights.items():
         if not 0 <= weight < float("inf"):
             raise InputError(f"{name} must be 0 or more and finite, not {weight}.")
+    return weights

@@ -1,6 +1,7 @@
 """Imitation of feature maps: adaptation layers, a region, a difference, and the weights of region and background."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, TypedDict, Unpack
 
 import torch
@@ -161,6 +162,11 @@ class MapImitation(nn.Module):
         counts = torch.stack([(levels == stride).sum() for stride in strides])
         return (values * counts).sum() / counts.sum()
 
+    @property
+    def pairs(self) -> list[LevelPair]:
+        """The levels that are compared, each with the kernel of its adaptation layer."""
+        return [replace(pair, kernel=self.adaptation.kernel) for pair in self.levels.values()]
+
     def painted(self, boxes: Sequence[Tensor], shapes: dict[int, Shape]) -> Regions:
         """The region on those of the levels that take part."""
         return self.regions(boxes, {stride: shape for stride, shape in shapes.items() if stride in self.levels})
@@ -225,8 +231,14 @@ class NeckMethod(Method):
     ) -> None:
         super().__init__(student, teacher)
         self.schedule, maps = scheduled({**self.shared, **options})
+        self.begins_near_zero = maps["initialisation"] == "published"
         self.neck = MapImitation(student, teacher, "neck", regions, object_weight=weight, difference=difference, **maps)
         self.notes += self.neck.notes
+
+    @property
+    def levels(self) -> list[LevelPair]:
+        """Those of the neck."""
+        return self.neck.pairs
 
     def painted(self, boxes: Sequence[Tensor], shapes: dict[int, Shape]) -> dict[str, Regions]:
         """The one region."""

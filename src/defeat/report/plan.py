@@ -6,7 +6,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from defeat.assembly.plan import NeckCost, Plan, PlannedDetector, PlannedLevel
+from defeat.assembly.plan import NeckCost, Plan, PlannedDetector
+from defeat.distillation.align import LevelPair
 from defeat.distillation.class_map import listed
 from defeat.report.tables import UNKNOWN, decimal, duration
 
@@ -70,7 +71,7 @@ def _detector_row(role: str, one: PlannedDetector) -> tuple[str, ...]:
     return (f"{role}: {one.family}, {one.backbone_name}", *figures, levels)
 
 
-def _how(level: PlannedLevel) -> str:
+def _how(level: LevelPair) -> str:
     resized = "" if level.stride == level.teacher_stride else ", teacher's map resized"
     return f"{level.kernel} x {level.kernel} convolution{resized}"
 

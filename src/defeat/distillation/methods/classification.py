@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from defeat.distillation.base import Method, check_weights
+from defeat.distillation.base import Method, checked_weights
 from defeat.distillation.classification import ClassImitation, ClassTerm
 from defeat.distillation.schedule import Schedule
 from defeat.errors import InputError
@@ -47,7 +47,7 @@ class Classification(Method):
         decay: str = "constant",
     ) -> None:
         super().__init__(student, teacher)
-        check_weights(class_weight=class_weight)
+        self.weights = checked_weights(class_weight=class_weight)
         self.schedule = Schedule(decay, warmup)
         terms = {group: ClassTerm(class_weight, group, comparison, temperature)}
         self.head = ClassImitation(student, teacher, terms, proposals)

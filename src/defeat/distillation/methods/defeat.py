@@ -6,7 +6,8 @@ from typing import Unpack
 
 from torch import Tensor
 
-from defeat.distillation.base import Method, check_weights
+from defeat.distillation.align import LevelPair
+from defeat.distillation.base import Method, checked_weights
 from defeat.distillation.classification import ClassImitation, ClassTerm
 from defeat.distillation.imitation import MAP_DEFAULTS, MapImitation, MapOptions, PaintRegions, scheduled
 from defeat.distillation.regions import (
@@ -110,19 +111,20 @@ class DeFeat(Method):
         **options: Unpack[MapOptions],
     ) -> None:
         super().__init__(student, teacher)
-        check_weights(
+        self.weights = checked_weights(
             object_weight=object_weight,
             background_weight=background_weight,
             backbone_object_weight=backbone_object_weight,
             backbone_background_weight=backbone_background_weight,
             positive_weight=positive_weight,
             negative_weight=negative_weight,
-            detector_negatives=detector_negatives,
         )
+        checked_weights(detector_negatives=detector_negatives)
         if not 1 <= detector_negatives_decay < float("inf"):
             raise InputError(f"detector_negatives_decay must be 1 or more, not {detector_negatives_decay}.")
         self.detector_negatives, self.detector_negatives_decay = detector_negatives, detector_negatives_decay
         self.schedule, maps = scheduled({**self.shared, **options})
+        self.begins_near_zero = maps["initialisation"] == "published"
         self.neck = MapImitation(
             student,
             teacher,
@@ -151,6 +153,11 @@ class DeFeat(Method):
         self.notes += self.neck.notes + self.backbone.notes
         if self.head.reason:
             self.notes.append(f"The classification terms are left out: {self.head.reason}.")
+
+    @property
+    def levels(self) -> list[LevelPair]:
+        """Those of neck and backbone."""
+        return [*self.neck.pairs, *self.backbone.pairs]
 
     @property
     def needs(self) -> frozenset[str]:

@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Unpack
 
-from defeat.distillation.base import check_weights
+from defeat.distillation.base import checked_weights
 from defeat.distillation.imitation import MapOptions, NeckMethod
 from defeat.distillation.regions import near_object_regions
 from defeat.errors import InputError
@@ -38,7 +38,7 @@ class FGFI(NeckMethod):
         phi: float = 0.5,
         **options: Unpack[MapOptions],
     ) -> None:
-        check_weights(object_weight=object_weight)
+        weights = checked_weights(object_weight=object_weight)
         if not 0 <= phi <= 1:
             raise InputError(f"phi must be between 0 and 1, not {phi}.")
         super().__init__(
@@ -48,3 +48,4 @@ class FGFI(NeckMethod):
             object_weight,
             **options,
         )
+        self.weights = weights

@@ -2,7 +2,7 @@
 
 from typing import Unpack
 
-from defeat.distillation.base import check_weights
+from defeat.distillation.base import checked_weights
 from defeat.distillation.imitation import MapOptions, NeckMethod
 from defeat.distillation.regions import PAINTERS
 from defeat.errors import unknown_name
@@ -39,7 +39,7 @@ class Imitation(NeckMethod):
         difference: str = "squared",
         **options: Unpack[MapOptions],
     ) -> None:
-        check_weights(map_weight=map_weight)
+        weights = checked_weights(map_weight=map_weight)
         if region not in PAINTERS:
             raise unknown_name("region", region, PAINTERS)
         super().__init__(
@@ -50,3 +50,4 @@ class Imitation(NeckMethod):
             difference=difference,
             **options,
         )
+        self.weights = weights

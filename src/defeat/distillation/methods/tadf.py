@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, Unpack
 
-from defeat.distillation.base import check_weights
+from defeat.distillation.base import checked_weights
 from defeat.distillation.imitation import MAP_DEFAULTS, MapOptions, NeckMethod
 from defeat.distillation.regions import gaussian_regions
 from defeat.types import DetectorInfo
@@ -37,7 +37,7 @@ class TADF(NeckMethod):
         object_weight: float = 32.0,
         **options: Unpack[MapOptions],
     ) -> None:
-        check_weights(object_weight=object_weight)
+        weights = checked_weights(object_weight=object_weight)
         super().__init__(
             student,
             teacher,
@@ -45,3 +45,4 @@ class TADF(NeckMethod):
             object_weight,
             **options,
         )
+        self.weights = weights
