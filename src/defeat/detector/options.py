@@ -24,7 +24,20 @@ def fitted_to_data(usual: Any, shown: str = "", as_teacher: bool = False, same_s
         same_size: whether it does so only where both resize images to the same size.
     """
     about = {"usual": usual, "shown": shown, "as_teacher": as_teacher, "same_size": same_size}
+    if isinstance(usual, int):
+        about["bounds"] = (1, MOST)
     return field(default=AUTO, metadata=about)
+
+
+def bounded(default: float, least: float, most: float = MOST) -> Any:
+    """A field of a family's options that holds a number.
+
+    Args:
+        default: its value where none is given; a whole number for a field of whole numbers.
+        least: the least value that can work.
+        most: the greatest.
+    """
+    return field(default=default, metadata={"bounds": (least, most)})
 
 
 def settled(options: Options) -> Options:
@@ -79,10 +92,10 @@ def _is_automatic(options: Any, one: Any) -> bool:
 
 
 def require_valid(options: Any) -> None:
-    """Refuse settings of a family that can't work; the kind of each follows from its default.
+    """Refuse settings of a family that can't work.
 
-    Counts are 1 or more (or from the field's metadata `least` on), numbers with a fraction are parts or scores in 0..1,
-    and sides of anchors are above zero, one for each level. What is fitted to the data may be `auto`.
+    Numbers lie within the bounds of their field (`bounded`, `fitted_to_data`), sides of anchors are above zero, one for
+    each level, and names are those of the field's `Literal`. What is fitted to the data may be `auto`.
 
     Args:
         options: a dataclass with a default for every field.
@@ -92,25 +105,29 @@ def require_valid(options: Any) -> None:
     """
     hints = get_type_hints(type(options))
     for one in fields(options):
-        value, usual = getattr(options, one.name), one.metadata.get("usual", one.default)
         if _is_automatic(options, one):
             continue
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if isinstance(usual, bool):
-            fits, wanted = isinstance(value, bool), "true or false"
-        elif isinstance(usual, int):
-            least = one.metadata.get("least", 1)
-            fits, wanted = type(value) is int and least <= value <= MOST, f"a number from {least} to {MOST}"
-        elif isinstance(usual, float):
-            fits, wanted = number and 0 <= value <= 1, "between 0 and 1"
-        elif isinstance(usual, tuple):
-            fits, wanted = _sides(value, len(usual)), f"{len(usual)} sides of 1 pixel or more"
-        else:
-            names = [name for name in get_args(hints[one.name]) if name != AUTO]
-            fits, wanted = isinstance(value, str) and value in names, f"one of {', '.join(names)}"
+        value, usual = getattr(options, one.name), one.metadata.get("usual", one.default)
+        fits, wanted = _judged(value, usual, one.metadata.get("bounds"), hints[one.name])
         if not fits:
             wanted += ", or auto" * ("usual" in one.metadata)
             raise InputError(f"--detector.{one.name.replace('_', '-')} must be {wanted}, not {shown(value)}.")
+
+
+def _judged(value: Any, usual: Any, bounds: tuple[float, float] | None, hint: Any) -> tuple[bool, str]:
+    """Whether a value fits a field, and what would."""
+    if bounds is not None:
+        least, most = bounds
+        whole = isinstance(usual, int)
+        number = type(value) is int or (not whole and type(value) is float)
+        fits = number and least <= value <= most
+        return fits, f"a number from {least} to {most}" if whole else f"between {least:g} and {most:g}"
+    if isinstance(usual, bool):
+        return isinstance(value, bool), "true or false"
+    if isinstance(usual, tuple):
+        return _sides(value, len(usual)), f"{len(usual)} sides of 1 pixel or more"
+    names = [name for name in get_args(hint) if name != AUTO]
+    return isinstance(value, str) and value in names, f"one of {', '.join(names)}"
 
 
 def _sides(value: Any, count: int) -> bool:

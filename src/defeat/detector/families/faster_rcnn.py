@@ -4,7 +4,7 @@ torchvision counts classes from 1 and keeps 0 for the background. That numbering
 are 0..K-1 and the background is the last column.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -25,7 +25,7 @@ from defeat.detector.base import (
     torchvision_targets,
     valid_cells,
 )
-from defeat.detector.options import automatic, fitted_to_data, require_valid, settled
+from defeat.detector.options import automatic, bounded, fitted_to_data, require_valid, settled
 from defeat.detector.published import (
     AlignedPooling,
     ExactAnchors,
@@ -47,26 +47,6 @@ class FasterRCNNOptions:
     """Settings of the family; the defaults are torchvision's, and so are checkpoints made with them.
 
     What is `auto` follows from size and objects of the training data; without data, it is torchvision's, too.
-
-    Attributes:
-        anchor_sizes: side of the anchors, in pixels of the resized image, one for each level from stride 4 to 64.
-        rpn_pre_nms_top_n_train: proposals a level kept before non-maximum suppression, in training.
-        rpn_post_nms_top_n_train: proposals an image kept after it, in training.
-        rpn_pre_nms_top_n_test: proposals a level kept before it, in prediction.
-        rpn_post_nms_top_n_test: proposals an image kept after it, in prediction.
-        rpn_batch_size_per_image: anchors an image that the RPN's loss is computed on.
-        box_batch_size_per_image: proposals an image that the second stage is trained on.
-        box_positive_fraction: greatest part of positives among them.
-        box_representation_size: width of the two hidden layers of the second stage.
-        box_score_thresh: detections with a lower score are dropped.
-        box_nms_thresh: IoU above which two detections of a class count as one.
-        box_detections_per_img: most detections an image.
-        box_loss: loss of both stages' boxes: smooth_l1 (torchvision) or l1 (published configurations).
-        round_anchors: whether the corners of anchors are rounded to whole pixels (published: false).
-        aligned_pooling: whether RoIAlign leaves out its shift of half a pixel (published: true).
-        sampling_ratio: points that RoIAlign takes of each of its cells, in either direction; 0 for as many as the
-            cell has pixels (published).
-        initialisation: first weights of pyramid and second stage: torchvision or published.
     """
 
     strides: ClassVar[tuple[int, ...]] = STRIDES
@@ -74,22 +54,40 @@ class FasterRCNNOptions:
     anchor_sizes: tuple[int, ...] | Literal["auto"] = fitted_to_data(
         (32, 64, 128, 256, 512), "anchors {} px", as_teacher=True, same_size=True
     )
+    """Side of the anchors, in pixels of the resized image, one for each level from stride 4 to 64."""
     rpn_pre_nms_top_n_train: int | Literal["auto"] = fitted_to_data(2000)
+    """Proposals a level kept before non-maximum suppression, in training."""
     rpn_post_nms_top_n_train: int | Literal["auto"] = fitted_to_data(2000, "{} proposals")
+    """Proposals an image kept after it, in training."""
     rpn_pre_nms_top_n_test: int | Literal["auto"] = fitted_to_data(1000)
+    """Proposals a level kept before it, in prediction."""
     rpn_post_nms_top_n_test: int | Literal["auto"] = fitted_to_data(1000, "{} in prediction")
-    rpn_batch_size_per_image: int = 256
+    """Proposals an image kept after it, in prediction."""
+    rpn_batch_size_per_image: int = bounded(256, 1)
+    """Anchors an image that the RPN's loss is computed on."""
     box_batch_size_per_image: int | Literal["auto"] = fitted_to_data(512, "{} of them sampled")
-    box_positive_fraction: float = 0.25
+    """Proposals an image that the second stage is trained on."""
+    box_positive_fraction: float = bounded(0.25, 0.0, 1.0)
+    """Greatest part of positives among them."""
     box_representation_size: int | Literal["auto"] = fitted_to_data(1024, "second stage {} wide", as_teacher=True)
-    box_score_thresh: float = 0.05
-    box_nms_thresh: float = 0.5
-    box_detections_per_img: int = 100
+    """Width of the two hidden layers of the second stage."""
+    box_score_thresh: float = bounded(0.05, 0.0, 1.0)
+    """Detections with a lower score are dropped."""
+    box_nms_thresh: float = bounded(0.5, 0.0, 1.0)
+    """IoU above which two detections of a class count as one."""
+    box_detections_per_img: int = bounded(100, 1)
+    """Most detections an image."""
     box_loss: Literal["smooth_l1", "l1"] = "smooth_l1"
+    """Loss of both stages' boxes: smooth_l1 (torchvision) or l1 (published configurations)."""
     round_anchors: bool = True
+    """Whether the corners of anchors are rounded to whole pixels (published: false)."""
     aligned_pooling: bool = False
-    sampling_ratio: int = field(default=2, metadata={"least": 0})
+    """Whether RoIAlign leaves out its shift of half a pixel (published: true)."""
+    sampling_ratio: int = bounded(2, 0)
+    """Points that RoIAlign takes of each of its cells, in either direction; 0 for as many as the cell has pixels
+    (published)."""
     initialisation: Literal["torchvision", "published"] = "torchvision"
+    """First weights of pyramid and second stage: torchvision or published."""
 
     def __post_init__(self) -> None:
         """Refuse settings that can't work."""

@@ -26,7 +26,7 @@ from defeat.detector.base import (
     torchvision_targets,
     valid_cells,
 )
-from defeat.detector.options import automatic, fitted_to_data, require_valid, settled
+from defeat.detector.options import automatic, bounded, fitted_to_data, require_valid, settled
 from defeat.detector.published import ExactAnchors, initialise_pyramid, one_stage_loss
 from defeat.detector.statistics import ObjectStatistics, fit_sides
 from defeat.errors import InputError
@@ -42,22 +42,6 @@ class RetinaNetOptions:
     """Settings of the family; the defaults are torchvision's.
 
     What is `auto` follows from size and objects of the training data; without data, it is torchvision's, too.
-
-    Attributes:
-        anchor_sizes: side of the smallest anchor of each level, in pixels of the resized image, from stride 8 to 128;
-            every level has two more, larger by 2^(1/3) and 2^(2/3).
-        score_thresh: detections with a lower score are dropped.
-        nms_thresh: IoU above which two detections of a class count as one.
-        detections_per_img: most detections an image.
-        topk_candidates: most candidates a level before non-maximum suppression.
-        fg_iou_thresh: an anchor that overlaps an object by at least this IoU is positive.
-        bg_iou_thresh: one that overlaps every object by less than this is negative.
-        head_norm: normalisation in the head: none, or gn (32 groups, or the largest number that divides the channels,
-            as in torchvision's second version), with which the head learns much sooner.
-        loss_average: losses are averaged over the positive anchors of each image and then over images (image,
-            torchvision), or over those of the whole batch (batch, published configurations).
-        round_anchors: whether sides and corners of anchors are rounded to whole pixels (published: false).
-        initialisation: first weights of the pyramid: torchvision or published.
     """
 
     strides: ClassVar[tuple[int, ...]] = STRIDES
@@ -65,16 +49,30 @@ class RetinaNetOptions:
     anchor_sizes: tuple[int, ...] | Literal["auto"] = fitted_to_data(
         (32, 64, 128, 256, 512), "anchors {} px", as_teacher=True, same_size=True
     )
-    score_thresh: float = 0.05
-    nms_thresh: float = 0.5
-    detections_per_img: int = 300
+    """Side of the smallest anchor of each level, in pixels of the resized image, from stride 8 to 128; every level
+    has two more, larger by 2^(1/3) and 2^(2/3)."""
+    score_thresh: float = bounded(0.05, 0.0, 1.0)
+    """Detections with a lower score are dropped."""
+    nms_thresh: float = bounded(0.5, 0.0, 1.0)
+    """IoU above which two detections of a class count as one."""
+    detections_per_img: int = bounded(300, 1)
+    """Most detections an image."""
     topk_candidates: int | Literal["auto"] = fitted_to_data(1000, "{} candidates a level")
-    fg_iou_thresh: float = 0.5
-    bg_iou_thresh: float = 0.4
+    """Most candidates a level before non-maximum suppression."""
+    fg_iou_thresh: float = bounded(0.5, 0.0, 1.0)
+    """An anchor that overlaps an object by at least this IoU is positive."""
+    bg_iou_thresh: float = bounded(0.4, 0.0, 1.0)
+    """One that overlaps every object by less than this is negative."""
     head_norm: Literal["auto", "none", "gn"] = fitted_to_data("none", "head norm {}", as_teacher=True)
+    """Normalisation in the head: none, or gn (32 groups, or the largest number that divides the channels, as in
+    torchvision's second version), with which the head learns much sooner."""
     loss_average: Literal["image", "batch"] = "image"
+    """Losses are averaged over the positive anchors of each image and then over images (image, torchvision), or over
+    those of the whole batch (batch, published configurations)."""
     round_anchors: bool = True
+    """Whether sides and corners of anchors are rounded to whole pixels (published: false)."""
     initialisation: Literal["torchvision", "published"] = "torchvision"
+    """First weights of the pyramid: torchvision or published."""
 
     def __post_init__(self) -> None:
         """Refuse settings that can't work."""
