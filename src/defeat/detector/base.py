@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +12,16 @@ from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.transforms.v2 import functional as transforms
 
 from defeat.data.images import rgb_tensor
+from defeat.detector.description import (
+    COLOUR,
+    NAMES,
+    POSITIVE_COLOUR,
+    SETTINGS,
+    SIDE,
+    name_of,
+    ruled,
+    whole_number,
+)
 from defeat.detector.teacher import FOLD, HEAD, INHERIT, MAPS, PREDICT, PROPOSALS
 from defeat.types import Batch, Detections, DetectorInfo, DetectorOutput, Maps, Target
 
@@ -34,17 +44,17 @@ class DetectorSpec:
         options: settings of the family that differ from its defaults.
     """
 
-    family: str
-    backbone: str
-    classes: tuple[str, ...]
-    size: int = 800
-    max_size: int = 1333
-    norm: str = "bn"
-    neck_channels: int = 256
-    frozen_stages: int = 0
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    options: dict[str, Any] = field(default_factory=dict)
+    family: str = ruled(name_of("detector"))
+    backbone: str = ruled(name_of("backbone"))
+    classes: tuple[str, ...] = ruled(NAMES)
+    size: int = ruled(SIDE, default=800)
+    max_size: int = ruled(SIDE, default=1333)
+    norm: str = ruled(name_of("normalisation"), default="bn")
+    neck_channels: int = ruled(whole_number(1, 8192, "a number of channels from 1 to 8192"), default=256)
+    frozen_stages: int = ruled(whole_number(0, 99, "a number of stages, 0 or more"), default=0)
+    mean: tuple[float, ...] | None = ruled(COLOUR, default=None)
+    std: tuple[float, ...] | None = ruled(POSITIVE_COLOUR, default=None)
+    options: dict[str, Any] = ruled(SETTINGS, default_factory=dict)
 
 
 class Detector(nn.Module, ABC):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from defeat.errors import InputError, shown
@@ -29,33 +30,60 @@ def _colour(least: float) -> Callable[[Any], bool]:
     return fits
 
 
-RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "family": (_text, "the name of a detector"),
-    "backbone": (_text, "the name of a backbone"),
-    "classes": (_names, "a list of different names"),
-    "size": (_whole(1, LARGEST_SIDE), f"a number of pixels from 1 to {LARGEST_SIDE}"),
-    "max_size": (_whole(1, LARGEST_SIDE), f"a number of pixels from 1 to {LARGEST_SIDE}"),
-    "norm": (_text, "the name of a normalisation"),
-    "neck_channels": (_whole(1, 8192), "a number of channels from 1 to 8192"),
-    "frozen_stages": (_whole(0, 99), "a number of stages, 0 or more"),
-    "mean": (_colour(-math.inf), "three numbers"),
-    "std": (_colour(1e-6), "three numbers above zero"),
-    "options": (lambda value: isinstance(value, dict), "a map of settings"),
-}
+@dataclass(frozen=True)
+class Rule:
+    """What a field may hold.
+
+    Attributes:
+        fits: whether a value may stand there.
+        wanted: what may, in words.
+    """
+
+    fits: Callable[[Any], bool]
+    wanted: str
 
 
-def require_description(content: dict[str, Any], origin: object) -> None:
+def name_of(kind: str) -> Rule:
+    """The name of something."""
+    return Rule(_text, f"the name of a {kind}")
+
+
+def whole_number(least: int, most: int, wanted: str) -> Rule:
+    """A whole number within bounds."""
+    return Rule(_whole(least, most), wanted)
+
+
+SIDE = whole_number(1, LARGEST_SIDE, f"a number of pixels from 1 to {LARGEST_SIDE}")
+NAMES = Rule(_names, "a list of different names")
+COLOUR = Rule(_colour(-math.inf), "three numbers")
+POSITIVE_COLOUR = Rule(_colour(1e-6), "three numbers above zero")
+SETTINGS = Rule(lambda value: isinstance(value, dict), "a map of settings")
+
+
+def ruled(rule: Rule, **default: Any) -> Any:
+    """A field of a dataclass that is read from a foreign file.
+
+    Args:
+        rule: what it may hold.
+        default: `default` or `default_factory`, as of `dataclasses.field`.
+    """
+    return field(metadata={"rule": rule}, **default)
+
+
+def require_description(kind: Any, content: dict[str, Any], origin: object) -> None:
     """Refuse a description whose values can't be those of a detector.
 
     Args:
+        kind: the dataclass of the description, whose fields say their rules.
         content: of a `model.json`.
         origin: the file, for messages.
 
     Raises:
         InputError: naming the field, what it holds and what it may hold.
     """
-    for name, (fits, wanted) in RULES.items():
-        if name not in content:
-            raise InputError(f"{origin} does not describe a detector: the field {name!r} is missing.")
-        if not fits(content[name]):
-            raise InputError(f"{origin}: the field {name!r} is {shown(content[name])}, not {wanted}.")
+    for one in fields(kind):
+        rule: Rule = one.metadata["rule"]
+        if one.name not in content:
+            raise InputError(f"{origin} does not describe a detector: the field {one.name!r} is missing.")
+        if not rule.fits(content[one.name]):
+            raise InputError(f"{origin}: the field {one.name!r} is {shown(content[one.name])}, not {rule.wanted}.")

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from defeat.detector.base import Detector
+from defeat.detector.base import Detector, DetectorSpec
 from defeat.detector.description import require_description
 from defeat.detector.weights import first_not_finite, misfits
 from defeat.errors import InputError
@@ -53,7 +53,7 @@ def load_model(folder: Path, build: Callable[[dict[str, Any]], Detector]) -> Det
     path = folder / "model.safetensors"
     if not path.is_file():
         raise InputError(f"{path} is missing: the run has no trained model yet.")
-    require_description(description, described)
+    require_description(DetectorSpec, description, described)
     try:
         weights = load_file(path)
         # Built without memory first: a description may ask for more than there is, and its weights know better.
