@@ -15,6 +15,8 @@ from tests.detector.tiny import images, target, tiny_detector
 class Oracle(nn.Module):
     """Detects what it was told, in its own numbering of the classes."""
 
+    capabilities = frozenset({"predict"})
+
     def __init__(self, classes, boxes, labels):
         super().__init__()
         self.info = type("Info", (), {"classes": classes})
