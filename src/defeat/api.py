@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from os import PathLike
 from typing import Any, ParamSpec, TypeVar
 
@@ -113,7 +113,7 @@ def plan(**arguments: Any) -> Plan:
 
 def _split(kind: Any, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], Objects]:
     """The words among the arguments, with a name for each object, and the objects."""
-    _require_known({one.name for one in fields(kind)}, arguments)
+    _require_complete(kind, arguments)
     paths = {name: str(value) for name, value in arguments.items() if isinstance(value, PathLike)}
     values = {**arguments, **paths}
     objects = {
@@ -128,10 +128,11 @@ def _split(kind: Any, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], Obj
     return words | names, Objects(**objects)
 
 
-def _require_known(known: set[str], arguments: Mapping[str, Any]) -> None:
+def _require_complete(kind: Any, arguments: Mapping[str, Any]) -> None:
+    known = {one.name: one for one in fields(kind)}
     for name in arguments:
         if name not in known:
             raise unknown_name("argument", name, known)
-    for name in ("data", "out", "teacher"):
-        if name in known and name not in arguments:
+    for name, one in known.items():
+        if name not in arguments and one.default is MISSING and one.default_factory is MISSING:
             raise InputError(f"The argument {name} is missing.")
