@@ -1,7 +1,7 @@
-# Everything runs in .venv, which is made on the first call and left alone on the next ones.
+# Everything runs in .venv, which is created by the first call and reused afterwards.
 PYTHON ?= python3
 BIN := .venv/bin
-# Two threads on small tensors are many times slower than one.
+# On small tensors, two threads are many times slower than one.
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo test coverage check clean

@@ -1,9 +1,9 @@
 #!/bin/bash
-# A comparison on one GPU, several cells at a time. A small detector leaves a GPU idle most of the time, because a step waits
-# for the processor that starts its kernels; with NVIDIA's Multi-Process Service the kernels of several trainings run side by
-# side (docs/performance.md). Each training wants a core of the processor.
+# A comparison on one GPU, several cells at a time. A small detector leaves a GPU idle most of the time, because its steps wait
+# for the CPU to launch kernels; with NVIDIA's Multi-Process Service the kernels of several trainings run concurrently
+# (docs/performance.md). Each training needs one CPU core.
 #   recipes/launch/bench_one_gpu.sh CELLS PROCESSES --data DATA --teacher RUN --backbone NAME --out FOLDER [options of defeat bench]
-# CELLS is what `defeat bench ... --plan` counts. Repeat the command after an interruption.
+# CELLS is the number of cells that `defeat bench ... --plan` prints. Repeat the command after an interruption.
 set -euo pipefail
 cells=$1 processes=$2
 shift 2
@@ -15,7 +15,7 @@ if command -v nvidia-cuda-mps-control > /dev/null; then
   trap 'echo quit | nvidia-cuda-mps-control' EXIT
 fi
 logs=$(mktemp -d)
-echo "What each cell prints is in $logs"
+echo "The output of each cell is in $logs"
 seq "$cells" | xargs -P "$processes" -I{} \
   bash -c 'defeat bench "${@:3}" --cells "$2" > "$1/cell-$2.log" 2>&1' train "$logs" {} "$@" || echo "Some cells failed."
-defeat bench "$@" # the report; cells that failed are tried once more
+defeat bench "$@" # the report; failed cells are retried once

@@ -2,7 +2,7 @@
 # A distillation on several nodes of a SLURM cluster. Set the three paths, then: sbatch recipes/launch/slurm.sh
 #SBATCH --job-name=defeat
 #SBATCH --nodes=2
-#SBATCH --ntasks-per-node=8     # one process a GPU: the same number as --devices
+#SBATCH --ntasks-per-node=8     # one process per GPU: the same number as --devices
 #SBATCH --gres=gpu:8
 #SBATCH --cpus-per-task=6
 #SBATCH --signal=SIGINT@120     # two minutes before the end: stop between two steps and write a checkpoint
@@ -11,7 +11,7 @@ DATA=/path/to/coco
 TEACHER=/path/to/runs/teacher
 OUT=/path/to/runs/student
 
-# SLURM tells each process its rank. A job that was stopped goes on from its checkpoint.
+# SLURM tells each process its rank. A stopped job resumes from its checkpoint.
 resume=()
 [ -f "$OUT/checkpoints/last.ckpt" ] && resume=(--resume)
 srun defeat distill --config coco/faster_rcnn_r152_r50_defeat_1x --data "$DATA" --teacher "$TEACHER" \

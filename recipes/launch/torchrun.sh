@@ -1,7 +1,7 @@
 #!/bin/bash
-# A distillation on several machines without a scheduler: run this on each of them, with its own number.
+# A distillation on several machines without a scheduler: run this on each machine, with its number.
 #   recipes/launch/torchrun.sh NUMBER ADDRESS_OF_MACHINE_0
-# On one machine none of this is needed: `defeat distill ... --devices 8` starts the processes itself.
+# On one machine this is not needed: `defeat distill ... --devices 8` starts the processes itself.
 set -euo pipefail
 NODES=2
 DEVICES=8
