@@ -1,9 +1,9 @@
-"""The gain of `defeat demo` on many seeds: other scenes to train and to test on each time.
+"""Measure the gain of `defeat demo` on several seeds, each with its own training and test scenes.
 
     python benchmarks/demo_seeds.py RUNS [--seeds 10]
 
 Each seed takes as long as `make demo`; seeds whose folder in RUNS is finished are not trained again. Writes
-`results/demo_seeds.json` beside this file.
+`results/demo_seeds.json`.
 """
 
 import argparse
@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from defeat.engine.provenance import commit, machine, versions
+from defeat.report.variants import baseline_of
 
 RESULT = Path(__file__).parent / "results" / "demo_seeds.json"
 
 
 def measured(runs: Path, seed: int) -> dict[str, Any]:
-    """What a demo of this seed shows."""
+    """The result of the demo with a seed."""
     folder = runs / f"seed{seed}"
     if not (folder / "bench.json").is_file():
         command = [sys.executable, "-m", "defeat.cli", "demo", "--seed", str(seed), "--out", str(folder)]
@@ -30,7 +31,7 @@ def measured(runs: Path, seed: int) -> dict[str, Any]:
     return {
         "seed": seed,
         "teacher": content["teacher"]["AP"],
-        "baseline": content["alone"]["ap"],
+        "baseline": baseline_of(content)["ap"],
         "distilled": distilled["ap"],
         "gain": gain["mean"],
         "over_images": [gain["over_images"]["low"], gain["over_images"]["high"]],
@@ -38,7 +39,7 @@ def measured(runs: Path, seed: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Train what is missing, and write and print all."""
+    """Train missing seeds, and write and print all results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path)
     parser.add_argument("--seeds", type=int, default=10)

@@ -1,4 +1,4 @@
-"""Make a VOC or YOLO folder whose training images are split in two, to choose options without the test split.
+"""Split the training images of a VOC or YOLO folder in two, to choose options without the test split.
 
     python benchmarks/hold_out.py FOLDER NEW_FOLDER [--images 150] [--seed 0]
 
@@ -14,23 +14,23 @@ from pathlib import Path
 import yaml
 
 
-def parted(stems: Sequence[str], part: float, seed: int) -> tuple[list[str], list[str]]:
-    """A random part of names of images, and the others; each in the order of the names given."""
+def random_split(stems: Sequence[str], part: float, seed: int) -> tuple[list[str], list[str]]:
+    """Split names of images at random into a part and the others, both in the order given."""
     shuffled = list(stems)
-    random.Random(seed).shuffle(shuffled)  # noqa: S311 (no secret)
+    random.Random(seed).shuffle(shuffled)  # noqa: S311 (not for security)
     chosen = set(shuffled[: round(part * len(stems))])
     return [stem for stem in stems if stem in chosen], [stem for stem in stems if stem not in chosen]
 
 
 def training_stems(source: Path) -> list[str]:
-    """Names of the training images of a VOC or YOLO folder, without their endings."""
+    """Names of the training images of a VOC or YOLO folder, without suffix."""
     if is_yolo(source):
         return sorted(path.stem for path in (source / "images" / "train").iterdir())
     return (source / "ImageSets" / "Main" / "train.txt").read_text().split()
 
 
 def is_yolo(source: Path) -> bool:
-    """Whether a folder has the layout of YOLO; otherwise it has that of VOC."""
+    """Whether a folder has the YOLO layout; otherwise it has the VOC layout."""
     return (source / "data.yaml").is_file()
 
 
@@ -58,7 +58,7 @@ def _link_yolo(source: Path, folder: Path, splits: dict[str, list[str]]) -> None
             (folder / kind / split).mkdir(parents=True)
             files = {path.stem: path for path in (source / kind / origin).iterdir()}
             for stem in stems:
-                if stem in files:  # an image without objects may have no file of labels
+                if stem in files:  # an image without objects may have no label file
                     (folder / kind / split / files[stem].name).symlink_to(files[stem].resolve())
         print(f"{split}: {len(stems)} images")
     content = yaml.safe_load((source / "data.yaml").read_text())
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     stems = training_stems(given.source)
-    held_out, train = parted(stems, given.images / len(stems), given.seed)
+    held_out, train = random_split(stems, given.images / len(stems), given.seed)
     link_splits(given.source, given.folder, {"train": train, "val": held_out})
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timings, peak memory of a process of its own, and how results are written."""
+"""Shared by the benchmarks: interleaved timings, peak memory in a separate process, and output of results."""
 
 import json
 import multiprocessing
@@ -22,32 +22,32 @@ Times = npt.NDArray[np.float64]
 
 
 def interleaved(steps: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median time of each step in milliseconds; they take turns, and the first round warms up."""
+    """Median time per step in milliseconds; steps are interleaved, and a first round is a warm-up."""
     return {name: float(np.median(times)) for name, times in rounds(steps, repeats).items()}
 
 
 def rounds(steps: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Times]:
-    """Time of each step in each round in milliseconds; a round before the first warms up.
+    """Time per step and round in milliseconds, after a warm-up round.
 
-    They take turns, in another order in each round: what a step leaves behind in caches meets no other one more often.
+    The order is random in each round, so that no step always follows the same one and finds its data in caches.
     """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     order = np.random.default_rng(0)
     for repeat in range(repeats + 1):
         for name in order.permutation(list(steps)):
-            began = perf_counter()
+            start = perf_counter()
             steps[name]()
             if torch.accelerator.is_available():
                 torch.accelerator.synchronize()
             if repeat:
-                seconds[name].append(perf_counter() - began)
+                seconds[name].append(perf_counter() - start)
     return {name: 1000 * np.asarray(values) for name, values in seconds.items()}
 
 
 def peak_memory(make_step: MakeStep, *arguments: Any) -> float:
-    """Peak memory of tensors in MiB, of three steps and all that they are made from, in a fresh process.
+    """Peak memory of tensors in MiB during setup and three steps, in a new process.
 
-    It is the same each time, where what a process has resident differs by a tenth between equal runs.
+    It is reproducible, whereas the resident memory of a process differs by a tenth between equal runs.
     """
     os.environ["KINETO_LOG_LEVEL"] = "6"  # the profiler otherwise reports a missing GPU as an error
     context = multiprocessing.get_context("spawn")
@@ -60,7 +60,7 @@ def peak_memory(make_step: MakeStep, *arguments: Any) -> float:
 
 
 def publish(tables: dict[str, dict[str, float]], work: dict[str, Any], out: Path | None) -> None:
-    """Print tables of figures by their names, and write them with what was measured, where, and with which versions."""
+    """Print tables of figures by name, and write them with the workload, machine, versions and commit."""
     for title, table in tables.items():
         print(title.replace("_", " "))
         for name, value in table.items():

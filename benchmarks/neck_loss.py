@@ -1,10 +1,10 @@
-"""Time and memory of DeFeat's neck terms at COCO size, beside the plain arithmetic.
+"""Measure time and memory of DeFeat's neck losses at COCO size, against a plain implementation.
 
     python -m benchmarks.neck_loss [--repeats 20] [--boxes 10] [--out FILE]
 
-Batch 2, 800 x 1344 pixels, 256 channels, strides 4 to 64. The plain arithmetic squares the difference, repeats the mask
-over the channels, multiplies and sums, for objects and for the background apart. All are interleaved in one process and
-compared by their medians; peak memory is that of the tensors of a process of its own for each.
+Batch 2, 800 x 1344 pixels, 256 channels, strides 4 to 64. The plain implementation squares the difference, repeats the
+mask over the channels, multiplies and sums, separately for objects and background. All are interleaved in one process
+and compared by their medians; peak memory is that of the tensors in a separate process each.
 """
 
 import argparse
@@ -26,7 +26,7 @@ REGIONS = {"objects": object_regions, "near objects": near_object_regions, "gaus
 
 
 def random_boxes(count: int) -> list[Tensor]:
-    """So many boxes an image, of all sizes."""
+    """`count` boxes per image, of all sizes."""
     generator = torch.Generator().manual_seed(0)
     side = 8 * 2 ** (6 * torch.rand(BATCH, count, 2, generator=generator))  # 8 to 512 pixels
     corner = torch.rand(BATCH, count, 2, generator=generator) * torch.tensor([WIDTH, HEIGHT])
@@ -35,22 +35,22 @@ def random_boxes(count: int) -> list[Tensor]:
 
 
 def random_maps(learns: bool) -> dict[int, Tensor]:
-    """Neck maps of one detector."""
+    """Feature maps of the neck of a detector."""
     return {stride: torch.randn(BATCH, CHANNELS, *shape).requires_grad_(learns) for stride, shape in SHAPES.items()}
 
 
 def ours(student: Tensor, teacher: Tensor, region: Tensor) -> Tensor:
-    """Both terms of a level, weighted as published for COCO."""
+    """Both losses of a level, with the weights published for COCO."""
     return both_regions(squared_difference(student, teacher), region)
 
 
 def standardised(student: Tensor, teacher: Tensor, region: Tensor) -> Tensor:
-    """The same on standardised maps, as it is by default."""
+    """The same on standardised feature maps, the default."""
     return both_regions(standardised_difference(student, teacher, torch.ones_like(region)), region)
 
 
 def both_regions(per_cell: Tensor, region: Tensor) -> Tensor:
-    """The weighted sum of both terms."""
+    """Weighted sum of both losses."""
     return 4 * region_mean(per_cell, region, CHANNELS) + 16 * region_mean(per_cell, ~region, CHANNELS)
 
 
@@ -62,23 +62,29 @@ def plain(student: Tensor, teacher: Tensor, region: Tensor) -> Tensor:
     return 4 * objects + 16 * background
 
 
-def one_tensor(student: Tensor, teacher: Tensor, region: Tensor) -> Tensor:
-    """The sum of squares alone, without any region: a yardstick."""
+def squares(student: Tensor, teacher: Tensor, region: Tensor) -> Tensor:
+    """Sum of squares without regions, as a reference."""
     return (student - teacher).square().sum()
 
 
 def no_loss(student: Tensor, teacher: Tensor, region: Tensor) -> Tensor:
-    """The maps and their gradient alone: the floor of the memory."""
+    """Feature maps and their gradient only, the lower limit of the memory."""
     return student.sum()
 
 
 NO_LOSS, OURS, DEFAULT = "no loss", "this project", "this project, standardised"
-LOSSES = {"plain arithmetic": plain, "sum of squares": one_tensor, OURS: ours, DEFAULT: standardised, NO_LOSS: no_loss}
-YARDSTICKS = ("plain arithmetic", "sum of squares")
+LOSSES = {
+    "plain arithmetic": plain,
+    "sum of squares": squares,
+    OURS: ours,
+    DEFAULT: standardised,
+    NO_LOSS: no_loss,
+}
+REFERENCES = ("plain arithmetic", "sum of squares")
 
 
 def step_of(name: str, boxes: int) -> Callable[[], None]:
-    """A function that computes a loss over all levels, and its gradient."""
+    """A function that computes a loss over all levels and its gradient."""
     loss = LOSSES[name]
     student, teacher, regions = random_maps(True), random_maps(False), object_regions(random_boxes(boxes), SHAPES)
 
@@ -95,7 +101,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--boxes", type=int, default=10, help="boxes an image")
+    parser.add_argument("--boxes", type=int, default=10, help="boxes per image")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -108,7 +114,7 @@ def main() -> None:
     }
     tables = {
         "milliseconds": losses,
-        "ratios": {f"{one} : {name}": losses[one] / losses[name] for one in (OURS, DEFAULT) for name in YARDSTICKS},
+        "ratios": {f"{ours} : {name}": losses[ours] / losses[name] for ours in (OURS, DEFAULT) for name in REFERENCES},
         "mib_beside_maps_and_gradient": {name: peaks[name] - peaks[NO_LOSS] for name in losses},
         "milliseconds_of_regions": interleaved(painters, 5),
     }

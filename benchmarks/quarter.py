@@ -1,4 +1,4 @@
-"""Make a VOC folder in which a part of the training images keeps its annotations, and a folder with the other images.
+"""Make a VOC folder with a part of the training images, and a folder with the other images without annotations.
 
     python benchmarks/quarter.py VOC_FOLDER NEW_FOLDER [--part 0.25] [--seed 0]
 
@@ -9,7 +9,7 @@ training images are in NEW_FOLDER/unlabelled.
 import argparse
 from pathlib import Path
 
-from hold_out import link_splits, parted, training_stems
+from hold_out import link_splits, random_split, training_stems
 
 
 def main() -> None:
@@ -20,8 +20,8 @@ def main() -> None:
     parser.add_argument("--part", type=float, default=0.25)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    kept, others = parted(training_stems(given.source), given.part, given.seed)
-    link_splits(given.source, given.folder, {"train": kept})
+    annotated, others = random_split(training_stems(given.source), given.part, given.seed)
+    link_splits(given.source, given.folder, {"train": annotated})
     unlabelled = given.folder / "unlabelled"
     unlabelled.mkdir()
     for stem in others:

@@ -1,10 +1,10 @@
-"""What each part of DeFeat gives a student that inherits: one run for each change, on drawn scenes or on BCCD.
+"""Measure the effect of each part of DeFeat on a student that inherits: one run per change, on drawn scenes or BCCD.
 
     python benchmarks/terms.py demo RUNS [--seed 101]
     python benchmarks/terms.py bccd RUNS --data BCCD [--seed 0]
 
 Drawn scenes are those of another seed than the demo's; BCCD is evaluated on its split `val`, with the teacher that
-`benchmarks/accuracy/bccd.sh` trains into RUNS. A run that is finished is not trained again. Prints a line for each.
+`benchmarks/accuracy/bccd.sh` trains into RUNS. Finished runs are not trained again. Prints a line per run.
 """
 
 import argparse
@@ -21,7 +21,7 @@ OLD = {"object_weight": 4.0, "background_weight": 16.0, "initialisation": "defau
 EVEN = {"object_weight": 16.0, "background_weight": 16.0}
 # Changes of the settings of `distill`, and of the method's options.
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "inherited alone": ({"method": "none"}, {}),
+    "inherited, not distilled": ({"method": "none"}, {}),
     "weights 4 and 16, random 3 x 3 adaptation": ({}, OLD),
     "the same, identity 3 x 3": ({}, OLD | {"initialisation": "identity"}),
     "the same, identity 1 x 1": ({}, OLD | {"initialisation": "identity", "adaptation_kernel": 1}),
@@ -45,7 +45,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def shared(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The settings of all runs."""
+    """Settings of all runs."""
     if arguments.name == "demo":
         teacher = str(files("defeat").joinpath("demo_teacher"))
         return {**SHARED, **STUDENT, "data": f"demo:{arguments.seed}", "seed": arguments.seed, "teacher": teacher}
@@ -67,7 +67,7 @@ def shared(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def accuracy(folder: Path, settings: Mapping[str, Any]) -> float:
-    """AP of a run, which is made where it is not there."""
+    """AP of a run, which is trained if it is missing."""
     if not (folder / "results.json").is_file():
         train = defeat.distill if "teacher" in settings else defeat.train
         train(**settings, out=str(folder), resume=(folder / "checkpoints" / "last.ckpt").is_file())
@@ -75,7 +75,7 @@ def accuracy(folder: Path, settings: Mapping[str, Any]) -> float:
 
 
 def main() -> None:
-    """Train, and print."""
+    """Train, and print AP."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=("demo", "bccd"))
     parser.add_argument("runs", type=Path)
@@ -86,8 +86,8 @@ def main() -> None:
         arguments.seed = 101 if arguments.name == "demo" else 0
     given = shared(arguments)
     folder = arguments.runs / f"terms_{arguments.name}_{arguments.seed}"
-    alone = {name: value for name, value in given.items() if name != "teacher"}
-    print(f"baseline {accuracy(folder / 'baseline', alone):.1f}", flush=True)
+    baseline = {name: value for name, value in given.items() if name != "teacher"}
+    print(f"baseline {accuracy(folder / 'baseline', baseline):.1f}", flush=True)
     for number, (name, (changes, options)) in enumerate(VARIANTS.items()):
         settings = given | changes | {"method_options": options}
         print(f"{name} {accuracy(folder / str(number), settings):.1f}", flush=True)

@@ -1,8 +1,8 @@
-"""Distil with objects of your own: a data set, a student, a teacher and a method, instead of words.
+"""Distil with your own objects: a data set, a student, a teacher and a method.
 
     python examples/own_objects.py RUNS
 
-It trains for a few steps only, on random images: it shows the interfaces, not a gain.
+It trains for a few steps on random images, to show the interfaces.
 """
 
 import sys
@@ -19,7 +19,7 @@ CLASSES = ["bright", "dark"]
 
 
 class Squares(Dataset[tuple[Tensor, dict[str, Tensor]]]):
-    """A bright or a dark square on a grey image, in the form that torchvision's detectors read."""
+    """A bright or a dark square on a grey image, in the format of torchvision's detectors."""
 
     def __init__(self, images: int, seed: int) -> None:
         self.images, self.seed = images, seed
@@ -41,7 +41,7 @@ class Squares(Dataset[tuple[Tensor, dict[str, Tensor]]]):
 
 
 class FinestLevel(defeat.Method):
-    """The student imitates the teacher's finest map of the neck: the mean squared difference, times a weight."""
+    """Imitation of the teacher's finest feature map of the neck: mean squared error times a weight."""
 
     paper = "none"
     reads = ("neck",)
@@ -94,8 +94,8 @@ def main(folder: Path) -> defeat.RunResult:
         workers=0,
     )
     image, _ = test[0]
-    found = defeat.load(run.folder).predict(image)[0]
-    print(f"AP {run.metrics['AP']}, {len(found.scores)} detections in an image")
+    detections = defeat.load(run.folder).predict(image)[0]
+    print(f"AP {run.metrics['AP']}, {len(detections.scores)} detections in an image")
     return run
 
 

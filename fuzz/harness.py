@@ -1,4 +1,4 @@
-"""Runs a target under atheris, keeps every finding and goes on: see fuzz/README.md."""
+"""Run a target under atheris, save every finding and continue: see fuzz/README.md."""
 
 import argparse
 import hashlib
@@ -22,17 +22,17 @@ INSTRUMENTED = {
     "yolo": ["defeat.data", "yaml"],
     "model": ["defeat.detector", "json"],
 }
-STRUCTURED = ("coco", "model")  # inputs that begin with JSON
+STRUCTURED = ("coco", "model")  # inputs that start with JSON
 CPU_SECONDS = 5
-MEMORY = 2 << 30  # bytes beyond what the process has at the start
+MEMORY = 2 << 30  # bytes in addition to those at the start
 
 
 class TooSlow(BaseException):
-    """An input that takes too long; no handler of the code under test may catch it."""
+    """An input that takes too long; a BaseException, so that the tested code does not catch it."""
 
 
 def main(name: str) -> None:
-    """Fuzz the target for as long as the command line says."""
+    """Fuzz a target for the given time."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=int, default=600)
     parser.add_argument("--findings", type=Path, default=Path(tempfile.gettempdir()) / "defeat-findings")
@@ -40,14 +40,14 @@ def main(name: str) -> None:
     with atheris.instrument_imports(include=INSTRUMENTED[name], enable_loader_override=False):
         from fuzz.targets import CORPUS, TARGETS, run
     target = TARGETS[name]
-    memory = Path("/dev/shm")  # noqa: S108 # a file system in memory, where there is one
+    memory = Path("/dev/shm")  # noqa: S108 # in memory, if available
     folder = Path(tempfile.mkdtemp(prefix=f"fuzz-{name}-", dir=memory if memory.is_dir() else None))
     target.prepare(folder)
     findings = Findings(options.findings / name)
     signal.signal(signal.SIGVTALRM, _too_slow)
     _limit_memory()
 
-    def once(data: bytes) -> None:
+    def test_one_input(data: bytes) -> None:
         signal.setitimer(signal.ITIMER_VIRTUAL, CPU_SECONDS)
         try:
             run(target, folder, data)
@@ -57,17 +57,17 @@ def main(name: str) -> None:
         finally:
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
-    # A hang is found by its processor time; the limit in seconds is for one within a library.
+    # A hang is detected by its CPU time; the timeout is for a hang within a library.
     limits = [f"-max_total_time={options.seconds}", "-max_len=4096", "-timeout=300", "-rss_limit_mb=6000"]
     files = [f"-dict={HERE / 'dictionaries' / name}.txt", f"-artifact_prefix={findings.folder}/", str(CORPUS / name)]
     arguments = [sys.argv[0], *limits, "-len_control=10", "-print_final_stats=1", *files]
     mutator = {"custom_mutator": mutate_json} if name in STRUCTURED else {}
-    atheris.Setup(arguments, once, internal_libfuzzer=True, **mutator)
+    atheris.Setup(arguments, test_one_input, internal_libfuzzer=True, **mutator)
     atheris.Fuzz()
 
 
 class Findings:
-    """Keeps one input of each kind of failure: the type of the exception, and where it was raised."""
+    """Saves one input per kind of failure: type of the exception and position where it was raised."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -75,11 +75,11 @@ class Findings:
         folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, data: bytes, error: BaseException) -> None:
-        """Write the input and the traceback, unless such a failure is known."""
+        """Write input and traceback, unless this kind of failure is known."""
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "defeat" in frame.filename]
-        place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "nowhere"
+        position = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "nowhere"
         detail = f"{error}" if isinstance(error, AssertionError) else ""
-        kind = f"{type(error).__name__} at {place} {detail}"
+        kind = f"{type(error).__name__} at {position} {detail}"
         if kind in self.known:
             return
         self.known.add(kind)
@@ -95,8 +95,8 @@ def _too_slow(*_: Any) -> None:
 
 def _limit_memory() -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    most = pages * os.sysconf("SC_PAGE_SIZE") + MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    limit = pages * os.sysconf("SC_PAGE_SIZE") + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 ODD: list[Any] = [None, True, False, -1, 0, 1, 2, 1.5, 1e308, float("nan"), float("inf"), 10**9, 10**18, 10**400]
@@ -104,7 +104,7 @@ ODD += ["", "x", "x" * 300, "..", "../a", "/", "a\0b", "\ud800", "a\nb", "cat", 
 
 
 def mutate_json(data: bytes, size: int, seed: int) -> bytes:
-    """Change one place of a JSON document, or bytes where it is none."""
+    """Change one value of a JSON document, or bytes if the input is not JSON."""
     random = Random(seed)  # noqa: S311
     head, separator, rest = data.partition(b"\n=====\n")
     if rest and random.random() < 0.5:
@@ -128,28 +128,28 @@ def _changed(data: bytes, size: int, random: Random) -> bytes:
 
 
 def _change_one(tree: Any, random: Random) -> None:
-    places = list(_places(tree))
-    if not places:
+    positions = list(_positions(tree))
+    if not positions:
         return
-    holder, key = random.choice(places)
+    container, key = random.choice(positions)
     action = random.randrange(5)
-    if action == 0 and isinstance(holder, dict):
-        del holder[key]
-    elif action == 1 and isinstance(holder, list):
-        holder.insert(key, holder[key])
+    if action == 0 and isinstance(container, dict):
+        del container[key]
+    elif action == 1 and isinstance(container, list):
+        container.insert(key, container[key])
     elif action == 2:
-        other, place = random.choice(places)
-        holder[key] = json.loads(json.dumps(other[place]))
-    elif action == 3 and isinstance(holder, dict):
-        _, place = random.choice(places)
-        holder[str(place)] = json.loads(json.dumps(random.choice(ODD)))
+        other, other_key = random.choice(positions)
+        container[key] = json.loads(json.dumps(other[other_key]))
+    elif action == 3 and isinstance(container, dict):
+        _, other_key = random.choice(positions)
+        container[str(other_key)] = json.loads(json.dumps(random.choice(ODD)))
     else:
-        holder[key] = json.loads(json.dumps(random.choice(ODD)))
+        container[key] = json.loads(json.dumps(random.choice(ODD)))
 
 
-def _places(tree: Any) -> Any:
-    """Every place in a tree that holds a value."""
+def _positions(tree: Any) -> Any:
+    """Container and key of every value in a tree."""
     keys: Any = tree.keys() if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ()
     for key in keys:
         yield tree, key
-        yield from _places(tree[key])
+        yield from _positions(tree[key])

@@ -1,4 +1,4 @@
-"""Keeps of a target's corpus the inputs that reach lines that smaller ones do not: `python -m fuzz.minimise voc`."""
+"""Minimise the corpus of a target, keeping only inputs that add coverage: `python -m fuzz.minimise voc`."""
 
 import sys
 import tempfile
@@ -14,23 +14,23 @@ Step = tuple[str, int, int]
 
 
 def main(name: str) -> None:
-    """Visit the inputs from the smallest on, and delete those that reach no step between two lines of their own."""
-    target, known, kept = TARGETS[name], set[Step](), 0
+    """Delete inputs that add no line transition to those of smaller inputs; seeds are kept."""
+    target, known, count = TARGETS[name], set[Step](), 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         target.prepare(folder)
         # Seeds first, then the smallest.
-        inputs = sorted((CORPUS / name).iterdir(), key=lambda one: (not _is_seed(one), one.stat().st_size))
+        inputs = sorted((CORPUS / name).iterdir(), key=lambda path: (not _is_seed(path), path.stat().st_size))
         for path in inputs:
-            found: set[Step] = set()
-            with _steps(found):
+            steps: set[Step] = set()
+            with _steps(steps):
                 run(target, folder, path.read_bytes())
-            if found <= known and not _is_seed(path):
+            if steps <= known and not _is_seed(path):
                 path.unlink()
             else:
-                kept += 1
-            known |= found
-    print(f"{name}: kept {kept} of {len(inputs)} inputs, {len(known)} steps between lines")
+                count += 1
+            known |= steps
+    print(f"{name}: kept {count} of {len(inputs)} inputs, {len(known)} line transitions")
 
 
 def _is_seed(path: Path) -> bool:
@@ -38,8 +38,8 @@ def _is_seed(path: Path) -> bool:
 
 
 @contextmanager
-def _steps(found: set[Step]) -> Iterator[None]:
-    """Note each step from a line to the next within a function of the project."""
+def _steps(steps: set[Step]) -> Iterator[None]:
+    """Record each transition from a line to the next within a function of the project."""
 
     def enter(frame: FrameType, _event: str, _argument: Any) -> Any:
         file = frame.f_code.co_filename
@@ -49,7 +49,7 @@ def _steps(found: set[Step]) -> Iterator[None]:
 
         def step(frame: FrameType, event: str, _argument: Any) -> Any:
             if event == "line":
-                found.add((file, before[0], frame.f_lineno))
+                steps.add((file, before[0], frame.f_lineno))
                 before[0] = frame.f_lineno
             return step
 

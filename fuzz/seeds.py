@@ -1,4 +1,4 @@
-"""Writes the inputs that fuzzing begins with into fuzz/corpus: `python -m fuzz.seeds`."""
+"""Write the initial inputs of fuzzing to fuzz/corpus: `python -m fuzz.seeds`."""
 
 import json
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""What is fuzzed: each target turns the bytes of one input into files, reads them, and checks what came out.
+"""Fuzz targets: each writes the bytes of an input to files, reads them, and checks the result.
 
-An input may hold several files, with `SEPARATOR` between them; a part that is missing keeps its default. Every input
-must be read, or be refused by an `InputError` of one line.
+An input may contain several files, separated by `SEPARATOR`; a missing file has a default. Every input must be read, or
+refused by an `InputError` of one line.
 """
 
 import json
@@ -28,8 +28,8 @@ class Target:
     """One reader.
 
     Attributes:
-        prepare: writes what all inputs share into an empty folder.
-        read: writes an input into the folder and reads it; raises InputError for what it refuses.
+        prepare: writes the files shared by all inputs to an empty folder.
+        read: writes an input to the folder and reads it; raises InputError if it refuses the input.
     """
 
     prepare: Callable[[Path], None]
@@ -37,11 +37,11 @@ class Target:
 
 
 def run(target: Target, folder: Path, data: bytes) -> bool:
-    """Read one input, and say whether it was accepted.
+    """Read one input, and return whether it was accepted.
 
     Raises:
-        AssertionError: what was read breaks the contract, or the refusal is not a sentence on one line, or ten of them
-            between a head and the way out.
+        AssertionError: the result is invalid, or the error message is not one line (or for several problems, a heading,
+            at most ten lines, and advice).
     """
     try:
         target.read(folder, data)
@@ -52,23 +52,23 @@ def run(target: Target, folder: Path, data: bytes) -> bool:
 
 
 def require_readable(refusal: InputError) -> None:
-    """Hold a refusal against its promise: one printable line, or ten of them between a head and the way out."""
+    """Check an error message: one printable line, or a heading, at most ten lines, and advice."""
     message = str(refusal)
     assert message.strip(), "an empty message"
     lines = message.split("\n")
     assert len(lines) <= (12 if isinstance(refusal, BadDataError) else 1), "a message of several lines"
-    assert all(map(str.isprintable, lines)), "a message that a terminal would follow"
-    message.encode()  # a message that can't be printed is none
+    assert all(map(str.isprintable, lines)), "a message with control characters"
+    message.encode()  # it must be printable
 
 
 def parts(data: bytes, count: int) -> list[bytes]:
-    """The files of an input; the last one takes the rest."""
-    found = data.split(SEPARATOR, count - 1)
-    return found + [b""] * (count - len(found))
+    """Split an input into its files; missing files are empty."""
+    files = data.split(SEPARATOR, count - 1)
+    return files + [b""] * (count - len(files))
 
 
 def check(dataset: DetectionDataset) -> None:
-    """Hold a data set against the contract of `Target`."""
+    """Check that all targets of a data set are valid."""
     assert len(dataset) > 0
     for index in range(len(dataset)):
         target = dataset.target(index)
@@ -134,7 +134,7 @@ def _read_yolo(folder: Path, data: bytes) -> None:
     check(open_dataset(folder, "train"))
 
 
-# The smallest network that a detector can be built on.
+# The smallest detector that can be built.
 TINY = DetectorSpec("retinanet", "lcnet_050", ("cat",), size=32, max_size=32, neck_channels=1)
 
 
@@ -147,17 +147,17 @@ def _prepare_model(folder: Path) -> None:
 
 @cache
 def _valid_weights(folder: Path) -> tuple[dict[str, Any], bytes]:
-    """Header and data of the weights that fit `TINY`."""
+    """Header and data of valid weights of `TINY`."""
     content = (folder / "valid/model.safetensors").read_bytes()
     end = 8 + int.from_bytes(content[:8], "little")
     return json.loads(content[8:end]), content[end:]
 
 
 def _read_model(folder: Path, data: bytes) -> None:
-    """The description, and what changes in the weights that fit the smallest detector.
+    """The description, and a change of valid weights of the smallest detector.
 
-    The second part is a JSON object whose entries replace those of the weights' header (null: leaves out), or else the
-    file of weights as a whole, or nothing: weights that fit.
+    The second part is a JSON object whose entries replace those of the weights' header (null removes one), or else a
+    whole file of weights, or empty for valid weights.
     """
     description, change = parts(data, 2)
     (folder / "model.json").write_bytes(description)

@@ -1,4 +1,4 @@
-"""Finds the folders that several checkouts share: real data, reference values."""
+"""Folders shared by several checkouts: real data sets and reference values."""
 
 import os
 from pathlib import Path
@@ -9,13 +9,13 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def shared_folder(variable: str, default: str) -> Path:
-    """The folder named by the environment variable, else `default` relative to the root of the repository.
+    """Return the folder named by an environment variable, else `default` relative to the root of the repository.
 
-    A missing folder skips the test; on a build server (`CI=true`) it fails it, so that a test is never lost unseen.
+    A missing folder skips the test. On CI (`CI=true`) the test fails instead, so that it is never skipped silently.
     """
     folder = Path(os.environ.get(variable) or REPOSITORY / default).resolve()
     if not folder.is_dir():
-        reason = f"no folder {folder}; set {variable} to where it is"
+        reason = f"no folder {folder}; set {variable} to its path"
         if os.environ.get("CI", "").lower() == "true":
             pytest.fail(reason)
         pytest.skip(reason)

@@ -1,5 +1,6 @@
-"""`import defeat`: words or objects, in a script, in a loop of one's own, in a notebook's thread."""
+"""`import defeat`: settings or objects, in a script, in a custom training loop, in a thread of a notebook."""
 
+import inspect
 import runpy
 import threading
 from pathlib import Path
@@ -30,24 +31,24 @@ def example():
     return runpy.run_path(str(EXAMPLE))
 
 
-def words(out, **changes):
+def arguments(out, **changes):
     given = settings(out, **changes).to_dict()
     return given | {"resume": False}
 
 
-def test_what_there_is_can_be_seen():
+def test_public_names_and_documentation_are_available():
     assert {"train", "distill", "Detector", "methods", "__version__"} <= set(dir(defeat))
     assert defeat.__version__[0].isdigit()
     assert defeat.methods.DeFeat.__name__ == "DeFeat"
     for name in dir(defeat):
         assert getattr(defeat, name) is not None
-    assert "Passes over the training split" in defeat.train.__doc__
+    assert "Number of passes over the training split" in defeat.train.__doc__
     assert "Run directory of the teacher" in defeat.distill.__doc__
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         _ = defeat.trian
 
 
-def test_the_example_distils_objects_of_its_own(example, tmp_path):
+def test_the_example_distils_its_own_objects(example, tmp_path):
     run = example["main"](tmp_path)
     assert run.finished
     assert run.metrics["AP"] is not None
@@ -59,18 +60,18 @@ def test_the_example_distils_objects_of_its_own(example, tmp_path):
     assert "train/finest" in (run.folder / "metrics.jsonl").read_text()
 
 
-def test_objects_train_what_their_words_train(tmp_path):
+def test_objects_and_settings_train_the_same_student(tmp_path):
     teacher = save_teacher(tmp_path / "teacher")
-    by_words = tiny_run(tmp_path / "words", teacher=teacher, max_steps=3)
-    given = words(tmp_path / "objects", teacher=teacher, max_steps=3)
+    by_settings = tiny_run(tmp_path / "settings", teacher=teacher, max_steps=3)
+    given = arguments(tmp_path / "objects", teacher=teacher, max_steps=3)
     data = {"data": open_dataset("demo", "train"), "eval_data": open_dataset("demo", "val")}
     method = defeat.methods.DeFeat
     by_objects = defeat.distill(**given | data | {"teacher": defeat.load(teacher), "method": method})
-    assert weights(by_objects.folder) == weights(by_words.folder)
-    assert results(by_objects.folder)["metrics"] == results(by_words.folder)["metrics"]
+    assert weights(by_objects.folder) == weights(by_settings.folder)
+    assert results(by_objects.folder)["metrics"] == results(by_settings.folder)["metrics"]
 
 
-def test_a_run_without_evaluation_has_no_figures(example, tmp_path):
+def test_a_run_without_evaluation_has_no_metrics(example, tmp_path):
     student = tiny_detector("retinanet", classes=NAMES)
     given = {"data": example["Squares"](6, 0), "classes": NAMES, "student": student, "workers": 0, "epochs": 1}
     run = defeat.train(**given, out=str(tmp_path / "run"))
@@ -81,7 +82,7 @@ def test_a_run_without_evaluation_has_no_figures(example, tmp_path):
     assert defeat.load(run.folder).info.classes == tuple(NAMES)
 
 
-def test_a_method_works_in_a_loop_of_ones_own():
+def test_a_method_works_in_a_custom_training_loop():
     student, teacher = (tiny_detector("retinanet", seed=seed, classes=CLASSES).train() for seed in (1, 2))
     method = defeat.methods.DeFeat(student.info, teacher.info)
     optimizer = torch.optim.SGD([*student.parameters(), *method.parameters()], lr=0.01)
@@ -90,8 +91,8 @@ def test_a_method_works_in_a_loop_of_ones_own():
     images, targets = zip(*[data[index] for index in range(2)], strict=True)
     batch = student.prepare(images, targets)
     output = student.forward_train(batch)
-    learned = teacher.forward_teacher(teacher.adopt(batch))
-    losses = output.losses | method(output, learned, batch.targets, defeat.Progress(5, 10, 0, 1))
+    target = teacher.forward_teacher(teacher.adopt(batch))
+    losses = output.losses | method(output, target, batch.targets, defeat.Progress(5, 10, 0, 1))
     assert "neck_object" in losses
     total_loss(losses).backward()
     optimizer.step()
@@ -100,7 +101,7 @@ def test_a_method_works_in_a_loop_of_ones_own():
 
 def test_a_run_works_in_a_thread(tmp_path):
     done = []
-    thread = threading.Thread(target=lambda: done.append(defeat.train(**words(tmp_path / "run", max_steps=2))))
+    thread = threading.Thread(target=lambda: done.append(defeat.train(**arguments(tmp_path / "run", max_steps=2))))
     thread.start()
     thread.join(120)
     assert done
@@ -108,7 +109,7 @@ def test_a_run_works_in_a_thread(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("changes", "message"),
     [
         ({"epoch": 3}, "Unknown argument 'epoch'. Did you mean 'epochs'"),
         ({"data": 3}, "data is a int: give a path, a DetectionDataset"),
@@ -118,24 +119,49 @@ def test_a_run_works_in_a_thread(tmp_path):
         ({"data": ()}, "does not name its classes"),
     ],
 )
-def test_what_is_no_argument_is_said_in_a_sentence(arguments, says, tmp_path):
-    with pytest.raises(InputError, match=says):
-        defeat.train(**words(tmp_path / "run") | arguments)
+def test_an_invalid_argument_is_refused(changes, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        defeat.train(**arguments(tmp_path / "run") | changes)
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_bench_has_a_typed_signature_without_the_settings_of_a_cell():
+    parameters = inspect.signature(defeat.bench).parameters
+    assert {"data", "teacher", "out", "methods", "seeds", "jobs", "lr"} <= parameters.keys()
+    assert not {"seed", "method", "resume", "expected"} & parameters.keys()
+    assert parameters["seeds"].annotation is int
+    assert all(f"    {name}: " in defeat.bench.__doc__ for name in parameters)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epoch": 3}, "Unknown argument 'epoch'. Did you mean 'epochs'"),
+        ({"method": "fgfi"}, "Unknown argument 'method'. Did you mean 'methods'"),
+        ({"teacher": tiny_detector("retinanet")}, "teacher must be a path or a name, not a RetinaNet"),
+    ],
+)
+def test_an_invalid_argument_of_bench_is_refused(changes, message, tmp_path):
+    given = {"data": "demo", "teacher": "teacher", "out": str(tmp_path / "comparison")}
+    with pytest.raises(InputError, match=message):
+        defeat.bench(**given | changes)
+    with pytest.raises(InputError, match="The argument teacher is missing"):
+        defeat.bench(data="demo", out=str(tmp_path / "comparison"))
+    assert not (tmp_path / "comparison").exists()
 
 
 def test_a_method_for_another_pair_is_refused(tmp_path):
     other = tiny_detector("retinanet", neck_channels=8)
     method = defeat.methods.DeFeat(other.info, other.info)
-    given = words(tmp_path / "run", teacher=save_teacher(tmp_path / "teacher")) | {"method": method}
+    given = arguments(tmp_path / "run", teacher=save_teacher(tmp_path / "teacher")) | {"method": method}
     with pytest.raises(InputError, match="method was built for other detectors"):
         defeat.distill(**given)
     with pytest.raises(InputError, match="The argument teacher is missing"):
-        defeat.distill(**words(tmp_path / "run"))
+        defeat.distill(**arguments(tmp_path / "run"))
 
 
 @pytest.mark.parametrize(
-    ("target", "says"),
+    ("target", "message"),
     [
         ([], "must be a dict with 'boxes' and 'labels', not a list"),
         ({"boxes": torch.zeros(1, 4), "labels": torch.tensor([0, 1])}, "1 boxes, but 2 labels"),
@@ -144,27 +170,27 @@ def test_a_method_for_another_pair_is_refused(tmp_path):
         ({"boxes": [[0, 0, float("nan"), 4]], "labels": [0]}, "NaN or infinite"),
     ],
 )
-def test_annotations_that_are_not_of_the_form_are_refused(target, says):
-    with pytest.raises(InputError, match=rf"list\[0\].*{says}"):
+def test_invalid_annotations_are_refused(target, message):
+    with pytest.raises(InputError, match=rf"list\[0\].*{message}"):
         ObjectDataset([(torch.zeros(3, 8, 8), target)], NAMES)
 
 
-def test_an_object_becomes_a_data_set_with_the_right_numbers():
+def test_a_list_becomes_a_data_set():
     image = torch.linspace(0, 1, 3 * 8 * 6).reshape(3, 8, 6)
     target = {"boxes": [[1, 2, 5, 7], [0, 0, 9, 9]], "labels": [1, 0], "iscrowd": [0, 1]}
     data = ObjectDataset([(image, target), (np.zeros((4, 5, 3), np.uint8), {"boxes": [], "labels": []})], NAMES)
-    pixels, found = data[0]
+    pixels, annotations = data[0]
     assert torch.equal(pixels, (image * 255).round().to(torch.uint8))
-    assert found.boxes.tolist() == [[1, 2, 5, 7], [0, 0, 6, 8]]  # clipped to the image
-    assert found.labels.tolist() == [1, 0]
-    assert found.crowd.tolist() == [False, True]
+    assert annotations.boxes.tolist() == [[1, 2, 5, 7], [0, 0, 6, 8]]  # clipped to the image
+    assert annotations.labels.tolist() == [1, 0]
+    assert annotations.crowd.tolist() == [False, True]
     assert data.sizes == [(8, 6), (4, 5)]
     assert len(data[1][1].boxes) == 0
-    with pytest.raises(InputError, match="leave it out for a data set that is an object"):
+    with pytest.raises(InputError, match="data set that is a Python object"):
         data.identity(0)
 
 
-def test_an_image_may_have_any_of_the_usual_forms(tmp_path):
+def test_an_image_may_be_a_path_a_picture_an_array_or_a_tensor(tmp_path):
     pixels = torch.randint(0, 256, (3, 20, 30), dtype=torch.uint8)
     array = pixels.permute(1, 2, 0).numpy()
     picture = Image.fromarray(array)
@@ -176,20 +202,20 @@ def test_an_image_may_have_any_of_the_usual_forms(tmp_path):
     detector = tiny_detector("retinanet")
     (single,), several = detector.predict(picture), detector.predict(forms)
     assert len(several) == len(forms)
-    assert all(torch.equal(one.boxes, single.boxes) for one in several)
+    assert all(torch.equal(detections.boxes, single.boxes) for detections in several)
 
 
 @pytest.mark.parametrize(
     "image",
     [3, np.zeros((3, 8, 8), np.uint8), torch.zeros(8, 8, 3), torch.full((3, 8, 8), 200.0), torch.zeros(1, 8, 8)],
 )
-def test_what_is_no_image_is_said_in_a_sentence(image):
+def test_an_invalid_image_is_refused(image):
     with pytest.raises(InputError, match=r"is not an image: give a path, a PIL image, an array \(H, W, 3\)"):
         tiny_detector("retinanet").predict([image])
 
 
 class Handwritten(torch.nn.Module):
-    """Two maps of a network that knows nothing of this package."""
+    """A network without any reference to this package."""
 
     def __init__(self):
         super().__init__()
@@ -218,20 +244,20 @@ def tapped_teacher(name):
 
 
 @pytest.mark.parametrize("name", ["fcos", "ssdlite", "timm", "handwritten"])
-def test_any_network_teaches_through_taps(name, tmp_path):
+def test_any_network_can_be_a_teacher_through_taps(name, tmp_path):
     teacher = tapped_teacher(name)
-    given = words(tmp_path / "run", max_steps=2, weights="none")
+    given = arguments(tmp_path / "run", max_steps=2, weights="none")
     run = defeat.distill(**given | {"teacher": teacher, "allow_weak_teacher": True})
     assert run.finished
     line = (run.folder / "metrics.jsonl").read_text().splitlines()[0]
     assert '"train/neck_object"' in line
     assert results(run.folder)["teacher"] == "<defeat.detector.taps.TappedTeacher>"
     assert results(run.folder)["inherited"]["parts"] == []
-    with pytest.raises(InputError, match="a network of another kind"):
+    with pytest.raises(InputError, match="not a detector of this library"):
         defeat.distill(
-            **words(tmp_path / "other") | {"teacher": teacher, "inherit": "neck", "allow_weak_teacher": True}
+            **arguments(tmp_path / "other") | {"teacher": teacher, "inherit": "neck", "allow_weak_teacher": True}
         )
 
 
-def test_no_class_is_taken_from_nowhere():
+def test_the_demo_data_set_has_its_classes():
     assert open_dataset("demo", "train").classes == CLASSES

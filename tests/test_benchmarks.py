@@ -1,4 +1,4 @@
-"""The benchmarks run; what they measure is not judged here."""
+"""The benchmarks run; their measurements are not checked."""
 
 import json
 import os
@@ -12,10 +12,10 @@ ROOT = Path(__file__).parent.parent
 SMALL = ["--size", "64", "--batch", "2"]
 
 
-def result(module, words, folder):
-    """What a benchmark writes."""
+def result(module, arguments, folder):
+    """Content of the file that a benchmark writes."""
     out = folder / "result.json"
-    command = [sys.executable, "-m", f"benchmarks.{module}", *words, "--out", str(out)]
+    command = [sys.executable, "-m", f"benchmarks.{module}", *arguments, "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(out.read_text())
@@ -23,22 +23,22 @@ def result(module, words, folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["faster_rcnn", "retinanet"])
-def test_a_step_is_held_against_its_limit_and_other_ways(family, tmp_path):
-    found = result("speed", ["--data", "demo", "--family", family, *SMALL, "--repeats", "1"], tmp_path)
-    milliseconds, ratios = found["milliseconds"], found["ratios"]
+def test_a_step_is_compared_with_its_limit_and_other_implementations(family, tmp_path):
+    content = result("speed", ["--data", "demo", "--family", family, *SMALL, "--repeats", "1"], tmp_path)
+    milliseconds, ratios = content["milliseconds"], content["ratios"]
     assert {"student's step", "teacher's forward", "torchvision", "train", "distill"} <= milliseconds.keys()
-    assert all(value > 0 for value in [*milliseconds.values(), *found["peak_mib"].values()])
+    assert all(value > 0 for value in [*milliseconds.values(), *content["peak_mib"].values()])
     limit = milliseconds["student's step"] + milliseconds["teacher's forward"]
     assert ratios["distill : limit"] == pytest.approx(milliseconds["distill"] / limit, rel=0.02)
 
 
 @pytest.mark.slow
 def test_cases_are_chosen_by_name(tmp_path):
-    words = ["--data", "demo", *SMALL, "--repeats", "1", "--only"]
-    found = result("speed", [*words, "student's step", "distill"], tmp_path)
-    assert found["milliseconds"].keys() == {"student's step", "distill"}
-    assert found["ratios"].keys() == {"distill : student's step"}
-    command = [sys.executable, "-m", "benchmarks.speed", *words, "distil"]
+    arguments = ["--data", "demo", *SMALL, "--repeats", "1", "--only"]
+    content = result("speed", [*arguments, "student's step", "distill"], tmp_path)
+    assert content["milliseconds"].keys() == {"student's step", "distill"}
+    assert content["ratios"].keys() == {"distill : student's step"}
+    command = [sys.executable, "-m", "benchmarks.speed", *arguments, "distil"]
     refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert refused.returncode == 2
     assert "Unknown case 'distil'. Did you mean 'distill'?" in refused.stderr
@@ -55,7 +55,7 @@ def test_growth_waiting_and_start_are_measured(tmp_path):
 
 
 @pytest.mark.slow
-def test_evaluations_that_are_timed_find_the_same(tmp_path):
-    words = ["--images", "40", "--detections", "60", "--classes", "5", "--repeats", "1"]
-    precision = result("speed.evaluation", words, tmp_path)["AP"]
+def test_timed_evaluations_agree(tmp_path):
+    arguments = ["--images", "40", "--detections", "60", "--classes", "5", "--repeats", "1"]
+    precision = result("speed.evaluation", arguments, tmp_path)["AP"]
     assert precision["defeat"] == pytest.approx(precision["pycocotools"], abs=0.01)

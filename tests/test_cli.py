@@ -1,4 +1,4 @@
-"""The command line as a user meets it: what it prints, what it writes, and the codes it ends with."""
+"""The command line: output, files and exit codes."""
 
 import json
 import os
@@ -29,9 +29,9 @@ TINY = (
 DISTILL = ["distill", "--data", "demo", "--out", "x", "--teacher", "t", "--weights", "none"]
 
 
-def refusal(capsys, *words):
-    """What a refused call says: one line on the error stream, no traceback, code 2."""
-    assert main(list(words)) == 2
+def refusal(capsys, *arguments):
+    """The message of a refused call: one line on the error stream, no traceback, code 2."""
+    assert main(list(arguments)) == 2
     printed = capsys.readouterr()
     assert "Traceback" not in printed.err
     lines = printed.err.strip().splitlines()
@@ -40,9 +40,9 @@ def refusal(capsys, *words):
     return lines[0]
 
 
-def settings(command, *words):
+def settings(command, *arguments):
     required = ["--data", "demo", "--out", "never-written"] + (["--teacher", "T"] if command == "distill" else [])
-    return run_settings([*required, *words], command)
+    return run_settings([*required, *arguments], command)
 
 
 def test_help_names_every_command(capsys):
@@ -51,12 +51,12 @@ def test_help_names_every_command(capsys):
     assert all(re.search(rf"^  {command} ", text, re.MULTILINE) for command in COMMANDS)
 
 
-def test_no_command_prints_the_help_and_is_wrong_usage(capsys):
+def test_a_missing_command_prints_the_help_and_is_wrong_usage(capsys):
     assert main([]) == 2
     assert "commands:" in capsys.readouterr().out
 
 
-def test_methods_are_listed_with_paper_needs_and_defaults(capsys):
+def test_methods_are_listed_with_paper_inputs_and_defaults(capsys):
     assert main(["methods"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     for name, method in METHODS.items():
@@ -76,12 +76,12 @@ def test_recipes_are_listed_with_figures_and_commands(capsys):
 
 
 @pytest.mark.parametrize("flag", ["--method.obj-weight", "--detector.obj-weight", "--lr-decay"])
-def test_an_unknown_option_lists_those_that_stand_beside_it(flag, capsys):
-    said = refusal(capsys, *DISTILL, flag, "1")
-    named = set(re.findall(r"--[a-z.-]*[a-z]", said.split("Valid names:")[1]))
+def test_an_unknown_option_lists_those_of_its_group(flag, capsys):
+    message = refusal(capsys, *DISTILL, flag, "1")
+    listed = set(re.findall(r"--[a-z.-]*[a-z]", message.split("Valid names:")[1]))
     group = flag.partition(".")[0] + "." if "." in flag else ""
-    assert len(named) > 5
-    assert all(name.startswith(group) if group else "." not in name for name in named)
+    assert len(listed) > 5
+    assert all(name.startswith(group) if group else "." not in name for name in listed)
 
 
 def test_version(capsys):
@@ -102,7 +102,7 @@ def test_every_option_of_a_command_has_a_help_line(command, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("arguments", "pattern"),
     [
         (["trian"], r"trian.*Did you mean 'train'"),
         (["train", "--bachsize", "4"], r"--bachsize.*--batch-size"),
@@ -115,7 +115,7 @@ def test_every_option_of_a_command_has_a_help_line(command, capsys):
         ([*DISTILL, "--method", "defeet"], r"defeet.*defeat"),
         ([*DISTILL, "--method.objectweight", "1"], "object-weight"),
         ([*DISTILL, "--method.object-weight", "-1"], "object"),
-        (["train", "--config", "nowhere.yaml"], r"nowhere.yaml can't be read"),
+        (["train", "--config", "nowhere.yaml"], r"nowhere.yaml does not exist"),
         (["compare", "nowhere"], r"nowhere"),
         (["evaluate", "nowhere", "--data", "demo"], r"nowhere"),
         (["evaluate", "one", "two", "--data", "demo"], r"Unexpected argument 'two'"),
@@ -123,15 +123,15 @@ def test_every_option_of_a_command_has_a_help_line(command, capsys):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_wrong_usage_is_one_line_that_says_what_to_do(words, says, capsys, tmp_path, monkeypatch):
+def test_wrong_usage_gives_one_line_that_says_what_to_do(arguments, pattern, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    if "t" in words:
+    if "t" in arguments:
         save_teacher(Path("t"))
-    assert re.search(says, refusal(capsys, *words))
+    assert re.search(pattern, refusal(capsys, *arguments))
     assert not Path("x/config.yaml").exists()
 
 
-def test_a_folder_without_data_is_refused_with_what_was_looked_for(capsys, tmp_path):
+def test_a_folder_without_data_is_refused_with_the_known_formats(capsys, tmp_path):
     line = refusal(capsys, "train", "--data", str(tmp_path), "--out", str(tmp_path / "run"))
     assert "VOC" in line
     assert "COCO" in line
@@ -145,18 +145,18 @@ def test_options_of_method_and_detector_reach_the_settings():
 
 
 @pytest.mark.parametrize(
-    ("words", "value"),
+    ("arguments", "value"),
     [([], True), (["--norm-decay"], True), (["--norm-decay", "false"], False), (["--norm-decay=false"], False)],
 )
-def test_a_switch_stands_alone_or_has_a_value(words, value):
-    assert settings("train", *words, "--epochs", "3").norm_decay is value
+def test_a_switch_may_have_a_value(arguments, value):
+    assert settings("train", *arguments, "--epochs", "3").norm_decay is value
 
 
-def test_a_flag_wins_over_the_recipe_wherever_it_stands(tmp_path):
+def test_an_option_overrides_the_recipe_in_any_order(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("epochs: 7\nlr: 0.5\ndetector: retinanet\ndetector_options:\n  head_norm: gn\n")
-    for words in (["--config", str(recipe), "--epochs", "3"], ["--epochs", "3", "--config", str(recipe)]):
-        given = settings("train", *words)
+    for arguments in (["--config", str(recipe), "--epochs", "3"], ["--epochs", "3", "--config", str(recipe)]):
+        given = settings("train", *arguments)
         assert (given.epochs, given.lr, given.detector) == (3, 0.5, "retinanet")
         assert given.detector_options["head_norm"] == "gn"
 
@@ -167,15 +167,15 @@ def test_a_recipe_of_another_command_is_refused(capsys, tmp_path):
     assert "another command" in refusal(capsys, "distill", "--config", str(recipe), "--teacher", "t")
 
 
-def test_a_fault_of_the_program_is_told_from_wrong_usage(capsys, monkeypatch):
-    def broken(words):
+def test_an_internal_error_differs_from_wrong_usage(capsys, monkeypatch):
+    def broken(arguments):
         raise ZeroDivisionError("planted")
 
     monkeypatch.setitem(COMMANDS, "train", broken)
     assert main(["train"]) == 1
     printed = capsys.readouterr().err
     assert "planted" in printed
-    assert "fault of the program" in printed
+    assert "internal error" in printed
 
 
 def test_from_data_to_pictures_in_five_commands(small_demo, tmp_path, monkeypatch, capsys):
@@ -204,17 +204,17 @@ def test_from_data_to_pictures_in_five_commands(small_demo, tmp_path, monkeypatc
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_two_processes_train_one_student_and_one_of_them_writes(family, tmp_path):
+def test_two_processes_train_one_student_and_one_process_writes(family, tmp_path):
     teacher = save_teacher(tmp_path / "teacher", family)
-    words = [word if word != "retinanet" else family for word in TINY]
+    tiny = [argument if argument != "retinanet" else family for argument in TINY]
     more = f"--teacher {teacher} --allow-weak-teacher --max-steps 3 --log-every 1 --devices 2 --norm frozen".split()
     heads = ["--method.positive-weight", "1", "--method.negative-weight", "1"]
-    command = [sys.executable, "-m", "defeat.cli", "distill", *words, *more, *heads, "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "defeat.cli", "distill", *tiny, *more, *heads, "--out", str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "run/results.json").read_text())
     assert result["steps"] == 3
-    # Each image of the validation split counts once, whichever process looked at it.
+    # Each image of the validation split counts once, also with two processes.
     assert result["images"] == demo.SPLITS["val"]
     steps = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     terms = ("neck_object", "neck_background", "head_positive", "head_negative")
@@ -235,18 +235,18 @@ def test_two_processes_train_every_cell_of_a_comparison(tmp_path):
     assert content["missing"] == []
     assert {cell["steps"] for cell in content["cells"].values()} == {2}
     assert content["images"] == demo.SPLITS["test"]
-    for number in range(1, 5):  # said by one of the two
+    for number in range(1, 5):  # printed by one of the two processes
         assert done.stderr.count(f"cell {number} of 4") == 1
 
 
-def test_the_same_settings_again_come_from_config_yaml(small_demo, tmp_path, monkeypatch):
+def test_config_yaml_reproduces_a_run(small_demo, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["train", *TINY, "--out", "first"]) == 0
     assert main(["train", "--config", "first/config.yaml", "--out", "second"]) == 0
     assert Path("first/model.safetensors").read_bytes() == Path("second/model.safetensors").read_bytes()
 
 
-def test_a_run_is_not_written_over(small_demo, tmp_path, capsys):
+def test_a_run_is_not_overwritten(small_demo, tmp_path, capsys):
     out = str(tmp_path / "run")
     assert main(["train", *TINY, "--out", out]) == 0
     capsys.readouterr()
@@ -257,7 +257,7 @@ def test_a_run_is_not_written_over(small_demo, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
+def test_a_run_that_ctrl_c_stopped_is_resumed(tmp_path):
     """A real process and a real signal, in the middle of an epoch."""
     out = tmp_path / "run"
     command = [sys.executable, "-m", "defeat.cli", "train", *TINY, "--batch-size", "8", "--out", str(out)]
@@ -284,30 +284,31 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
     assert (out / "results.json").exists()
 
 
-def test_a_demo_that_is_stopped_reports_nothing(tmp_path, monkeypatch, capsys):
+def test_a_stopped_demo_reports_no_gain(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("defeat.demo.bench", lambda **_: BenchRun(stopped=True))
     assert main(["demo", "--out", str(tmp_path / "demo")]) == 130
-    assert "gained" not in capsys.readouterr().out
+    assert "Gain" not in capsys.readouterr().out
 
 
-def test_the_demo_ends_with_a_gain_a_report_and_a_picture(small_demo, tmp_path, monkeypatch, capsys):
+def test_the_demo_prints_a_gain_and_writes_a_report_and_a_picture(small_demo, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(STUDENT, "epochs", 1)
     out = tmp_path / "demo"
     assert main(["demo", "--out", str(out), "--seeds", "1", "--jobs", "1"]) == 0
-    said = capsys.readouterr().out
-    assert re.search(r"AP \d+\.\d without a teacher, \d+\.\d with it: [+-]\d+\.\d, 95 % interval", said)
-    assert "defeat train --data DATA" in said
+    output = capsys.readouterr().out
+    assert "Gain from distillation" in output
+    assert re.search(r"AP \d+\.\d without a teacher, \d+\.\d with it: [+-]\d+\.\d, 95 % interval", output)
+    assert "defeat train --data DATA" in output
     assert (out / "report.html").exists()
     with Image.open(out / "scene.png") as picture:
         assert picture.width > 3 * picture.height  # four panels
-    taught = json.loads((out / "defeat-inherit-seed0" / "results.json").read_text())
-    assert taught["inherited"]["parts"] == ["neck", "head"]
+    distilled = json.loads((out / "defeat-inherit-seed0" / "results.json").read_text())
+    assert distilled["inherited"]["parts"] == ["neck", "head"]
     assert main(["demo", "--out", str(out)]) == 2
     assert "is not an empty folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("command", "words", "rest"),
+    ("command", "positional", "rest"),
     [
         ("predict", ["RUN", "IMAGES .."], "--out OUT [OPTIONS]"),
         ("compare", ["RUNS .."], "[OPTIONS]"),
@@ -316,11 +317,12 @@ def test_the_demo_ends_with_a_gain_a_report_and_a_picture(small_demo, tmp_path, 
         ("methods", [], "[OPTIONS]"),
     ],
 )
-def test_help_shows_words_as_they_are_typed(command, words, rest, capsys):
+def test_help_shows_the_usage_of_a_command(command, positional, rest, capsys):
     assert main([command, "--help"]) == 0
     first, *lines = capsys.readouterr().out.splitlines()
-    assert first == " ".join(["usage: defeat", command, *words, rest])
-    told = [line.strip().split("   ")[0] for line in lines]
+    assert first == " ".join(["usage: defeat", command, *positional, rest])
+    documented = [line.strip().split("   ")[0] for line in lines]
     for name in ("RUN", "RUNS ..", "IMAGES .."):
-        assert told.count(name) == (name in words)
-    assert not [line for line in lines if "--run" in line or "--images" in line or line != line.rstrip()]
+        assert documented.count(name) == (name in positional)
+    options = ["--run", *["--images"] * ("IMAGES .." in positional)]
+    assert not [line for line in lines if any(option in line for option in options) or line != line.rstrip()]

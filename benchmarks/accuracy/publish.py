@@ -1,8 +1,8 @@
-"""Keep the result of a comparison: `bench.json` without the folders of the machine, and its table for people.
+"""Publish the result of a comparison: `bench.json` without paths of the machine, and a Markdown table.
 
     python benchmarks/accuracy/publish.py FOLDER NAME
 
-FOLDER is what `defeat bench --out` named. Writes `results/NAME.json` and `results/NAME.md` beside this file.
+FOLDER is the `--out` of `defeat bench`. Writes `results/NAME.json` and `results/NAME.md` in the folder of this file.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from typing import Any
 from defeat.evaluation.bootstrap import Interval
 from defeat.report.gains import Gain
 from defeat.report.tables import decimal, gain_cells
+from defeat.report.variants import baseline_of
 
 RESULTS = Path(__file__).parent / "results"
 LOCAL = (
@@ -24,12 +25,12 @@ LOCAL = (
     "unlabelled",
     "class_map",
     "cache_teacher",
-)  # settings that may name a folder or a file of the machine
-HEADS = ["method", "AP", "AP of each seed", "gain", "95 % seeds", "95 % images", "gap closed", "training time"]
+)  # settings that may contain a path
+HEADS = ["method", "AP", "AP per seed", "gain", "95 % seeds", "95 % images", "gap closed", "training time"]
 
 
 def without_folders(content: dict[str, Any]) -> dict[str, Any]:
-    """The same with the last part of each folder's name only."""
+    """Reduce the paths in the settings to their last part."""
     settings = content["settings"]
     settings |= {name: Path(settings[name]).name for name in LOCAL if settings.get(name)}
     return content | {"settings": settings}
@@ -38,11 +39,11 @@ def without_folders(content: dict[str, Any]) -> dict[str, Any]:
 def table(content: dict[str, Any]) -> str:
     """The comparison as a Markdown table."""
     rows = [HEADS, ["---"] * len(HEADS), ["teacher", decimal(content["teacher"]["AP"]), *[""] * (len(HEADS) - 2)]]
-    rows += [_row(variant) for variant in (content["alone"], *content["others"])]
+    rows += [_row(variant) for variant in (baseline_of(content), *content["others"])]
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     commits = ", ".join(sorted({(cell["commit"] or "unknown")[:7] for cell in content["cells"].values()}))
     hours = sum(cell["wall_seconds"] or 0 for cell in content["cells"].values()) / 3600
-    facts = (f"{len(content['cells'])} cells", f"{hours:.1f} hours together", f"{content['images']} test images")
+    facts = (f"{len(content['cells'])} cells", f"{hours:.1f} hours in total", f"{content['images']} test images")
     lines.append(f"\n{', '.join(facts)}; commit {commits}.")
     return "\n".join(lines) + "\n"
 
@@ -54,9 +55,9 @@ def _row(variant: dict[str, Any]) -> list[str]:
     return [*cells, *gain_cells(_gain(variant["gain"]), variant["gap_closed"]), decimal(variant["time_ratio"], 2)]
 
 
-def _gain(found: dict[str, Any]) -> Gain:
-    over = {name: Interval(**found[name]) for name in ("over_seeds", "over_images") if found[name] is not None}
-    return Gain(found["mean"], tuple(found["by_seed"]), **over)
+def _gain(content: dict[str, Any]) -> Gain:
+    intervals = {name: Interval(**content[name]) for name in ("over_seeds", "over_images") if content[name] is not None}
+    return Gain(content["mean"], tuple(content["by_seed"]), **intervals)
 
 
 def main() -> None:

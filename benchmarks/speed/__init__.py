@@ -1,1 +1,1 @@
-"""How fast training and distillation are, against their limit and against other ways to do the same."""
+"""Speed of training and distillation, compared with their limit and with other implementations."""

@@ -1,13 +1,13 @@
-"""Measure steps of training and distillation against their limit and against other ways to do the same.
+"""Measure steps of training and distillation, compared with their limit and with other implementations.
 
     python -m benchmarks.speed [--data VOC_FOLDER] [--family faster_rcnn] [--size 224] [--loading] [--out FILE]
 
-All cases take turns in one process with one thread (or on the GPU), on the same images; ratios are made within each
-round, and their medians given. The limit is the student's training step and the teacher's forward pass as it was
-trained, each timed alone; that of memory is the student's step, the teacher's weights, and 1.1 times the maps of its
-neck. `train` and `distill` are steps of whole runs, with everything that their loop does around a step; the others are
-bare functions. Without --loading every image is decoded beforehand; with it, each step decodes its own, for all cases
-alike. Where torchdistill is installed (pip install torchdistill, in an environment of its own) it is measured as well.
+All cases are interleaved in one process with one thread (or on the GPU), on the same images; ratios are computed per
+round, and their medians reported. The limit is the sum of the student's training step and the forward pass of the
+unmodified teacher, each timed separately; that of memory is the student's step, the teacher's weights, and 1.1 times
+the feature maps of its neck. `train` and `distill` are steps of whole runs, including their training loop; the others
+are plain functions. With --loading, each step decodes its images; without it, they are decoded beforehand. torchdistill
+is measured where it is installed (pip install torchdistill, in a separate environment).
 """
 
 import argparse
@@ -48,14 +48,14 @@ MEMORY = {STUDENT: student_step, DISTILLED: distilled_step, HEAD: head_step, PUB
 
 
 def cases(work: Work, kept: bool, folder: Path, count: int, ends: ExitStack) -> dict[str, Callable[[], Step]]:
-    """What makes the step of each case, on images that are kept or decoded anew.
+    """Functions that build the step of each case.
 
     Args:
-        work: what is computed.
+        work: the workload.
         kept: whether images are decoded beforehand.
-        folder: where runs and caches are written.
-        count: how many batches the caches keep.
-        ends: ends the runs that were made.
+        folder: folder for runs and caches.
+        count: number of batches in the caches.
+        ends: stack that ends the runs.
     """
     bare = {
         STUDENT: partial(student_step, work, kept),
@@ -84,31 +84,31 @@ def cases(work: Work, kept: bool, folder: Path, count: int, ends: ExitStack) -> 
 
 
 def measure(work: Work, repeats: int, loading: bool, only: Sequence[str] = ()) -> dict[str, Times]:
-    """Milliseconds of a step of each case in each round; of some cases only where they are named.
+    """Milliseconds per step of each case and round; `only` selects cases by name.
 
     Raises:
-        InputError: there is no case of a name.
+        InputError: a name is unknown.
     """
     kept = not loading
     with tempfile.TemporaryDirectory() as folder, stepping(kept), ExitStack() as ends:
-        makers = cases(work, kept, Path(folder), repeats + 1, ends)
+        builders = cases(work, kept, Path(folder), repeats + 1, ends)
         for name in only:
-            if name not in makers:
-                raise unknown_name("case", name, makers)
+            if name not in builders:
+                raise unknown_name("case", name, builders)
         if kept:
             work.decode(repeats + 1)
-        return rounds({name: make() for name, make in makers.items() if not only or name in only}, repeats)
+        return rounds({name: build() for name, build in builders.items() if not only or name in only}, repeats)
 
 
-def ratios(found: dict[str, Times]) -> dict[str, Times]:
-    """Ratios within each round: what slows the machine down for a while slows both sides."""
-    sums = found | ({LIMIT: found[STUDENT] + found[TEACHER]} if {STUDENT, TEACHER} <= found.keys() else {})
-    made = [name for name in found if name.startswith("distill")]
-    pairs = [(name, LIMIT) for name in made]
-    pairs += [(name, STUDENT) for name in found if name not in (STUDENT, TORCHVISION, RIVAL)]
+def ratios(measured: dict[str, Times]) -> dict[str, Times]:
+    """Ratios per round, because a temporary slowdown of the machine affects both cases of a round."""
+    complete = {STUDENT, TEACHER} <= measured.keys()
+    times = measured | ({LIMIT: measured[STUDENT] + measured[TEACHER]} if complete else {})
+    pairs = [(name, LIMIT) for name in measured if name.startswith("distill")]
+    pairs += [(name, STUDENT) for name in measured if name not in (STUDENT, TORCHVISION, RIVAL)]
     pairs += [("train", TORCHVISION)]
     pairs += [(other, name) for other in (PUBLISHED, RIVAL) for name in ("distill", BFLOAT)]
-    return {f"{one} : {other}": sums[one] / sums[other] for one, other in pairs if {one, other} <= sums.keys()}
+    return {f"{case} : {other}": times[case] / times[other] for case, other in pairs if {case, other} <= times.keys()}
 
 
 def uncertainty(values: Times) -> float:
@@ -119,8 +119,8 @@ def uncertainty(values: Times) -> float:
 
 
 def memory(work: Work) -> dict[str, float]:
-    """Peak memory in MiB, each case in a process of its own; and the limit that the distilled step is held against."""
-    peaks = {name: peak_memory(make, work) for name, make in MEMORY.items()}
+    """Peak memory in MiB per case, each in a separate process, and the limit of the distilled step."""
+    peaks = {name: peak_memory(build, work) for name, build in MEMORY.items()}
     weights, maps = teacher_bytes(work)
     return peaks | {"limit of the distilled step": peaks[STUDENT] + (weights + 1.1 * maps) / 2**20}
 
@@ -138,21 +138,21 @@ def main() -> None:
     parser.add_argument("--precision", default="32-true", choices=["32-true", "bf16-mixed"])
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--loading", action="store_true", help="decode images within the steps")
-    parser.add_argument("--only", nargs="+", default=[], metavar="CASE", help="some of the cases, by their names")
+    parser.add_argument("--only", nargs="+", default=[], metavar="CASE", help="names of cases to measure")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     given = vars(parser.parse_args())
     repeats, loading, only, out = (given.pop(name) for name in ("repeats", "loading", "only", "out"))
     torch.set_num_threads(1)
-    if hasattr(libc := ctypes.CDLL(None), "mallopt"):  # whole runs get threads here, but memory as in a main thread
+    if hasattr(libc := ctypes.CDLL(None), "mallopt"):  # runs in threads then allocate as in the main thread
         libc.mallopt(M_ARENA_MAX, 1)
     work = Work(**given)
     try:
-        found = measure(work, repeats, loading, only)
+        measured = measure(work, repeats, loading, only)
     except InputError as error:
         parser.error(str(error))
-    compared = ratios(found)
+    compared = ratios(measured)
     tables = {
-        "milliseconds": {name: round(float(np.median(times)), 1) for name, times in found.items()},
+        "milliseconds": {name: round(float(np.median(times)), 1) for name, times in measured.items()},
         "ratios": {name: round(float(np.median(values)), 3) for name, values in compared.items()},
         "uncertainty_of_ratios": {name: round(uncertainty(values), 3) for name, values in compared.items()},
         "peak_mib": {} if only else {name: round(value) for name, value in memory(work).items()},

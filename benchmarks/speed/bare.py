@@ -1,4 +1,4 @@
-"""Steps without a training loop around them: ours, torchvision's, and the arithmetic of the published code."""
+"""Steps without a training loop: of this package, of torchvision, and with the arithmetic of the published code."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -26,8 +26,8 @@ PROGRESS = Progress(500, 1000)
 
 
 def optimizer_of(*modules: nn.Module) -> torch.optim.Optimizer:
-    """SGD over everything that learns."""
-    parameters = [one for module in modules for one in module.parameters() if one.requires_grad]
+    """SGD over all trainable parameters."""
+    parameters = [weight for module in modules for weight in module.parameters() if weight.requires_grad]
     return torch.optim.SGD(parameters, lr=1e-4, momentum=0.9, weight_decay=1e-4)
 
 
@@ -39,12 +39,12 @@ def learn(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
 
 
 def autocast(work: Work) -> torch.autocast:
-    """The precision of the work."""
+    """Autocast with the precision of the workload."""
     return torch.autocast(torch.device(work.device).type, torch.bfloat16, enabled=work.precision == "bf16-mixed")
 
 
 def student_step(work: Work, kept: bool = True) -> Step:
-    """A training step of the student alone."""
+    """A training step of the baseline."""
     student, batches = work.detector("student"), work.batches(kept)
     optimizer = optimizer_of(student)
 
@@ -58,13 +58,13 @@ def student_step(work: Work, kept: bool = True) -> Step:
 
 
 def teacher_step(work: Work, whole: bool = False, freeze: bool = False, dtype: torch.dtype | None = None) -> Step:
-    """The teacher's forward pass on prepared images: what the student needs of it, or the whole with its head.
+    """The teacher's forward pass on prepared images, up to the neck or including the head.
 
     Args:
-        work: what is computed.
-        whole: whether with its head.
-        freeze: whether as a run has it, its normalisation folded; else as it was trained.
-        dtype: where it is frozen, the precision of its maps.
+        work: the workload.
+        whole: whether to include the head.
+        freeze: whether to fold the normalisation, as in a run.
+        dtype: precision of the feature maps of a frozen teacher.
     """
     student, teacher, method = work.pair()
     teacher = frozen(teacher, dtype) if freeze else teacher
@@ -78,12 +78,12 @@ def teacher_step(work: Work, whole: bool = False, freeze: bool = False, dtype: t
 
 
 def teacher_bytes(work: Work) -> tuple[int, int]:
-    """Bytes of the teacher's weights, and of the maps of its neck for the largest of a few batches."""
+    """Bytes of the teacher's weights, and of the feature maps of its neck for the largest of four batches."""
     student, teacher, method = work.pair()
     weights = sum(tensor.numel() * tensor.element_size() for tensor in teacher.state_dict().values())
     few = [batch for batch, _ in zip(prepared(work, student), range(4), strict=False)]
-    found = [teacher.forward_teacher(teacher.adopt(batch), method.needs).neck for batch in few]
-    return weights, max(sum(level.numel() * level.element_size() for level in neck.values()) for neck in found)
+    necks = [teacher.forward_teacher(teacher.adopt(batch), method.needs).neck for batch in few]
+    return weights, max(sum(level.numel() * level.element_size() for level in neck.values()) for neck in necks)
 
 
 def distilled_step(
@@ -93,7 +93,7 @@ def distilled_step(
     options: dict[str, Any] | None = None,
     dtype: torch.dtype | None = None,
 ) -> Step:
-    """A training step of the student with DeFeat, by default its neck terms alone, all in the precision of the work."""
+    """A training step with DeFeat, by default only its neck losses, in the precision of the workload."""
     student, teacher, method = work.pair(options)
     teacher = frozen(teacher, dtype)
     method.adapt_in(dtype)
@@ -109,12 +109,12 @@ def distilled_step(
 
 
 def head_step(work: Work, kept: bool = True) -> Step:
-    """The same with classification terms beside those of the neck."""
+    """The distilled step with classification losses in addition to the neck losses."""
     return distilled_step(work, kept, options={"positive_weight": 0.5, "negative_weight": 0.5})
 
 
 def kept_maps_step(work: Work, folder: Path, rounds: int, kept: bool = True, dtype: torch.dtype | None = None) -> Step:
-    """The distilled step where the teacher's maps of the first so many batches are on disk already."""
+    """The distilled step with the teacher's feature maps of the first `rounds` batches read from disk."""
     student, teacher, method = work.pair()
     teacher = frozen(teacher, dtype)
     count = len(training_images(work.data))
@@ -125,10 +125,10 @@ def kept_maps_step(work: Work, folder: Path, rounds: int, kept: bool = True, dty
 
 
 def published_arithmetic_step(work: Work, kept: bool = True) -> Step:
-    """The same distillation, computed as the published code does.
+    """The same distillation, computed as in the published code.
 
-    The teacher runs as in training and with autograd on; masks are repeated over the channels; objects and background
-    are multiplied, squared and summed apart.
+    The teacher runs in training mode with autograd; masks are repeated over the channels; objects and background are
+    multiplied, squared and summed separately.
     """
     student, teacher, _ = work.pair()
     batches = work.batches(kept)
@@ -142,11 +142,11 @@ def published_arithmetic_step(work: Work, kept: bool = True) -> Step:
         batch = student.prepare(*next(batches))
         with autocast(work):
             output = student.forward_train(batch)
-            learned = teacher.forward_train(batch).neck
-            shapes = {stride: tuple(level.shape[-2:]) for stride, level in learned.items()}
+            targets = teacher.forward_train(batch).neck
+            shapes = {stride: tuple(level.shape[-2:]) for stride, level in targets.items()}
             regions = object_regions([target.boxes for target in batch.targets], shapes)
             terms = [
-                region_by_region(layer(output.neck[stride]), learned[stride], regions[stride])
+                region_by_region(layer(output.neck[stride]), targets[stride], regions[stride])
                 for layer, stride in zip(adapt, output.neck, strict=True)
             ]
         learn(optimizer, total_loss(output.losses | {"neck": torch.stack(terms).mean()}))
@@ -155,7 +155,7 @@ def published_arithmetic_step(work: Work, kept: bool = True) -> Step:
 
 
 def region_by_region(student: Tensor, teacher: Tensor, region: Tensor) -> Tensor:
-    """Both regions of a level with the mask as large as the map."""
+    """Losses of both regions of a level, with the mask repeated over the channels."""
     mask = region[:, None].float().repeat(1, student.shape[1], 1, 1)
     objects = ((student * mask - teacher * mask) ** 2).sum() / (2 * mask.sum()).clamp(min=1)
     others = 1 - mask
@@ -164,7 +164,7 @@ def region_by_region(student: Tensor, teacher: Tensor, region: Tensor) -> Tensor
 
 
 def as_in_training(teacher: Detector) -> None:
-    """Let the teacher's graph be built as that of a model that learns, its statistics staying as they are."""
+    """Put the teacher into training mode with autograd, but keep its normalisation statistics."""
     teacher.train().requires_grad_(True)
     for module in teacher.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -172,14 +172,14 @@ def as_in_training(teacher: Detector) -> None:
 
 
 def prepared(work: Work, student: Detector) -> Iterator[Any]:
-    """Batches, prepared before they are asked for."""
-    found = [student.prepare(*images) for images, _ in zip(work.batches(True), range(4), strict=False)]
+    """Iterate over four prepared batches without end."""
+    batches = [student.prepare(*images) for images, _ in zip(work.batches(True), range(4), strict=False)]
     while True:
-        yield from found
+        yield from batches
 
 
 def torchvision_step(work: Work, kept: bool = True) -> Step:
-    """The same layers as a detector of torchvision, in the bare loop of its reference scripts."""
+    """The same layers as a torchvision detector, in the loop of its reference scripts."""
     model = torchvision_model(work).to(work.device).train()
     batches, optimizer = work.batches(kept), optimizer_of(model)
 
@@ -193,30 +193,30 @@ def torchvision_step(work: Work, kept: bool = True) -> Step:
 
 
 def torchvision_batch(batch: Images, device: str) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Images and targets as torchvision's detectors take them."""
+    """Images and targets in the format of torchvision's detectors."""
     images, targets = batch
-    kept = [target.trainable().to(device) for target in targets]
+    trainable = [target.trainable().to(device) for target in targets]
     return (
         [image.to(device).float() / 255 for image in images],
-        [{"boxes": target.boxes, "labels": target.labels + 1} for target in kept],
+        [{"boxes": target.boxes, "labels": target.labels + 1} for target in trainable],
     )
 
 
 class NamedMaps(nn.Module):
-    """A backbone with pyramid as torchvision's detectors take it."""
+    """A backbone with feature pyramid in the format of torchvision's detectors."""
 
     def __init__(self, backbone: nn.Module, channels: int) -> None:
         super().__init__()
         self.backbone, self.out_channels = backbone, channels
 
     def forward(self, images: Tensor) -> "OrderedDict[str, Tensor]":
-        """The maps of the neck by name."""
+        """Feature maps of the neck by name."""
         neck = self.backbone(images)[1]
         return OrderedDict((str(index), level) for index, level in enumerate(neck.values()))
 
 
 def torchvision_model(work: Work, role: str = "student") -> nn.Module:
-    """The student's or the teacher's layers as a detector of torchvision."""
+    """The student's or the teacher's layers as a torchvision detector."""
     detector = work.detector(role)
     backbone = NamedMaps(detector.backbone, detector.spec.neck_channels)
     info, options = detector.info, dict(work.options)

@@ -1,8 +1,8 @@
-"""How the cost of a step grows with the boxes of an image, and with the images of a batch.
+"""Measure how the time of a step grows with the boxes per image and the images per batch.
 
     python -m benchmarks.speed.growth [--family faster_rcnn] [--size 224] [--repeats 10] [--out FILE]
 
-Drawn images of one size with 1 to 1,000 boxes of 4 to 24 pixels, or 1 to 8 images with 10 boxes. All cases take turns.
+Noise images of one size with 1 to 1,000 boxes of 4 to 24 pixels, or 1 to 8 images with 10 boxes, interleaved.
 """
 
 import argparse
@@ -24,7 +24,7 @@ IMAGES = (1, 2, 4, 8)
 
 
 def batch_of(work: Work, images: int, boxes: int, classes: int) -> Batch:
-    """Noise with so many random boxes on each image."""
+    """Noise images with `boxes` random boxes each."""
     generator = torch.Generator().manual_seed(boxes)
     pixels = torch.rand(images, 3, work.size, work.size, generator=generator)
     targets = []
@@ -39,36 +39,36 @@ def batch_of(work: Work, images: int, boxes: int, classes: int) -> Batch:
 
 
 def cases(work: Work) -> dict[str, Callable[[], object]]:
-    """Steps of the student alone, distilled steps, and the regions alone."""
+    """Steps of the baseline (keys `alone`), distilled steps, and the computation of the regions."""
     student, teacher, method = work.pair()
     optimizer = optimizer_of(student, method)
-    found: dict[str, Callable[[], object]] = {}
+    steps: dict[str, Callable[[], object]] = {}
 
     def add(name: str, batch: Batch) -> None:
-        def alone() -> None:
+        def baseline() -> None:
             learn(optimizer, total_loss(student.forward_train(batch).losses))
 
         def distilled() -> None:
             output, terms = step_losses(student, batch, PROGRESS, Distillation(teacher, method))
             learn(optimizer, total_loss(output.losses | terms))
 
-        found[f"alone, {name}"], found[f"distilled, {name}"] = alone, distilled
+        steps[f"alone, {name}"], steps[f"distilled, {name}"] = baseline, distilled
 
     for boxes in BOXES:
         batch = batch_of(work, work.batch, boxes, len(student.info.classes))
         add(f"{boxes} boxes an image", batch)
         shapes = {stride: (work.size // stride,) * 2 for stride in student.info.neck}
         given = [target.boxes for target in batch.targets]
-        found[f"regions, {boxes} boxes an image"] = partial(method.painted, given, shapes)
+        steps[f"regions, {boxes} boxes an image"] = partial(method.painted, given, shapes)
     for images in IMAGES:
         add(f"{images} images", batch_of(work, images, 10, len(student.info.classes)))
-    return found
+    return steps
 
 
 def main() -> None:
     """Measure, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="../shared/data/voc15", help="whose classes to use")
+    parser.add_argument("--data", default="../shared/data/voc15", help="data set whose classes are used")
     parser.add_argument("--family", default="faster_rcnn")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=2)

@@ -1,4 +1,4 @@
-"""Steps of whole runs, as `defeat train` and `defeat distill` make them, one at a time."""
+"""Single steps of whole runs of `defeat train` and `defeat distill`."""
 
 import threading
 from collections.abc import Iterator
@@ -16,18 +16,17 @@ from defeat.assembly.run import run
 from defeat.assembly.settings import TrainSettings
 from defeat.engine.module import DetectionModule
 
-WAIT = 300.0  # seconds until a run counts as stuck
+WAIT = 300.0  # seconds until a step times out
 
 
-class Enough(Exception):  # noqa: N818, nothing is wrong
-    """Ends a run of which no step is wanted any more."""
+class Enough(Exception):  # noqa: N818 (not an error)
+    """Ends a run."""
 
 
 class Stepper:
-    """A run in a thread of its own that waits after each step until the next one is asked for.
+    """A run in a separate thread that waits after each step until the next one is requested.
 
-    What is timed is everything from one step's end to the next one's: the images, the step, and all that the loop does
-    around it.
+    A timing spans from the end of one step to the end of the next, including data loading and the training loop.
     """
 
     current = threading.local()
@@ -38,26 +37,26 @@ class Stepper:
         self._thread = threading.Thread(target=self._run, args=(settings,), daemon=True)
 
     def step(self) -> None:
-        """Let the run make a step; the first call starts it."""
+        """Run one step; the first call starts the run."""
         self._done.clear()
         if self._thread.is_alive():
             self._go.set()
         else:
             self._thread.start()
         if not self._done.wait(WAIT):
-            raise TimeoutError("The run made no step.")
+            raise TimeoutError("The run did not finish a step.")
         if self._error is not None:
             raise self._error
 
     def end(self) -> None:
-        """End the run, if it ever began."""
+        """End the run, if it was started."""
         self._enough = True
         self._go.set()
         if self._thread.is_alive():
             self._thread.join(WAIT)
 
     def pause(self) -> None:
-        """Called by the run after each of its steps."""
+        """Wait for the next request; called by the run after each step."""
         self._done.set()
         self._go.wait()
         self._go.clear()
@@ -77,7 +76,7 @@ class Stepper:
 
 @contextmanager
 def stepping(kept: bool) -> Iterator[None]:
-    """Let runs in steppers pause after each step; with kept images they decode each image once."""
+    """Make runs in steppers pause after each step; with kept images they decode each image once."""
     end_of_step, open_dataset = DetectionModule.on_train_batch_end, assemble.open_dataset
 
     def pausing(module: DetectionModule, *arguments: Any) -> None:
@@ -96,7 +95,7 @@ def stepping(kept: bool) -> Iterator[None]:
 
 
 def run_step(work: Work, folder: Path, ends: ExitStack, distill: bool = False, **options: Any) -> Step:
-    """A step of a training of the student, alone or with the teacher; `ends` ends the run."""
+    """A step of a run of `train` or `distill`; `ends` ends the run."""
     teacher = work.save_teacher(folder / "teacher") if distill else None
     stepper = Stepper(work.settings(folder / "run", teacher, **options))
     ends.callback(stepper.end)

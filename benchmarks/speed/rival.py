@@ -1,6 +1,6 @@
-"""The same pair distilled by torchdistill: hooks on the maps of the necks, and the plain mean squared difference.
+"""The same pair distilled by torchdistill: hooks on the feature maps of the necks, and the mean squared error.
 
-It is measured where the package is installed beside this one: `pip install torchdistill`, in an environment of its own.
+It is measured where the package is installed: `pip install torchdistill`, in a separate environment.
 """
 
 from importlib.util import find_spec
@@ -14,19 +14,19 @@ from benchmarks.speed.work import Work
 
 
 def installed() -> bool:
-    """Whether torchdistill can be measured."""
+    """Whether torchdistill is installed."""
     return find_spec("torchdistill") is not None
 
 
 class Taps(nn.Module):
-    """Modules that a hook can be set on, one for each map of a neck."""
+    """A module per feature map of a neck, for hooks."""
 
     def __init__(self, backbone: nn.Module, taps: list[nn.Module]) -> None:
         super().__init__()
         self.backbone, self.taps, self.out_channels = backbone, nn.ModuleList(taps), backbone.out_channels
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """The maps by name; the taps see them, and what they give is for hooks alone."""
+        """Feature maps by name; they also pass through the taps, whose outputs only hooks read."""
         maps: dict[str, Tensor] = self.backbone(images)
         for tap, level in zip(self.taps, maps.values(), strict=True):
             tap(level)
@@ -34,7 +34,7 @@ class Taps(nn.Module):
 
 
 def rival_step(work: Work, kept: bool = True) -> Step:
-    """A training step in torchdistill's box, its teacher a detector of torchvision that detects."""
+    """A training step with torchdistill's distillation box and torchvision detectors."""
     from torchdistill.core.distillation import get_distillation_box
 
     student, teacher = torchvision_model(work).train(), torchvision_model(work, "teacher").eval()
@@ -57,7 +57,7 @@ def rival_step(work: Work, kept: bool = True) -> Step:
 
 
 def configuration(levels: int) -> dict[str, Any]:
-    """What torchdistill reads from a YAML file."""
+    """Configuration that torchdistill otherwise reads from a YAML file."""
     paths = [f"backbone.taps.{level}" for level in range(levels)]
     terms = {
         path: {

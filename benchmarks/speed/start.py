@@ -1,4 +1,4 @@
-"""How long help takes, and how long it takes from the command to the end of the first training step.
+"""Measure the time of --help, and the time from the command to the end of the first training step.
 
 python -m benchmarks.speed.start [--data ../shared/data/voc15] [--size 224] [--repeats 5] [--out FILE]
 """
@@ -14,27 +14,29 @@ from time import perf_counter, sleep
 from benchmarks.measure import publish
 
 COMMAND = [sys.executable, "-m", "defeat.cli"]
-LOOK = 0.02  # seconds between two looks at a file
+INTERVAL = 0.02  # seconds between checks of a file
 
 
-def seconds_of(words: list[str]) -> float:
-    """How long a command takes, its output put away."""
-    began = perf_counter()
-    subprocess.run([*COMMAND, *words], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return perf_counter() - began
+def seconds_of(arguments: list[str]) -> float:
+    """Time of a command."""
+    start = perf_counter()
+    subprocess.run([*COMMAND, *arguments], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return perf_counter() - start
 
 
-def first_step(words: list[str], folder: Path) -> float:
-    """How long a training takes until the line of its first step is written."""
-    began = perf_counter()
+def first_step(arguments: list[str], folder: Path) -> float:
+    """Time of a training until it has logged its first step."""
+    start = perf_counter()
     more = ["--out", str(folder), "--max-steps", "1", "--log-every", "1"]
-    process = subprocess.Popen([*COMMAND, *words, *more], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*COMMAND, *arguments, *more], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     try:
         while not (folder / "metrics.jsonl").exists():
             if process.poll() is not None and not (folder / "metrics.jsonl").exists():
                 raise RuntimeError(process.communicate()[1])
-            sleep(LOOK)
-        return perf_counter() - began
+            sleep(INTERVAL)
+        return perf_counter() - start
     finally:
         process.kill()
         process.communicate()
@@ -51,14 +53,14 @@ def main() -> None:
     given = parser.parse_args()
     training = ["train", "--config", "small/photographs", "--data", given.data, "--backbone", given.backbone]
     training += ["--size", str(given.size), "--batch-size", "8"]
-    found: dict[str, list[float]] = {"defeat --help": [], "defeat train --help": [], "first step of defeat train": []}
+    seconds: dict[str, list[float]] = {"defeat --help": [], "defeat train --help": [], "first step of defeat train": []}
     with tempfile.TemporaryDirectory() as folder:
         for repeat in range(given.repeats):
             times = [seconds_of(["--help"]), seconds_of(["train", "--help"])]
             times.append(first_step(training, Path(folder) / str(repeat)))
-            for values, value in zip(found.values(), times, strict=True):
+            for values, value in zip(seconds.values(), times, strict=True):
                 values.append(value)
-    table = {name: round(median(values), 2) for name, values in found.items()}
+    table = {name: round(median(values), 2) for name, values in seconds.items()}
     publish(
         {"seconds": table}, {"data": Path(given.data).name, "size": given.size, "repeats": given.repeats}, given.out
     )

@@ -1,9 +1,9 @@
-"""How much of a training is spent waiting for images, and what an image costs to decode and to resize.
+"""Measure the share of a training spent waiting for images, and the time to decode and resize images.
 
     python -m benchmarks.speed.waiting [--data VOC_FOLDER] [--size 224] [--workers 2] [--steps 40] [--out FILE]
 
-All time from the end of a step to the beginning of the next counts as waiting, whatever the loop does in it.
-The first step, for which the workers have to start, is left out.
+All time from the end of a step to the start of the next counts as waiting, including the training loop. The first step,
+before which the workers start, is excluded.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from defeat.engine.module import DetectionModule
 
 
 def waits(work: Work, workers: int, steps: int) -> dict[str, float]:
-    """Median seconds of a step and of the wait before it, and the share of all waits in the whole."""
+    """Median seconds of a step and of the wait before it, and the share of waiting in the total time."""
     begins: list[float] = []
     ends: list[float] = []
     start, end = DetectionModule.on_train_batch_start, DetectionModule.on_train_batch_end

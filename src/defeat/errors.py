@@ -1,4 +1,4 @@
-"""What a user did wrong, said in one sentence."""
+"""Errors for wrong usage and bad input, with readable messages."""
 
 import reprlib
 from collections.abc import Iterable
@@ -9,43 +9,43 @@ _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 80, 80
 
 
 class InputError(ValueError):
-    """Wrong usage or bad input: the message names what was expected and what was found, and says what to do.
+    """Wrong usage or bad input: the message names the expected and the actual value, and says what to do.
 
     The command line prints the message alone, without a traceback, and exits with 2. Messages quote untrusted names:
-    what can't be printed in a line is escaped.
+    characters that can't be printed on one line are escaped.
     """
 
     def __init__(self, sentence: str) -> None:
-        super().__init__("".join(one if one.isprintable() else ascii(one)[1:-1] for one in sentence))
+        super().__init__("".join(char if char.isprintable() else ascii(char)[1:-1] for char in sentence))
 
 
-def shown(value: object) -> str:
-    """A value that a foreign file holds, for a message: not at its full length, which may be anything."""
+def quoted(value: object) -> str:
+    """Quote an untrusted value for a message, shortened where it is long."""
     try:
         return _SHORT.repr(value)
     except ValueError:
-        return "a number of thousands of digits"
+        return "a number with thousands of digits"
 
 
 class BadDataError(InputError):
-    """Several mistakes at once, a line each between a head and the way out."""
+    """Several problems: a heading, one line per problem, and advice."""
 
-    def __init__(self, head: str, sentences: Iterable[str], way_out: str) -> None:
+    def __init__(self, heading: str, sentences: Iterable[str], advice: str) -> None:
         lines = [f"  {InputError(sentence)}" for sentence in sentences]
-        ValueError.__init__(self, "\n".join([head, *lines, way_out]))
+        ValueError.__init__(self, "\n".join([heading, *lines, advice]))
 
     def __reduce__(self) -> tuple[type[InputError], tuple[str]]:
-        """Travel between processes as one line."""
+        """Pickle as an InputError of one line."""
         return InputError, (str(self),)
 
 
 def unknown_name(kind: str, name: str, valid: Iterable[str]) -> InputError:
-    """Build the error for a name that is not one of `valid`, with the nearest valid name.
+    """Build the error for a name that is not in `valid`; it suggests the nearest valid name.
 
     Args:
-        kind: what the name stands for, e.g. `detector`.
-        name: what the user wrote.
-        valid: every name that would have been accepted.
+        kind: what the name refers to, e.g. `detector`.
+        name: the unknown name.
+        valid: all accepted names.
     """
     names = sorted(valid)
     nearest = get_close_matches(name, names, n=1, cutoff=0.5)

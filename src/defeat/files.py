@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writes: a file is written completely or not at all."""
 
 import errno
 import os
@@ -8,60 +8,60 @@ from shutil import disk_usage
 
 from defeat.errors import InputError
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what the system says where there is no room
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Write a file so that a reader sees the old content or the new one, never half of it.
+    """Write a file so that a reader sees either the old or the new content, never a part of it.
 
     Raises:
-        WriteError: it can't be written; what was there before stays.
+        WriteError: the file can't be written; the old content is unchanged.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with beside.open("wb") as file:
+        with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+        temporary.replace(path)
     except OSError as error:
         raise WriteError(path, len(content), error) from error
     finally:
         with suppress(OSError):
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 class WriteError(InputError):
-    """A file can't be written: the message names it, the reason, and where the disk is full, the bytes that it needs.
+    """A file can't be written: the message names the file, the reason, and for a full disk the bytes it needs.
 
     Args:
         path: the file.
-        needed: bytes that had to be written.
-        error: what the system said.
+        needed: size of the content in bytes.
+        error: the error of the operating system.
 
     Attributes:
-        reason: what the system said, in words.
+        reason: text of the system's error.
     """
 
     def __init__(self, path: Path, needed: int, error: OSError) -> None:
         self.reason = error.strerror or str(error)
-        room = ""
-        if error.errno in FULL:
+        space = ""
+        if error.errno in DISK_FULL:
             with suppress(OSError):
-                room = f", {disk_usage(path.parent).free:,} are free"
-            room = f": it needs {needed:,} bytes{room}. Make room"
-        super().__init__(f"{path} can't be written ({self.reason}){room}.")
+                space = f", {disk_usage(path.parent).free:,} are free"
+            space = f": it needs {needed:,} bytes{space}. Make room"
+        super().__init__(f"{path} can't be written ({self.reason}){space}.")
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a process that was killed left half-written, from a folder that no other process writes to."""
+    """Remove temporary files of a killed process from a folder that no other process writes to."""
     for path in folder.glob(".*.[0-9]*"):
         if path.suffix[1:].isdigit():
             path.unlink(missing_ok=True)
 
 
 def write_into(folder: Path, name: str, content: bytes) -> None:
-    """Write a file into a folder, which is made where it is missing; as `write_atomically`.
+    """Create a folder if needed, and write a file into it with `write_atomically`.
 
     Raises:
         InputError: the folder or the file can't be written.

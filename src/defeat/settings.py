@@ -1,6 +1,6 @@
-"""What a setting is: a field of a dataclass, with its docstring under it and a role that says what it is to a run.
+"""Settings: fields of dataclasses, each with a docstring under it and a role that says how it affects a run.
 
-The dataclasses themselves stand beside what they configure.
+The dataclasses are defined next to the code that they configure.
 """
 
 import ast
@@ -15,17 +15,17 @@ from typing import Any, ClassVar, TypeVar, dataclass_transform
 from defeat.errors import InputError
 
 Kind = TypeVar("Kind")
-AUTO = "auto"  # of a setting whose value follows from data, teacher or devices
+AUTO = "auto"  # value of a setting that is derived from data, teacher or devices
 
 
 class Role(Enum):
-    """What a setting is to a run that is resumed, and to the runs of a comparison."""
+    """How resumed runs and compared runs treat a setting."""
 
-    LEARNING = "changes what is learned: equal in a resumed run and in all runs of a comparison"
-    CELL = "tells the runs of a comparison apart: equal in a resumed run"
-    SOURCE = "where data or a teacher lie, which are compared by their content: may differ on another machine"
-    DEVICE = "where a run computes: equal in a resumed run, free in a comparison"
-    OUTPUT = "what is written and shown, how often and where, and how fast: free everywhere"
+    LEARNING = "affects learning: must be equal in a resumed run and in all runs of a comparison"
+    CELL = "distinguishes the runs of a comparison: must be equal in a resumed run"
+    SOURCE = "location of data or a teacher, which are compared by content: may differ between machines"
+    DEVICE = "the device of a run: must be equal in a resumed run, may differ in a comparison"
+    OUTPUT = "output and speed: may always differ"
 
 
 def setting(
@@ -37,16 +37,15 @@ def setting(
     compared: bool = True,
     hidden: bool = False,
 ) -> Any:
-    """A field of a settings dataclass; its docstring follows it.
+    """Define a field of a settings dataclass; its docstring follows it.
 
     Args:
-        default: its value where none is given; without it the setting is required.
-        factory: makes the default, where that is a list or a dict.
-        role: what it is to resumed and compared runs.
-        usual: what the default amounted to before it was `auto`, in files that do not name the setting.
-        compared: whether two runs that differ in it are never held against each other; False where what came of it
-            is compared instead.
-        hidden: whether the command line does not show it.
+        default: default value; without one the setting is required.
+        factory: creates the default if that is a list or a dict.
+        role: how resumed and compared runs treat it.
+        usual: value of an `auto` setting in files that do not name it, and wherever a number is needed.
+        compared: whether a comparison requires it to be equal; False if its effect is compared instead.
+        hidden: whether the command line omits it.
     """
     metadata = {"role": role, "compared": compared, "hidden": hidden}
     if usual is not MISSING:
@@ -58,25 +57,25 @@ def setting(
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(setting,))
 def settings_part(kind: type[Kind]) -> type[Kind]:
-    """Make a class a dataclass of settings: frozen, with keywords alone."""
+    """Make a class a dataclass of settings: frozen, with keyword-only arguments."""
     return dataclass(frozen=True, kw_only=True)(kind)
 
 
-def usual_value(one: Field[Any]) -> Any:
-    """What a field amounts to where a file does not name it; MISSING for a required one."""
-    if "usual" in one.metadata:
-        return one.metadata["usual"]
-    return one.default if one.default_factory is MISSING else one.default_factory()
+def usual_value(entry: Field[Any]) -> Any:
+    """Value of a setting in files that do not name it; MISSING for a required setting."""
+    if "usual" in entry.metadata:
+        return entry.metadata["usual"]
+    return entry.default if entry.default_factory is MISSING else entry.default_factory()
 
 
 def names_of(kind: Any, *roles: Role) -> list[str]:
     """Names of the settings of a dataclass that have one of these roles, in order."""
-    return [one.name for one in fields(kind) if one.metadata.get("role", Role.LEARNING) in roles]
+    return [entry.name for entry in fields(kind) if entry.metadata.get("role", Role.LEARNING) in roles]
 
 
 @cache
 def field_docs(kind: type) -> dict[str, str]:
-    """The docstring under each field of a dataclass and of those that it inherits from, by name, each in one line."""
+    """Docstrings of the fields of a dataclass and its base classes by name, each on one line."""
     docs: dict[str, str] = {}
     for base in reversed(kind.__mro__[:-1]):
         try:
@@ -92,15 +91,15 @@ def field_docs(kind: type) -> dict[str, str]:
 
 
 def option(name: str) -> str:
-    """How a setting is written on the command line."""
+    """Name of a setting on the command line."""
     return "--" + name.replace("_", "-")
 
 
 def at_least(name: str, value: float | None, least: float, most: float | None = None) -> None:
-    """Refuse a setting below or above what can work; None is none.
+    """Refuse a setting outside its range; None is accepted.
 
     Raises:
-        InputError: naming it, the limit and the value.
+        InputError: the message names the setting, the limit and the value.
     """
     if value is not None and not least <= value < float("inf"):
         raise InputError(f"{option(name)} must be {least} or more, not {value}.")
@@ -109,7 +108,7 @@ def at_least(name: str, value: float | None, least: float, most: float | None = 
 
 
 class Checked:
-    """A dataclass whose parts each check their own fields: every class on the way has a `check`, and all are called.
+    """Base of settings dataclasses: calls the `check` of every base class that defines one.
 
     Parts are combined by inheritance, so that settings stay flat on the command line and in YAML.
     """
@@ -120,7 +119,7 @@ class Checked:
         """Call the checks of all parts.
 
         Raises:
-            InputError: naming the first setting that can't work, and its range.
+            InputError: the message names the first invalid setting and its range.
         """
         for name, value in vars(self).items():
             if isinstance(value, str) and value == "":
@@ -130,9 +129,9 @@ class Checked:
                 part.check(self)  # type: ignore[attr-defined]
 
     def number(self, name: str) -> float:
-        """The value of a setting; its usual number where it is `auto`."""
+        """Value of a setting; its usual value if it is `auto`."""
         value: Any = getattr(self, name)
         if value == AUTO:
-            value = next(one for one in fields(self) if one.name == name).metadata["usual"]
+            value = next(entry for entry in fields(self) if entry.name == name).metadata["usual"]
         number: float = value
         return number

@@ -1,4 +1,4 @@
-"""What a case of bad input is: a name, a way to plant it, and what has to come of it."""
+"""Helpers for cases of bad input: a name, the input, and the expected result."""
 
 import pytest
 
@@ -7,12 +7,12 @@ from defeat.errors import InputError
 
 
 def table(*rows):
-    """Parametrise a test with rows whose first column is their name."""
+    """Parametrise a test with rows whose first column is the name."""
     return pytest.mark.parametrize("case", [pytest.param(row[1:], id=row[0]) for row in rows])
 
 
 def refusal(function, *arguments):
-    """The one readable line with which bad input is refused."""
+    """The message with which bad input is refused, one readable line."""
     with pytest.raises(InputError) as caught:
         function(*arguments)
     message = str(caught.value)
@@ -23,6 +23,6 @@ def refusal(function, *arguments):
 
 
 def boxes(folder, split="train", **options):
-    """What a data set holds: its boxes image after image, and what it says about them."""
+    """Boxes of each image of a data set, and its report."""
     dataset = open_dataset(folder, split, **options)
     return [dataset.target(index).boxes.tolist() for index in range(len(dataset))], dataset.report()

@@ -1,4 +1,4 @@
-"""Counts the cases of bad input that are run, and says at the end how many there were; hooks of pytest."""
+"""Pytest hooks that count the cases of bad input and print the number at the end."""
 
 import pytest
 
@@ -20,7 +20,7 @@ def pytest_collection_finish(session):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node, error):
-    """A worker of xdist is done; each has collected all tests."""
+    """Called when an xdist worker is done; each worker has collected all tests."""
     node.config.stash[CASES] = getattr(node, "workeroutput", {}).get("bad_input", 0)
 
 

@@ -1,4 +1,4 @@
-"""Every option of every command, with values that it can't have: found from the typed signatures, not listed."""
+"""All options of all commands with invalid values, derived from the typed signatures."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from defeat.options import Option, options_of
 from tests.detector.tiny import BACKBONE
 
 HUGE = "9" * 30
-# What is given besides the option in question.
+# Further arguments.
 SMALL = ["--backbone", BACKBONE, "--weights", "none", "--size", "64", "--neck-channels", "16", "--accelerator", "cpu"]
 TRAIN = ["--data", "demo", "--out", "never-written", *SMALL]
 DISTILL = [*TRAIN, "--teacher", "teacher"]
@@ -28,10 +28,10 @@ NO_SETTINGS = {"expected", "merge"}
 
 @dataclass(frozen=True)
 class Case:
-    """A command with an option that has a value which deserves a thought."""
+    """A command with an invalid or unusual value of an option."""
 
     command: str
-    words: tuple[str, ...]
+    arguments: tuple[str, ...]
     flag: str
     what: str
     value: str
@@ -46,7 +46,7 @@ class Case:
 
 
 def values(kind: Any) -> dict[str, str]:
-    """Texts that a setting of this type can't have, or that deserve a thought, by what they are."""
+    """Invalid or unusual values of a setting of this type, by kind."""
     inner = set(get_args(kind)) or {kind}
     if bool in inner:
         return {"wrong type": "maybe", "negative": "-1", "huge": HUGE}
@@ -56,36 +56,39 @@ def values(kind: Any) -> dict[str, str]:
         return {"wrong type": "word", "fraction": "0.5", "negative": "-1", "zero": "0", "huge": HUGE}
     if get_origin(kind) is Literal:
         return {"unknown": "word", "negative": "-1", "empty": ""}
-    if any(get_origin(one) in (list, tuple) for one in (kind, *inner)):
+    if any(get_origin(part) in (list, tuple) for part in (kind, *inner)):
         return {"wrong type": "{a: 1}", "negative": "[-1]", "huge": f"[{HUGE}]", "nested": "[[1]]"}
     return {"empty": ""}
 
 
-def options(found: Iterable[Option]) -> dict[str, Any]:
+def options(all_options: Iterable[Option]) -> dict[str, Any]:
     """Type of each setting by its flag."""
-    return {one.flag: one.kind for one in found if not one.positional and one.name not in NO_SETTINGS}
+    settings = [option for option in all_options if not option.positional and option.name not in NO_SETTINGS]
+    return {option.flag: option.kind for option in settings}
 
 
 def cases() -> Iterator[Case]:
-    """Every option of every command, once, with each of its values."""
+    """Every option of every command once, with each of its values."""
     seen: set[str] = set()
 
-    def of(command: str, words: list[str], found: Iterable[Option], known: Collection[str]) -> Iterator[Case]:
-        for flag, kind in options(found).items():
+    def of_command(
+        command: str, arguments: list[str], command_options: Iterable[Option], known: Collection[str]
+    ) -> Iterator[Case]:
+        for flag, kind in options(command_options).items():
             if flag not in known:
                 seen.add(flag)
                 for what, value in values(kind).items():
-                    yield Case(command, tuple(words), flag, what, value)
+                    yield Case(command, tuple(arguments), flag, what, value)
 
     for family in FAMILIES:
-        words = [*TRAIN, "--detector", family]
-        yield from of("train", words, run_options(words, "train", {}), set(seen))
+        arguments = [*TRAIN, "--detector", family]
+        yield from of_command("train", arguments, run_options(arguments, "train", {}), set(seen))
     for method in METHODS:
-        words = [*DISTILL, "--method", method]
+        arguments = [*DISTILL, "--method", method]
         known = {flag for flag in seen if not flag.startswith("--method.")}
-        yield from of("distill", words, run_options(words, "distill", {}), known)
-    found = bench_options(DISTILL, {})
-    own = {flag for flag in options(found) if "." not in flag} - seen | {"--out"}
-    yield from of("bench", [*DISTILL, "--plan"], found, options(found).keys() - own)
-    for command, (function, words) in OTHERS.items():
-        yield from of(command, words, options_of(function, skip={"console"}), ())
+        yield from of_command("distill", arguments, run_options(arguments, "distill", {}), known)
+    command_options = bench_options(DISTILL, {})
+    new = {flag for flag in options(command_options) if "." not in flag} - seen | {"--out"}
+    yield from of_command("bench", [*DISTILL, "--plan"], command_options, options(command_options).keys() - new)
+    for command, (function, arguments) in OTHERS.items():
+        yield from of_command(command, arguments, options_of(function, skip={"console"}), ())

@@ -1,4 +1,4 @@
-"""Bad files of weights and run directories: refused in a sentence, and no code in them is ever run."""
+"""Bad files of weights and run directories: refused in a sentence, and no code in them is executed."""
 
 import json
 import math
@@ -86,7 +86,7 @@ def numbers(path):
     torch.save({"a": 1.0, "b": 2}, path)
 
 
-def names_that_are_none(path):
+def names_that_are_numbers(path):
     torch.save({1: torch.ones(1)}, path)
 
 
@@ -100,16 +100,16 @@ def infinite(path):
 
 UNREADABLE = [a_folder, nothing, text, code_alone, code_for_a_tensor, code_beside_tensors, code_in_the_old_format,
               a_whole_module, cut_off]  # fmt: skip
-NO_WEIGHTS = [numbers, names_that_are_none]
+NO_WEIGHTS = [numbers, names_that_are_numbers]
 NOT_FINITE = [not_a_number, infinite]
 
 
-def words(plant):
+def case_name(plant):
     return plant.__name__.replace("_", " ")
 
 
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])
-@pytest.mark.parametrize("plant", [*UNREADABLE, *NO_WEIGHTS, *NOT_FINITE], ids=words)
+@pytest.mark.parametrize("plant", [*UNREADABLE, *NO_WEIGHTS, *NOT_FINITE], ids=case_name)
 def test_a_file_of_weights_is_refused(plant, ending, tmp_path):
     path = tmp_path / f"weights.{ending}"
     plant(path)
@@ -118,10 +118,10 @@ def test_a_file_of_weights_is_refused(plant, ending, tmp_path):
     if ending == "safetensors" or plant in UNREADABLE:
         assert "can't be read as weights" in message
     else:
-        assert ("holds no state dict" if plant in NO_WEIGHTS else "not finite") in message
+        assert ("contains no state dict" if plant in NO_WEIGHTS else "not finite") in message
 
 
-def test_weights_of_torchvision_that_are_another_network_s_are_refused(tmp_path):
+def test_torchvision_weights_of_another_network_are_refused(tmp_path):
     path = tmp_path / "weights.pth"
     torch.save({"a": torch.ones(1)}, path)
     assert "it has no classification layer" in refusal(load_torchvision, "retinanet_resnet50_fpn", path)
@@ -143,8 +143,8 @@ def run(saved, tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("plant", [plant for plant in UNREADABLE if plant is not a_folder], ids=words)
-def test_a_run_whose_weights_are_no_safetensors_is_refused(plant, run):
+@pytest.mark.parametrize("plant", [plant for plant in UNREADABLE if plant is not a_folder], ids=case_name)
+def test_a_run_with_invalid_safetensors_is_refused(plant, run):
     path = run / "model.safetensors"
     path.unlink()
     plant(path)
@@ -152,13 +152,13 @@ def test_a_run_whose_weights_are_no_safetensors_is_refused(plant, run):
 
 
 @pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
-def test_a_folder_for_a_file_of_a_run_is_refused(name, run):
+def test_a_folder_instead_of_a_file_of_a_run_is_refused(name, run):
     (run / name).unlink()
     (run / name).mkdir()
     assert f"{name} is missing" in refusal(load, run)
 
 
-def test_a_file_for_a_run_is_refused(run):
+def test_a_file_instead_of_a_run_is_refused(run):
     assert "is not a run directory" in refusal(load, run / "model.safetensors")
 
 
@@ -169,7 +169,7 @@ def test_a_run_with_weights_that_are_not_finite_is_refused(value, run):
     weights[name] = weights[name].float().fill_(value)
     save_file(weights, run / "model.safetensors")
     message = refusal(load, run)
-    assert "model.safetensors holds weights that are not finite" in message
+    assert "model.safetensors contains weights that are not finite" in message
     assert name in message
 
 
@@ -222,29 +222,29 @@ def test_a_description_with_a_wrong_value_is_refused(field, value, run):
     ("a number of 5000 digits", b'{"format": ' + b"9" * 5000 + b"}"),
     ("a text", b'"format"'),
 )
-def test_a_description_that_is_none_is_refused(case, run):
+def test_an_invalid_description_is_refused(case, run):
     (content,) = case
     (run / "model.json").write_bytes(content)
     assert str(run / "model.json") in refusal(load, run)
 
 
 @table(
-    ("empty", b"", "does not hold the settings"),
-    ("a list", b"- a", "does not hold the settings"),
+    ("empty", b"", "does not contain the settings"),
+    ("a list", b"- a", "does not contain the settings"),
     ("not UTF-8", b"a: \xff", "is not valid YAML"),
     ("code", b"!!python/object/apply:os.getcwd []", "is not valid YAML"),
     ("a day that no month has", b"a: 2020-99-99", "is not valid YAML"),
     ("lists far inside", b"[" * 5000, "is not valid YAML"),
 )
-def test_settings_of_a_run_that_are_none_are_refused(case, tmp_path):
-    content, says = case
+def test_invalid_settings_of_a_run_are_refused(case, tmp_path):
+    content, expected = case
     (tmp_path / "config.yaml").write_bytes(content)
     message = refusal(RunDirectory(tmp_path).read_config)
-    assert says in message
+    assert expected in message
     assert str(tmp_path) in message
 
 
-@pytest.mark.parametrize("plant", UNREADABLE, ids=words)
+@pytest.mark.parametrize("plant", UNREADABLE, ids=case_name)
 def test_detections_that_are_damaged_are_refused(plant, tmp_path):
     path = tmp_path / "detections.safetensors"
     plant(path)
@@ -262,45 +262,45 @@ def state(**changes):
 
 
 @table(
-    ("no part of a run", {"weights": torch.ones(1)}, "it is no checkpoint of a run"),
-    ("a list", [1, 2], "it is no checkpoint of a run"),
-    ("loops that are none", last_checkpoint(loops=[1]), "it is no checkpoint of a run"),
-    ("no optimiser", last_checkpoint(optimizer_states=None), "it is no checkpoint of a run"),
+    ("no part of a run", {"weights": torch.ones(1)}, "it is not a checkpoint of a run"),
+    ("a list", [1, 2], "it is not a checkpoint of a run"),
+    ("loops that are none", last_checkpoint(loops=[1]), "it is not a checkpoint of a run"),
+    ("no optimiser", last_checkpoint(optimizer_states=None), "it is not a checkpoint of a run"),
     ("of another class count", state(weight=torch.ones(3, 2)), "1 of its tensors are not those of this detector"),
     ("of another detector", last_checkpoint(state_dict={"body.weight": torch.ones(1)}), "3 of its tensors are not"),
     ("numbers for tensors", state(weight=1.0), "1 of its tensors are not those of this detector, such as weight"),
     ("NaN", state(bias=torch.tensor([0.0, math.nan])), "its weights are not finite (bias)"),
     ("infinite", state(bias=torch.tensor([0.0, math.inf])), "its weights are not finite (bias)"),
 )
-def test_a_checkpoint_is_not_resumed_from(case, tmp_path):
-    content, says = case
+def test_an_invalid_checkpoint_is_not_resumed(case, tmp_path):
+    content, expected = case
     path = tmp_path / "last.ckpt"
     torch.save(content, path)
     message = refusal(read_checkpoint, path, torch.nn.Linear(2, 2))
-    assert f"{path} can't be resumed from: {says}" in message
+    assert f"{path} can't be resumed from: {expected}" in message
 
 
-def test_a_checkpoint_that_fits_is_resumed_from(tmp_path):
+def test_a_valid_checkpoint_is_resumed(tmp_path):
     torch.save(last_checkpoint(), tmp_path / "last.ckpt")
     read_checkpoint(tmp_path / "last.ckpt", torch.nn.Linear(2, 2))
 
 
-@pytest.mark.parametrize("plant", UNREADABLE[1:], ids=words)
-def test_a_checkpoint_that_is_none_is_not_resumed_from(plant, tmp_path):
+@pytest.mark.parametrize("plant", UNREADABLE[1:], ids=case_name)
+def test_a_file_that_is_not_a_checkpoint_is_not_resumed(plant, tmp_path):
     path = tmp_path / "last.ckpt"
     plant(path)
-    assert "can't be resumed from: it is damaged, or holds more" in refusal(
+    assert "can't be resumed from: it is damaged, or contains more" in refusal(
         read_checkpoint, path, torch.nn.Linear(2, 2)
     )
 
 
-def test_a_run_never_runs_the_code_of_its_checkpoint(small_demo, tmp_path):
+def test_resuming_never_executes_code_in_the_checkpoint(small_demo, tmp_path):
     folder = tiny_run(tmp_path / "run", max_steps=1).folder
     path = folder / "checkpoints/last.ckpt"
     before = (folder / "model.safetensors").read_bytes()
     code_beside_tensors(path)
     message = refusal(lambda: tiny_run(folder, max_steps=1, resume=True))
-    assert f"{path} can't be resumed from: it is damaged, or holds more than tensors" in message
+    assert f"{path} can't be resumed from: it is damaged, or contains more than tensors" in message
     assert (folder / "model.safetensors").read_bytes() == before
     path.unlink()
     path.mkdir()

@@ -1,4 +1,4 @@
-"""`--on-bad-data`: all problems of a data set at once, or its broken images left out, the same ones every time."""
+"""`--on-bad-data`: all problems of a data set are listed, or the same broken images are skipped every time."""
 
 import io
 import os
@@ -20,7 +20,7 @@ BOX = [[0, 0, 20, 10]]
 
 
 def write(kind, folder, count=4):
-    """A data set of so many images, each with one box of a cat in its upper left quarter (40 x 20 pixels)."""
+    """A data set of `count` images of 40 x 20 pixels, each with a cat in its upper left quarter."""
     names = [f"{number:02d}" for number in range(count)]
     if kind == "voc":
         return write_voc(folder, {"train": dict.fromkeys(names, CAT)}, 40, 20)
@@ -55,7 +55,7 @@ def pixels_cut_off(kind, folder, number):
 
 def missing(kind, folder, number):
     if kind == "yolo":
-        (folder / "list.txt").write_text("".join(f"images/train/{place:02d}.png\n" for place in range(4)))
+        (folder / "list.txt").write_text("".join(f"images/train/{index:02d}.png\n" for index in range(4)))
         (folder / "data.yaml").write_text("train: list.txt\nnames: [cat]\n")
     image(kind, folder, number).unlink()
 
@@ -84,23 +84,23 @@ every_format = pytest.mark.parametrize("kind", FORMATS)
 
 @every_format
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__.replace("_", " "))
-def test_a_broken_image_is_left_out_whole(fault, kind, tmp_path):
+def test_a_broken_image_is_skipped(fault, kind, tmp_path):
     folder = write(kind, tmp_path / "data")
     fault(kind, folder, 1)
-    found, report = boxes(folder, on_bad_data="skip")
-    assert found == [BOX] * 3
-    assert report.startswith("1 of 4 images left out (the first problem: ")
+    loaded, report = boxes(folder, on_bad_data="skip")
+    assert loaded == [BOX] * 3
+    assert report.startswith("1 of 4 images skipped (first problem: ")
     assert "\n" not in report
     first, second = (open_dataset(folder, "train", on_bad_data="skip") for _ in range(2))
     assert first.fingerprint() == second.fingerprint()
     assert [sample.name.rpartition("/")[2] for sample in first.samples] == ["00.png", "02.png", "03.png"]
     assert all(first[index][0].shape == (3, 20, 40) for index in range(3))
-    if fault is pixels_cut_off:  # which are not looked at before they are needed
+    if fault is pixels_cut_off:  # which are not decoded before they are needed
         dataset = open_dataset(folder, "train")
         assert len(dataset) == 4
         assert "01.png cannot be read as an image" in refusal(dataset.__getitem__, 1)
     else:
-        assert refusal(open_dataset, folder, "train")  # one problem is one sentence
+        assert refusal(open_dataset, folder, "train")  # one sentence for one problem
 
 
 @every_format
@@ -111,23 +111,23 @@ def test_the_first_ten_of_all_problems_are_listed(broken, listed, kind, tmp_path
         (text_for_pixels if number % 2 and kind != "coco" else box_without_a_number)(kind, folder, number)
     with pytest.raises(InputError) as caught:
         open_dataset(folder, "train")
-    head, *lines, way_out = str(caught.value).split("\n")
-    assert f" has {broken} problems" in head
-    assert ("; the first 10:" in head) == (broken > 10)
+    heading, *lines, advice = str(caught.value).split("\n")
+    assert f" has {broken} problems" in heading
+    assert ("; the first 10:" in heading) == (broken > 10)
     assert len(lines) == listed
     assert all("a number is NaN" in line or "cannot be read as an image" in line for line in lines)
-    assert "--on-bad-data skip" in way_out
-    found, report = boxes(folder, on_bad_data="skip")
-    assert found == [BOX]
-    assert f"{broken} of {broken + 1} images left out" in report
+    assert "--on-bad-data skip" in advice
+    loaded, report = boxes(folder, on_bad_data="skip")
+    assert loaded == [BOX]
+    assert f"{broken} of {broken + 1} images skipped" in report
 
 
 @every_format
-def test_nothing_is_left_where_all_is_broken(kind, tmp_path):
+def test_a_data_set_with_only_broken_images_is_refused(kind, tmp_path):
     folder = write(kind, tmp_path / "data", 3)
     for number in range(3):
         box_without_a_number(kind, folder, number)
-    with pytest.raises(InputError, match=r"holds nothing that can be used: 3 problems:(?s:.*)NaN"):
+    with pytest.raises(InputError, match=r"has no usable image: 3 problems:(?s:.*)NaN"):
         open_dataset(folder, "train", on_bad_data="skip")
 
 
@@ -137,95 +137,95 @@ def test_annotations_of_no_image_are_counted(tmp_path):
     path.write_text(path.read_text().replace('"image_id": 3', '"image_id": 99'))
     assert boxes(folder, on_bad_data="skip") == (
         [BOX, BOX, BOX, []],
-        "1 annotations left out (of no image in the file)",
+        "1 annotations dropped (their image is not in the file)",
     )
 
 
-def test_both_images_of_one_number_are_left_out(tmp_path):
-    """Nobody knows which of the two a box belongs to."""
+def test_both_images_with_the_same_id_are_skipped(tmp_path):
+    """It is unknown to which of the two a box belongs."""
     folder = write("coco", tmp_path / "data")
     path = folder / "annotations/train.json"
     path.write_text(
         path.read_text().replace('"id": 3, "file', '"id": 2, "file').replace('"image_id": 3', '"image_id": 2')
     )
-    found, report = boxes(folder, on_bad_data="skip")
-    assert found == [BOX, BOX]
+    loaded, report = boxes(folder, on_bad_data="skip")
+    assert loaded == [BOX, BOX]
     assert "this id is used twice" in report
 
 
 def test_an_image_that_is_listed_twice_is_read_once(tmp_path):
     folder = write("voc", tmp_path / "data")
     (folder / "ImageSets/Main/train.txt").write_text("00\n01\n00\n")
-    found, report = boxes(folder, on_bad_data="skip")
-    assert found == [BOX, BOX]
+    loaded, report = boxes(folder, on_bad_data="skip")
+    assert loaded == [BOX, BOX]
     assert "lists the image '00' twice" in report
 
 
-def test_a_broken_file_of_another_split_is_no_problem_of_this_one(tmp_path):
+def test_a_broken_file_of_another_split_does_not_affect_skipping(tmp_path):
     folder = write_voc(tmp_path, {"train": {"00": CAT, "01": CAT}, "test": {"02": CAT}}, 40, 20)
     box_without_a_number("voc", folder, 2)
     assert boxes(folder, on_bad_data="skip") == ([BOX, BOX], None)
-    assert "02.xml" in refusal(open_dataset, folder, "train")  # it may name a class that all splits have to know
+    assert "02.xml" in refusal(open_dataset, folder, "train")  # it may contain a class that all splits need
 
 
-def test_what_is_wrong_with_the_whole_is_never_skipped(tmp_path):
+def test_a_broken_annotation_file_of_all_images_is_never_skipped(tmp_path):
     folder = write("coco", tmp_path / "data")
     (folder / "annotations/train.json").write_text("{")
     assert "not well-formed JSON" in refusal(open_dataset, folder, "train", None, "skip")
 
 
 @pytest.mark.parametrize("word", ["stop!", "", "SKIP", None])
-def test_there_are_two_ways(word, tmp_path):
+def test_other_values_are_refused(word, tmp_path):
     with pytest.raises(InputError, match="--on-bad-data must be stop or skip, not"):
         open_dataset(write("voc", tmp_path), "train", on_bad_data=word)
 
 
-def test_images_without_annotations_are_left_out_too(tmp_path):
+def test_broken_unannotated_images_are_skipped(tmp_path):
     folder = write("yolo", tmp_path / "data") / "images"
     text_for_pixels("yolo", folder.parent, 0)
     pixels_cut_off("yolo", folder.parent, 1)
     images = UnlabelledImages(folder, Problems("skip"))
     assert [path.name for path in images.paths] == ["02.png", "03.png"]
-    (said,) = images.problems
-    assert said.startswith("2 of 4 images left out (the first problem: ")
+    (phrase,) = images.problems
+    assert phrase.startswith("2 of 4 images skipped (first problem: ")
     assert "00.png" in refusal(UnlabelledImages, folder)
 
 
-def test_the_command_line_prints_a_line_for_each(tmp_path, capsys):
+def test_the_command_line_prints_one_line_per_problem(tmp_path, capsys):
     folder = write("yolo", tmp_path / "data")
     for number in range(3):
         text_for_pixels("yolo", folder, number)
     run = save_teacher(tmp_path / "run", classes=("cat",))
-    words = ["evaluate", str(run), "--data", str(folder), "--split", "train", "--workers", "0", "--device", "cpu"]
-    assert main(words) == 2
-    head, *lines, way_out = capsys.readouterr().err.splitlines()
-    assert head.startswith("defeat: ")
+    arguments = ["evaluate", str(run), "--data", str(folder), "--split", "train", "--workers", "0", "--device", "cpu"]
+    assert main(arguments) == 2
+    heading, *lines, advice = capsys.readouterr().err.splitlines()
+    assert heading.startswith("defeat: ")
     assert len(lines) == 3
-    assert "--on-bad-data skip" in way_out
-    assert main([*words, "--on-bad-data", "skip"]) == 0
+    assert "--on-bad-data skip" in advice
+    assert main([*arguments, "--on-bad-data", "skip"]) == 0
     printed = capsys.readouterr()
-    assert "3 of 4 images left out" in " ".join(printed.err.split())
+    assert "3 of 4 images skipped" in " ".join(printed.err.split())
     assert "1 image" in printed.out
 
 
-def test_a_strange_name_is_printed_as_it_is(tmp_path, capsys):
-    """Not as a mark-up of the terminal's text, nor as a line of its own."""
+def test_an_unusual_name_is_printed_verbatim(tmp_path, capsys):
+    """It is not interpreted as markup, and not split into lines."""
     folder = write("yolo", tmp_path / "data")
     name = "a[b]c[end]\n" + os.fsdecode(b"\xff") + ".png"
     (folder / "images/train" / name).write_text("This is no image.")
     (folder / "images/train/[").mkdir()
     (folder / "images/train/[/b].png").write_text("This is no image.")
     run = save_teacher(tmp_path / "run", classes=("cat",))
-    words = ["evaluate", str(run), "--data", str(folder), "--split", "train", "--workers", "0", "--device", "cpu"]
-    assert main([*words, "--on-bad-data", "skip"]) == 0
+    arguments = ["evaluate", str(run), "--data", str(folder), "--split", "train", "--workers", "0", "--device", "cpu"]
+    assert main([*arguments, "--on-bad-data", "skip"]) == 0
     printed = "".join(capsys.readouterr().err.split())
-    assert "2of6imagesleftout" in printed
+    assert "2of6imagesskipped" in printed
     assert "[/b].png" in printed
-    assert main(words) == 2
+    assert main(arguments) == 2
     assert r"a[b]c[end]\n\udcff.png" in capsys.readouterr().err
 
 
-def test_two_runs_see_the_same_images(tmp_path):
+def test_two_runs_use_the_same_images(tmp_path):
     folder = write("voc", tmp_path / "data", 6)
     (folder / "ImageSets/Main/val.txt").write_text("04\n05\n")
     (folder / "ImageSets/Main/train.txt").write_text("00\n01\n02\n03\n")
@@ -235,7 +235,7 @@ def test_two_runs_see_the_same_images(tmp_path):
         tiny_run(tmp_path / name, data=str(folder), on_bad_data="skip", max_steps=1, seed=seed)
         for seed, name in enumerate(("first", "second"))
     ]
-    first, second = (results(one.folder) for one in runs)
+    first, second = (results(run.folder) for run in runs)
     assert first["data_fingerprint"] == second["data_fingerprint"]
     assert (first["images"], first["on_bad_data"]) == (1, "skip")
     with pytest.raises(InputError, match="cannot be read as an image"):

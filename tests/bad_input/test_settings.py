@@ -1,4 +1,4 @@
-"""Every option of every command with values that can't be: refused in one line, or accepted for a stated reason."""
+"""Every option of every command with invalid values: refused in one line, or accepted for a stated reason."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ from rich.console import Console
 
 from defeat.assembly.assemble import assemble, check_devices
 from defeat.assembly.settings import bytes_of
-from defeat.benchmark.matrix import chosen
+from defeat.benchmark.matrix import chosen_cells
 from defeat.cli import main
 from defeat.detector import FAMILIES, family_options
 from defeat.distillation import build_method
@@ -20,35 +20,35 @@ from tests.engine.tiny_runs import CLASSES, save_teacher
 from tests.report.made_up_runs import write_story
 
 CASES = list(cases())
-ACCEPTED, REFUSED = 130, 2  # whatever passes all checks meets a Ctrl-C of the user
+ACCEPTED, REFUSED = 130, 2  # exit codes: what passes all checks is stopped by Ctrl-C
 
-# Why a value that looks wrong is none: what it is, the reason, and the options.
+# Reasons for accepting unusual values: kind of the value, reason, and options.
 REASONS = {
     "zero": {
         "a weight of 0 switches a term off": (
             "object-weight background-weight backbone-object-weight backbone-background-weight class-weight map-weight "
             "positive-weight negative-weight detector-negatives unlabelled-ratio weight-decay"
         ),
-        "a part of 0 is none, and the lowest score takes all": (
+        "a fraction of 0 means none, and a score threshold of 0 accepts all": (
             "momentum flip warmup phi box-positive-fraction box-score-thresh box-nms-thresh score-thresh nms-thresh "
             "bg-iou-thresh threshold"
         ),
-        "0 is said to be none, all or as many as needed": (
+        "0 is documented as none, all or as many as needed": (
             "warmup-steps grad-clip frozen-stages eval-every checkpoint-every workers sampling-ratio ema"
         ),
         "0 is a seed": "seed",
     },
     "huge": {
-        "a run may be as long, and its parts as rare, as its user wants": (
+        "a run may have any length and any interval": (
             "epochs max-steps warmup-steps eval-every checkpoint-every log-every grad-clip patience"
         ),
-        "a batch of more images than there are holds all of them": "batch-size",
-        "a loss that is not finite stops the run with its own sentence": (
+        "a batch larger than the data set contains all images": "batch-size",
+        "a loss that is not finite stops the run with another error": (
             "lr weight-decay balance object-weight background-weight backbone-object-weight backbone-background-weight "
             "class-weight map-weight positive-weight negative-weight temperature positive-temperature "
             "negative-temperature detector-negatives detector-negatives-decay"
         ),
-        "the backbone says how many it has, when it is built": "frozen-stages",
+        "checked when the backbone is built": "frozen-stages",
     },
 }
 FINE = {(what, name) for what, found in REASONS.items() for names in found.values() for name in names.split()}
@@ -61,7 +61,7 @@ def infos():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where the commands find a teacher and a picture."""
+    """A folder with a teacher and an image."""
     path = tmp_path_factory.mktemp("commands")
     save_teacher(path / "teacher")
     Image.new("RGB", (20, 10)).save(path / "picture.png")
@@ -74,7 +74,7 @@ def stop(*_, **__):
 
 @pytest.fixture
 def checks_only(infos, folder, monkeypatch):
-    """All settings are checked; nothing is trained, detected or written."""
+    """Check all settings without training, detecting or writing anything."""
 
     def check(settings, *_):
         check_devices(settings)
@@ -87,7 +87,7 @@ def checks_only(infos, folder, monkeypatch):
     monkeypatch.setattr("defeat.assembly.run.run", check)
     monkeypatch.setattr("defeat.benchmark.run._print_plan", stop)
     monkeypatch.setattr("defeat.inference.evaluate.detect_split", stop)
-    monkeypatch.setattr("defeat.inference.predict._Work.look_at", stop)
+    monkeypatch.setattr("defeat.inference.predict._Work.process", stop)
     monkeypatch.setattr("defeat.benchmark.run.Matrix.write", stop)
     monkeypatch.chdir(folder)
 
@@ -105,23 +105,25 @@ def refused_line(capsys):
 @pytest.mark.usefixtures("checks_only")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_value_is_refused_or_accepted_for_a_reason(case, capsys):
-    code = main([case.command, *case.words, f"{case.flag}={case.value}"])
+    code = main([case.command, *case.arguments, f"{case.flag}={case.value}"])
     if (case.what, case.name) in FINE and code == ACCEPTED:
         return
-    assert code == REFUSED, f"accepted without a reason, or a fault: {case}"
+    assert code == REFUSED, f"accepted without a reason, or an internal error: {case}"
     line = refused_line(capsys).lower().replace("-", " ").replace("_", " ")
-    # Whole, or in other words: "Temperatures", "Unknown ablation".
+    # In full, or in another form: "Temperatures", "Unknown ablation".
     assert any(word[:4] in line for word in case.name.split("-")), line
 
 
-def test_every_reason_is_of_an_option():
+def test_every_reason_belongs_to_an_option():
     assert {(case.what, case.name) for case in CASES} >= FINE
 
 
 @pytest.mark.usefixtures("checks_only")
-@pytest.mark.parametrize("words", [["train", *TRAIN], ["distill", *DISTILL], ["bench", *DISTILL, "--plan"]], ids=str)
-def test_what_the_cases_change_is_fine_without_them(words):
-    assert main(words) == ACCEPTED
+@pytest.mark.parametrize(
+    "arguments", [["train", *TRAIN], ["distill", *DISTILL], ["bench", *DISTILL, "--plan"]], ids=str
+)
+def test_the_arguments_are_valid_without_the_invalid_option(arguments):
+    assert main(arguments) == ACCEPTED
 
 
 @table(
@@ -137,7 +139,7 @@ def test_what_the_cases_change_is_fine_without_them(words):
     ("too many stages", ["train", *TRAIN, "--frozen-stages=99"], "--frozen-stages 99:"),
     ("file of weights", ["train", *TRAIN, "--weights=nowhere.pth"], "--weights nowhere.pth: no such file"),
     ("folder of weights", ["train", *TRAIN, "--weights=."], "--weights .: no such file"),
-    ("run with another detector", ["train", *TRAIN, "--weights=teacher"], "--weights teacher: its detector is another"),
+    ("run with another detector", ["train", *TRAIN, "--weights=teacher"], "--weights teacher: it is another detector"),
     ("split", ["train", *TRAIN, "--split=trian"], "no split 'trian'"),
     ("split to evaluate on", ["train", *TRAIN, "--eval-split=tset"], "no split 'tset'"),
     ("class", ["train", *TRAIN, "--classes=[disk]"], "Did you mean 'disc'"),
@@ -153,7 +155,7 @@ def test_what_the_cases_change_is_fine_without_them(words):
      "--class-map nowhere.yaml can't be read"),
     ("folder of class names", ["distill", *DISTILL, "--class-map=teacher"], "--class-map teacher can't be read"),
     ("images without annotations", ["distill", *DISTILL, "--allow-weak-teacher", "--unlabelled=nowhere"],
-     "is no folder"),
+     "is not a folder"),
     ("device", ["evaluate", "teacher", "--data=demo", "--device=tpu"], "--device tpu: give auto, cpu or cuda"),
     ("device without memory", ["evaluate", "teacher", "--data=demo", "--device=meta"], "--device meta: give auto"),
     ("device with a number", ["predict", "teacher", "picture.png", "--out=x", "--device=cuda:999"], "--device cuda"),
@@ -163,15 +165,15 @@ def test_what_the_cases_change_is_fine_without_them(words):
     ("runs", ["compare", "nowhere"], "nowhere is not a folder"),
 )  # fmt: skip
 def test_an_unknown_name_is_refused(case, checks_only, small_demo, monkeypatch, capsys):
-    words, says = case
+    arguments, expected = case
 
     def prepare(settings, *_):
         assemble(settings, Console(quiet=True))
         stop()
 
     monkeypatch.setattr("defeat.assembly.run.run", prepare)
-    assert main(words) == REFUSED
-    assert says in refused_line(capsys)
+    assert main(arguments) == REFUSED
+    assert expected in refused_line(capsys)
     assert not Path("never-written").exists()
 
 
@@ -183,18 +185,18 @@ def test_an_unknown_name_is_refused(case, checks_only, small_demo, monkeypatch, 
     ("two points", "1.2.3GB"),
 )
 def test_a_limit_of_space_is_refused(case):
-    (words,) = case
-    assert "--cache-limit" in refusal(bytes_of, words, "cache_limit")
+    (arguments,) = case
+    assert "--cache-limit" in refusal(bytes_of, arguments, "cache_limit")
 
 
 @table(("0",), ("16",), ("3-1",), ("1-",), ("-1",), ("1,,2",), ("1-99999999999999999999",), ("999999999",))
-def test_cells_that_are_none_are_refused(case, request):
-    assert "--cells" in refusal(chosen, request.node.callspec.id, 15)
+def test_invalid_cells_are_refused(case, request):
+    assert "--cells" in refusal(chosen_cells, request.node.callspec.id, 15)
 
 
 @table(
-    ("not there", None, "there is no such file"),
-    ("a list", "- epochs\n", "does not hold settings"),
+    ("not there", None, "does not exist"),
+    ("a list", "- epochs\n", "does not contain settings"),
     ("not YAML", "epochs: [", "can't be read"),
     ("a day that no month has", "seed: 2020-99-99\n", "can't be read"),
     ("lists far inside", "[" * 5000, "can't be read"),
@@ -208,41 +210,41 @@ def test_cells_that_are_none_are_refused(case, request):
     ("a map for a number", "lr: {a: 1}\n", "lr"),
     ("unknown setting of the detector", "detector_options: {unheard_of: 1}\n", "unheard"),
     ("detector that is a number", "detector: 3\n", "Unknown detector '3'"),
-    ("expected in words", "expected: much\n", "expected"),
+    ("expected in arguments", "expected: much\n", "expected"),
 )
 def test_a_recipe_is_refused(case, checks_only, tmp_path, monkeypatch, capsys):
-    text, says = case
+    text, expected = case
     monkeypatch.chdir(tmp_path)
     if text is not None:
         Path("recipe.yaml").write_text(text)
     assert main(["train", *TRAIN, "--config", "recipe.yaml"]) == REFUSED
-    assert says in refused_line(capsys)
+    assert expected in refused_line(capsys)
 
 
 @table(
     ("train, a file", ["train", *TRAIN, "--out=picture.png"]),
     ("train, below a file", ["train", *TRAIN, "--out=picture.png/run"]),
-    ("train, another run", ["train", *TRAIN, "--out=finished/alone"]),
+    ("train, another run", ["train", *TRAIN, "--out=finished/baseline"]),
     ("predict, a file", ["predict", "teacher", "picture.png", "--out=picture.png", "--device=cpu"]),
     ("predict, the images' folder", ["predict", "teacher", ".", "--out=.", "--device=cpu"]),
     ("demo, a file", ["demo", "--out=picture.png"]),
     ("demo, a folder with files", ["demo", "--out=teacher"]),
     ("evaluate, a folder", ["evaluate", "teacher", "--data=demo", "--detections=teacher"]),
     ("evaluate, nowhere", ["evaluate", "teacher", "--data=demo", "--detections=nowhere/found.safetensors"]),
-    ("compare, a folder", ["compare", "finished/alone", "--out=teacher"]),
-    ("compare, below a file", ["compare", "finished/alone", "--out=picture.png/report.html"]),
+    ("compare, a folder", ["compare", "finished/baseline", "--out=teacher"]),
+    ("compare, below a file", ["compare", "finished/baseline", "--out=picture.png/report.html"]),
 )
-def test_a_place_that_cannot_be_written_is_refused(case, folder, small_demo, monkeypatch, capsys):
-    (words,) = case
+def test_an_output_path_that_cannot_be_written_is_refused(case, folder, small_demo, monkeypatch, capsys):
+    (arguments,) = case
     monkeypatch.chdir(folder)
     if not Path("finished").exists():
         write_story(Path("finished"))
     before = sorted(path for path in folder.rglob("*"))
-    assert main(words) == REFUSED
+    assert main(arguments) == REFUSED
     refused_line(capsys)
     assert sorted(path for path in folder.rglob("*")) == before
 
 
-def test_a_processor_is_not_flooded_with_processes(checks_only, capsys):
+def test_the_number_of_processes_on_cpu_is_limited(checks_only, capsys):
     assert main(["train", *TRAIN, "--devices", str(max(16, os.cpu_count() or 1) + 1)]) == REFUSED
     assert "each would be a process" in refused_line(capsys)

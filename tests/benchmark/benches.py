@@ -5,6 +5,7 @@ import json
 from rich.console import Console
 
 from defeat.benchmark import bench
+from defeat.report.variants import baseline_of
 from tests.engine.tiny_runs import settings, shared_settings
 
 
@@ -13,9 +14,10 @@ def options(folder, teacher, **changes):
 
 
 def outcome(folder, teacher, methods="defeat", seeds=2, **changes):
-    own = {name: changes.pop(name) for name in ("cells", "plan", "ablate", "method_options") if name in changes}
+    names = ("cells", "plan", "ablate", "method_options")
+    comparison = {name: changes.pop(name) for name in names if name in changes}
     given = options(folder, teacher, **changes)
-    return bench(methods=methods, seeds=seeds, console=Console(quiet=True), **own, **given)
+    return bench(methods=methods, seeds=seeds, console=Console(quiet=True), **comparison, **given)
 
 
 def run_bench(folder, teacher, **changes):
@@ -24,6 +26,6 @@ def run_bench(folder, teacher, **changes):
 
 def figures(folder):
     content = json.loads((folder / "bench.json").read_text())
-    for variant in (content["alone"], *content["others"]):
+    for variant in (baseline_of(content), *content["others"]):
         del variant["time_ratio"]
-    return {name: content[name] for name in ("alone", "others", "teacher", "images", "missing")}
+    return {name: content[name] for name in ("baseline", "others", "teacher", "images", "missing")}

@@ -1,4 +1,4 @@
-"""The matched comparison: cells that differ in the method alone, that can be stopped, shared and joined."""
+"""The matched comparison: cells that differ only in the method, and that can be stopped, shared and merged."""
 
 import json
 import shlex
@@ -11,7 +11,7 @@ from rich.console import Console
 from defeat.assembly.run import run
 from defeat.assembly.settings import DistillSettings
 from defeat.benchmark import BenchRun, bench
-from defeat.benchmark.matrix import NONE, Cell, Matrix, chosen, variants_of
+from defeat.benchmark.matrix import NONE, Cell, Matrix, chosen_cells, variants_of
 from defeat.cli import main
 from defeat.detector import save_model
 from defeat.distillation import method_defaults
@@ -23,26 +23,26 @@ from tests.engine.tiny_runs import CLASSES, weights
 from tests.reliability.test_locks import locked_by
 
 pytestmark = pytest.mark.usefixtures("small_demo")
-NOTHING = {"defeat": {"object_weight": 0.0, "background_weight": 0.0}}
+ZERO_WEIGHTS = {"defeat": {"object_weight": 0.0, "background_weight": 0.0}}
 
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Names of the cells that are begun, in their order."""
+    """Names of the cells that are started, in order."""
     names = []
 
-    def noted(settings, console):
+    def recorded(settings, console):
         names.append(Path(settings.out).name)
         return run(settings, console)
 
-    monkeypatch.setattr("defeat.benchmark.run.run", noted)
+    monkeypatch.setattr("defeat.benchmark.run.run", recorded)
     return names
 
 
 @pytest.mark.slow
-def test_every_cell_of_a_seed_begins_and_goes_on_alike(tmp_path, teacher):
-    # A method whose weights are zero must give bit for bit the student alone, for each seed; seeds must differ.
-    result = run_bench(tmp_path / "m", teacher, method_options=NOTHING)
+def test_all_cells_of_a_seed_share_weights_and_order_of_the_data(tmp_path, teacher):
+    # Zero weights must give the baseline bit for bit, per seed; different seeds must give different weights.
+    result = run_bench(tmp_path / "m", teacher, method_options=ZERO_WEIGHTS)
     models = {
         cell: weights(tmp_path / "m" / cell) for cell in ("none-seed0", "none-seed1", "defeat-seed0", "defeat-seed1")
     }
@@ -52,10 +52,10 @@ def test_every_cell_of_a_seed_begins_and_goes_on_alike(tmp_path, teacher):
     (defeat,) = result.others
     assert defeat.gain.by_seed == (0.0, 0.0)
     assert (defeat.gain.over_images.low, defeat.gain.over_images.high) == (0.0, 0.0)
-    assert not defeat.gain.shown
+    assert not defeat.gain.significant
 
 
-def test_cells_are_tested_on_the_test_split_and_so_is_the_teacher(tmp_path, teacher):
+def test_cells_and_teacher_are_evaluated_on_the_test_split(tmp_path, teacher):
     result = run_bench(tmp_path / "m", teacher, seeds=1)
     assert result.images == 4
     assert json.loads((tmp_path / "m" / "teacher.json").read_text())["split"] == "test"
@@ -63,7 +63,7 @@ def test_cells_are_tested_on_the_test_split_and_so_is_the_teacher(tmp_path, teac
 
 
 @pytest.mark.slow
-def test_a_stopped_comparison_goes_on_as_if_it_never_stopped(tmp_path, teacher, monkeypatch):
+def test_a_resumed_comparison_equals_an_uninterrupted_one(tmp_path, teacher, monkeypatch):
     run_bench(tmp_path / "whole", teacher, epochs=2)
     original, seen = Checkpoint.on_train_batch_end, []
 
@@ -84,7 +84,7 @@ def test_a_stopped_comparison_goes_on_as_if_it_never_stopped(tmp_path, teacher, 
 
 
 @pytest.mark.slow
-def test_a_cell_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path, teacher):
+def test_a_cell_that_was_killed_before_its_first_checkpoint_starts_again(tmp_path, teacher):
     cell = tmp_path / "m" / "none-seed0"
     cell.mkdir(parents=True)
     (cell / "config.yaml").write_text("command: train\n")
@@ -92,34 +92,34 @@ def test_a_cell_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path
 
 
 @pytest.mark.slow
-def test_a_cell_that_another_process_trains_is_left_to_it(tmp_path, teacher):
+def test_a_cell_that_another_process_trains_is_skipped(tmp_path, teacher):
     locked_by(tmp_path / "m" / "defeat-seed0")
-    left = outcome(tmp_path / "m", teacher)
-    assert left.result.missing == left.unfinished == ("defeat-seed0",)
-    assert left.exit_code == 2  # so that a scheduler tries again
+    first = outcome(tmp_path / "m", teacher)
+    assert first.result.missing == first.unfinished == ("defeat-seed0",)
+    assert first.exit_code == 2  # so that a scheduler tries again
     assert not (tmp_path / "m" / "defeat-seed0" / "config.yaml").exists()
     (tmp_path / "m" / "defeat-seed0" / ".lock").unlink()
     assert run_bench(tmp_path / "m", teacher).missing == ()
 
 
 @pytest.mark.slow
-def test_a_comparison_may_grow(tmp_path, teacher, trained):
+def test_a_comparison_can_be_extended(tmp_path, teacher, trained):
     run_bench(tmp_path / "m", teacher, seeds=1)
     before = (tmp_path / "m" / "none-seed0" / "results.json").stat().st_mtime_ns
     grown = outcome(tmp_path / "m", teacher, methods="fgfi", seeds=2)
     assert trained == ["none-seed0", "defeat-seed0", "fgfi-seed0", "none-seed1", "fgfi-seed1"]
     assert [other.name for other in grown.result.others] == ["defeat", "fgfi"]
-    assert grown.result.alone.seeds == (0, 1)
+    assert grown.result.baseline.seeds == (0, 1)
     assert (grown.result.missing, grown.unfinished, grown.exit_code) == (
         ("defeat-seed1",),
         (),
         0,
-    )  # nobody asked for it
+    )  # it was not requested
     assert (tmp_path / "m" / "none-seed0" / "results.json").stat().st_mtime_ns == before
 
 
 @pytest.mark.slow
-def test_cells_of_a_grown_comparison_are_those_that_its_plan_counts(tmp_path, teacher, trained, capsys):
+def test_cells_of_an_extended_comparison_have_the_numbers_of_its_plan(tmp_path, teacher, trained, capsys):
     run_bench(tmp_path / "m", teacher, seeds=1, max_steps=1, cells="1")
     run_bench(tmp_path / "m", teacher, methods="none,fgfi,defeat", seeds=1, max_steps=1, plan=True)
     table = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -128,7 +128,7 @@ def test_cells_of_a_grown_comparison_are_those_that_its_plan_counts(tmp_path, te
     assert trained == ["none-seed0", "fgfi-seed0"]
 
 
-def test_a_cell_that_fails_is_named_and_the_others_go_on(tmp_path, teacher, monkeypatch, capsys):
+def test_a_cell_that_fails_is_named_and_the_others_are_trained(tmp_path, teacher, monkeypatch, capsys):
     def failing(settings, console):
         if getattr(settings, "method", NONE) == "fgfi":
             raise InputError("The loss is not finite.")
@@ -146,29 +146,29 @@ def test_a_cell_that_fails_is_named_and_the_others_go_on(tmp_path, teacher, monk
     assert (again.unfinished, again.exit_code, again.result.missing) == ((), 0, ())
 
 
-def test_a_teacher_that_has_changed_is_noticed(tmp_path, teacher):
+def test_a_teacher_that_has_changed_is_refused(tmp_path, teacher):
     run_bench(tmp_path / "m", teacher, seeds=1, max_steps=1)
     save_model(tiny_detector("retinanet", seed=5, classes=CLASSES, neck_channels=24), teacher)
-    with pytest.raises(InputError, match=r"was begun with another teacher than .* is now: its weights have changed"):
+    with pytest.raises(InputError, match=r"was started with another teacher: the weights of .* have changed"):
         run_bench(tmp_path / "m", teacher, seeds=2, max_steps=1)
 
 
-def test_settings_of_an_ablation_reach_all_of_its_rows_and_stand_in_its_command():
+def test_options_of_an_ablation_apply_to_all_variants_and_are_part_of_its_command():
     given = {"defeat": method_defaults("defeat") | {"adaptation_kernel": 3}, "imitation": method_defaults("imitation")}
     variants = variants_of("", "regions", given)
-    assert {one.options["adaptation_kernel"] for name, one in variants.items() if name != NONE} == {3}
+    assert {variant.options["adaptation_kernel"] for name, variant in variants.items() if name != NONE} == {3}
     template = DistillSettings(data="demo", teacher="demo", out="m")
-    words = shlex.split(Matrix(Path("m"), Matrix.of(template, variants, 2).settings, variants, 2).command())
-    assert "--ablate=regions" in words
-    assert {"--defeat.adaptation-kernel=3", "--imitation.adaptation-kernel=3"} <= {*words}
-    assert not [word for word in words if "weight" in word and "decay" not in word]
-    # What one of the methods was given itself stays.
-    own = given | {"imitation": method_defaults("imitation") | {"scale": "none"}}
-    own["defeat"] = own["defeat"] | {"scale": "teacher"}
-    assert variants_of("", "regions", own)["both, one weight"].options["scale"] == "none"
+    arguments = shlex.split(Matrix(Path("m"), Matrix.of(template, variants, 2).settings, variants, 2).command())
+    assert "--ablate=regions" in arguments
+    assert {"--defeat.adaptation-kernel=3", "--imitation.adaptation-kernel=3"} <= {*arguments}
+    assert not [argument for argument in arguments if "weight" in argument and "decay" not in argument]
+    # An option that a method was given itself is kept.
+    both = given | {"imitation": method_defaults("imitation") | {"scale": "none"}}
+    both["defeat"] = both["defeat"] | {"scale": "teacher"}
+    assert variants_of("", "regions", both)["both, one weight"].options["scale"] == "none"
 
 
-def test_the_command_of_an_ablation_that_was_joined_with_methods_has_two_lines():
+def test_a_comparison_of_methods_and_an_ablation_has_two_commands():
     template = DistillSettings(data="demo", teacher="demo", out="m")
     both = variants_of("fgfi", None, {"fgfi": {"phi": 0.3}}) | variants_of("", "regions", {})
     methods, ablation = Matrix(Path("m"), Matrix.of(template, both, 1).settings, both, 1).command().splitlines()
@@ -177,15 +177,15 @@ def test_the_command_of_an_ablation_that_was_joined_with_methods_has_two_lines()
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"lr": 0.02}, "lr was 0.01 and is 0.02"),
         ({"method_options": {"defeat": {"object_weight": 9.0}}}, "defeat was .* and is .*9.0"),
     ],
 )
-def test_other_settings_are_refused_by_name(changes, says, tmp_path, teacher):
+def test_different_settings_are_refused_by_name(changes, message, tmp_path, teacher):
     run_bench(tmp_path / "m", teacher, seeds=1)
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=message):
         run_bench(tmp_path / "m", teacher, seeds=1, **changes)
 
 
@@ -196,7 +196,7 @@ def test_a_plan_trains_and_writes_nothing(tmp_path, teacher, capsys):
 
 
 @pytest.mark.slow
-def test_the_ablation_of_regions_switches_regions_off(tmp_path, teacher):
+def test_the_ablation_of_regions_removes_regions(tmp_path, teacher):
     result = run_bench(tmp_path / "m", teacher, seeds=1, ablate="regions", inherit="none")
     names = [other.name for other in result.others]
     assert names == ["object only", "background only", "both, one weight", "both, own weights"]
@@ -209,16 +209,16 @@ def test_the_ablation_of_regions_switches_regions_off(tmp_path, teacher):
     assert "neck_object" not in logs["background-only-seed0"]
 
 
-def test_what_a_later_cell_would_refuse_is_refused_at_once(tmp_path, teacher):
+def test_invalid_settings_of_later_cells_are_refused_at_once(tmp_path, teacher):
     with pytest.raises(InputError, match="name their folder with --unlabelled"):
         run_bench(tmp_path / "m", teacher, seeds=1, ablate="unlabelled")
     assert not (tmp_path / "m").exists()
 
 
 @pytest.mark.slow
-def test_fixed_and_balanced_weights_are_held_against_each_other(tmp_path, teacher):
+def test_fixed_and_balanced_weights_are_compared(tmp_path, teacher):
     run_bench(tmp_path / "m", teacher, seeds=1, ablate="balance", inherit="none", cells="1,3-5", max_steps=1)
-    (tmp_path / "m" / "balance-0-5-seed0" / "results.json").unlink()  # as if it had been stopped before its end
+    (tmp_path / "m" / "balance-0-5-seed0" / "results.json").unlink()  # as if it had been stopped
     run_bench(tmp_path / "m", teacher, seeds=1, ablate="balance", inherit="none", max_steps=1)
     weight = {}
     for name in ("published-weights", "default-weights", "balance-0-25", "balance-0-5", "balance-1"):
@@ -227,16 +227,16 @@ def test_fixed_and_balanced_weights_are_held_against_each_other(tmp_path, teache
         assert config["balance"] is None
     assert weight["published-weights"]["background_weight"] == 12
     assert weight["default-weights"]["background_weight"] == 4
-    # Measured on the same batches, the weights are as the ratios.
+    # Measured on the same batches, the weights are proportional to the ratios.
     for part in ("object_weight", "background_weight"):
         quarter, half, whole = (weight[f"balance-{ratio}"][part] for ratio in ("0-25", "0-5", "1"))
         assert (half / quarter, whole / half) == (pytest.approx(2, rel=0.01), pytest.approx(2, rel=0.01))
-    again = Matrix.read(tmp_path / "m")
-    assert again.variants["balance 0.25"].settings == {"balance": 0.25}
+    matrix = Matrix.read(tmp_path / "m")
+    assert matrix.variants["balance 0.25"].settings == {"balance": 0.25}
 
 
 @pytest.mark.slow
-def test_an_option_that_is_newer_than_the_folder_is_at_its_default(tmp_path, teacher):
+def test_an_option_that_is_newer_than_the_folder_has_its_default(tmp_path, teacher):
     run_bench(tmp_path / "m", teacher, seeds=1, cells="1", max_steps=1)
     path = tmp_path / "m" / "bench.yaml"
     content = yaml.safe_load(path.read_text())
@@ -252,50 +252,50 @@ def test_an_option_that_is_newer_than_the_folder_is_at_its_default(tmp_path, tea
     ("text", "numbers"), [(None, [1, 2, 3, 4]), ("2-3", [2, 3]), ("4,1", [1, 4]), ("1,1-2", [1, 2])]
 )
 def test_cells_are_chosen_by_number(text, numbers):
-    assert chosen(text, 4) == numbers
+    assert chosen_cells(text, 4) == numbers
 
 
 @pytest.mark.parametrize("text", ["0", "5", "3-5", "a", "", "1-", "3-2"])
-def test_cells_that_are_not_there_are_refused(text):
+def test_numbers_of_missing_cells_are_refused(text):
     with pytest.raises(InputError, match="--cells"):
-        chosen(text, 4)
+        chosen_cells(text, 4)
 
 
 @pytest.mark.slow
 def test_cells_of_other_seeds_than_the_first_are_reported(tmp_path, teacher):
-    # As where machines share the cells and the first is not the fastest: the best method lacks the first seed.
+    # Machines that share the cells may finish another seed first.
     result = run_bench(tmp_path / "m", teacher, cells="1,3,4")
     assert [other.seeds for other in result.others] == [(1,)]
     assert "defeat" in (tmp_path / "m" / "report.html").read_text()
 
 
-def test_a_part_without_the_student_alone_ends_well(tmp_path, teacher, capsys):
+def test_cells_without_a_baseline_are_trained_but_not_reported(tmp_path, teacher, capsys):
     given = options(tmp_path / "m", teacher)
-    outcome = bench(methods="defeat", seeds=1, cells="2", console=Console(), **given)
-    assert (outcome.result, outcome.stopped) == (None, False)
+    run = bench(methods="defeat", seeds=1, cells="2", console=Console(), **given)
+    assert (run.result, run.stopped) == (None, False)
     assert "no gains to report" in capsys.readouterr().out
 
 
-def test_a_damaged_plan_is_one_sentence(tmp_path):
+def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "bench.yaml").write_text("variants: 3\n")
     with pytest.raises(InputError, match="is damaged"):
         Matrix.read(tmp_path)
 
 
-def test_the_student_alone_gets_no_setting_of_distillation(tmp_path, teacher):
+def test_the_baseline_has_no_settings_of_distillation(tmp_path, teacher):
     run_bench(tmp_path / "m", teacher, seeds=1, cells="1")
     matrix = Matrix.read(tmp_path / "m")
     assert not hasattr(matrix.cell_settings(Cell(1, NONE, 0)), "teacher")
 
 
 @pytest.mark.slow
-def test_the_command_line_gives_each_method_its_own_options(tmp_path, teacher, capsys):
+def test_options_of_each_method_are_set_on_the_command_line(tmp_path, teacher, capsys):
     recipe = tmp_path / "recipe.yaml"
     given = options(tmp_path / "m", teacher)
     for name in ("out", "data", "teacher", "teacher_weights", "classes", "max_steps"):
         del given[name]
     recipe.write_text(yaml.safe_dump(given | {"method": "tadf", "method_options": {"warmup": 0.2}, "seed": 4}))
-    words = [
+    arguments = [
         "bench",
         "--config",
         str(recipe),
@@ -306,8 +306,8 @@ def test_the_command_line_gives_each_method_its_own_options(tmp_path, teacher, c
         "--out",
         str(tmp_path / "m"),
     ]
-    words += ["--methods", "fgfi", "--seeds", "1", "--fgfi.phi", "0.3", "--max-steps", "2"]
-    assert main(words) == 0
+    arguments += ["--methods", "fgfi", "--seeds", "1", "--fgfi.phi", "0.3", "--max-steps", "2"]
+    assert main(arguments) == 0
     assert "fgfi" in capsys.readouterr().out
     written = yaml.safe_load((tmp_path / "m" / "bench.yaml").read_text())
     assert list(written["variants"]) == ["none", "fgfi"]
@@ -317,7 +317,7 @@ def test_the_command_line_gives_each_method_its_own_options(tmp_path, teacher, c
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("arguments", "message"),
     [
         (["--methods", "fgfl"], "fgfi"),
         (["--ablate", "region"], "regions"),
@@ -325,9 +325,48 @@ def test_the_command_line_gives_each_method_its_own_options(tmp_path, teacher, c
         (["--fgfi.phy", "1"], "--fgfi.phi"),
     ],
 )
-def test_a_wrong_word_is_one_sentence(words, says, tmp_path, teacher, capsys):
+def test_a_wrong_argument_gives_a_one_line_message(arguments, message, tmp_path, teacher, capsys):
     base = ["bench", "--data", "demo", "--teacher", str(teacher), "--out", str(tmp_path / "m"), "--backbone", "x"]
-    assert main([*base, *words]) == 2
+    assert main([*base, *arguments]) == 2
     error = capsys.readouterr().err
-    assert says in error
+    assert message in error
     assert error.count("\n") == 1
+
+
+NETWORK = """
+import torch
+
+class Network(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 4, 3, 8, 1)
+        self.deep = torch.nn.Conv2d(4, 6, 3, 2, 1)
+
+    def forward(self, images):
+        if isinstance(images, list):
+            box = torch.tensor([[5.0, 5.0, 40.0, 40.0]])
+            return [{"boxes": box, "labels": torch.tensor([1]), "scores": torch.tensor([0.9])} for _ in images]
+        return self.deep(self.stem(images))
+
+def make():
+    torch.manual_seed(0)
+    return Network()
+"""
+
+
+@pytest.mark.parametrize("predicts", [False, True])
+def test_a_network_of_the_users_code_is_the_teacher_of_a_comparison(predicts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("network.py").write_text(NETWORK)
+    taps = {"neck": {8: "stem", 16: "deep"}, "takes": "tensor"}
+    Path("taps.yaml").write_text(yaml.safe_dump(taps | ({"predict": True, "classes": [*CLASSES]} if predicts else {})))
+    result = run_bench(tmp_path / "m", "network.py:make", seeds=1, max_steps=1, teacher_taps="taps.yaml")
+    assert [other.name for other in result.others] == ["defeat"]
+    teacher = json.loads(Path("m/teacher.json").read_text())
+    assert teacher["split"] == "test"
+    assert teacher["fingerprint"]
+    assert (result.teacher.get("AP") is not None) == predicts
+    assert Path("m/teacher.safetensors").exists() == predicts
+    assert "network.py:make" in Path("m/report.html").read_text()
+    again = run_bench(tmp_path / "m", "network.py:make", seeds=1, max_steps=1, teacher_taps="taps.yaml")
+    assert again.baseline == result.baseline

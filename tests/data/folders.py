@@ -1,4 +1,4 @@
-"""Writes small data sets for the tests."""
+"""Write small data sets for tests."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Every part and level: boxes follow the pixels, draws follow the generator that is given, odd images pass."""
+"""All parts and levels: boxes follow the pixels, random numbers come from the given generator, any image works."""
 
 import random
 from dataclasses import replace
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from defeat.data import open_dataset, training_loader
-from defeat.data.augmentations import LEVELS, endless_parts, part_names, training_augmentation
+from defeat.data.augmentations import LEVELS, continuous_parts, part_names, training_augmentation
 from defeat.data.batching import pack
 from defeat.data.sampling import seeded_generator
 from defeat.data.transforms import HorizontalFlip, MultiScale, ScaleJitter, ZoomOut
@@ -24,7 +24,7 @@ BOXES = ((10, 12, 50, 40), (70, 20, 110, 80), (15, 60, 45, 85))
 
 
 def drawn(height=96, width=128):
-    """An image with a rectangle of each colour; the second is difficult, the third a crowd, nobody marked the image."""
+    """An unannotated image with a rectangle of each colour; the second is difficult, the third a crowd."""
     image = torch.tensor(BACKGROUND, dtype=torch.uint8)[:, None, None].expand(3, height, width).clone()
     for (x1, y1, x2, y2), colour in zip(BOXES, COLOURS, strict=True):
         image[:, y1:y2, x1:x2] = torch.tensor(colour, dtype=torch.uint8)[:, None, None]
@@ -47,14 +47,14 @@ def augmented(name, count, sample=None, size=64):
     return [augmentation(image, target, seeded_generator(name, number)) for number in range(count)]
 
 
-def same(one, other):
-    tensors = all(torch.equal(getattr(one, name), getattr(other, name)) for name in ("boxes", "labels", "difficult"))
-    return tensors and (one.size, one.view, one.scale) == (other.size, other.view, other.scale)
+def same(target, other):
+    tensors = all(torch.equal(getattr(target, name), getattr(other, name)) for name in ("boxes", "labels", "difficult"))
+    return tensors and (target.size, target.view, target.scale) == (other.size, other.view, other.scale)
 
 
 @pytest.mark.parametrize("size", [32, 64, 800])
 @pytest.mark.parametrize("name", EVERY)
-def test_boxes_surround_the_same_pixels_as_before(name, size):
+def test_boxes_surround_the_same_pixels_after_augmentation(name, size):
     boxes = changed = 0
     for image, target in augmented(name, 60, size=size):
         assert tuple(image.shape) == (3, *target.size)
@@ -73,12 +73,12 @@ def test_boxes_surround_the_same_pixels_as_before(name, size):
                 assert (colour.int() - torch.tensor(COLOURS[label])).abs().max() < 20
             boxes += 1
         changed += not (same(target, drawn()[1]) and torch.equal(image, drawn()[0]))
-    assert boxes >= 80  # of 180 that it can be
+    assert boxes >= 80  # of at most 180
     assert changed >= 20
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_boxes_stay_inside_with_an_extent(name):
+def test_boxes_are_inside_the_image_with_a_positive_extent(name):
     for _, target in augmented(name, 60):
         height, width = target.size
         assert (target.boxes >= 0).all()
@@ -88,7 +88,7 @@ def test_boxes_stay_inside_with_an_extent(name):
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (2, 3), (3, 200), (5, 5), (90, 90)])
 @pytest.mark.parametrize("name", ["none", *EVERY])
-def test_tiny_grey_and_empty_images_pass(name, size):
+def test_tiny_grey_and_empty_images_can_be_augmented(name, size):
     height, width = size
     grey = torch.full((3, *size), 128, dtype=torch.uint8)
     nothing = torch.zeros(1, dtype=torch.bool)
@@ -101,18 +101,18 @@ def test_tiny_grey_and_empty_images_pass(name, size):
             assert len(after.labels) <= len(target.labels)
 
 
-def test_the_level_flip_is_the_flip_alone():
+def test_the_level_flip_is_only_the_flip():
     image, target = drawn()
     assert training_augmentation("flip", flip=0.3) == HorizontalFlip(0.3)
     for number in range(20):
-        for one in (training_augmentation(), training_augmentation("flip")):
-            found, after = one(image, target, seeded_generator(number))
+        for augmentation in (training_augmentation(), training_augmentation("flip")):
+            flipped, after = augmentation(image, target, seeded_generator(number))
             expected, other = HorizontalFlip(0.5)(image, target, seeded_generator(number))
-            assert torch.equal(found, expected)
+            assert torch.equal(flipped, expected)
             assert same(after, other)
 
 
-def test_none_leaves_images_and_the_generator_alone():
+def test_none_changes_neither_images_nor_the_generator():
     image, target = drawn()
     generator = seeded_generator(0)
     before = generator.get_state()
@@ -121,7 +121,7 @@ def test_none_leaves_images_and_the_generator_alone():
 
 
 @pytest.mark.parametrize("level", ["standard", "strong"])
-def test_a_seed_mirrors_the_same_images_at_every_level(level):
+def test_a_seed_flips_the_same_images_at_every_level(level):
     image, target = drawn()
     for number in range(20):
         views = {
@@ -130,7 +130,7 @@ def test_a_seed_mirrors_the_same_images_at_every_level(level):
         assert len(views) == 1
 
 
-def test_the_probability_of_a_flip_holds_in_every_level_but_none():
+def test_the_flip_probability_applies_to_every_level_except_none():
     image, target = drawn()
     for level in LEVELS:
         views = [
@@ -140,19 +140,19 @@ def test_the_probability_of_a_flip_holds_in_every_level_but_none():
         assert views == [0 if level == "none" else 1] * 5
 
 
-def test_levels_and_parts_are_put_together_by_name():
+def test_levels_and_parts_are_combined_by_name():
     assert part_names("none") == []
     assert part_names("flip, photometric,scale_jitter") == part_names("scale_jitter,flip,photometric")
     assert part_names("standard") == part_names("scale_jitter,flip,photometric")
     assert part_names("none,multi_scale") == ["multi_scale"]
     assert part_names("strong,-zoom_out") == [name for name in part_names("strong") if name != "zoom_out"]
     image, target = drawn()
-    one, other = (training_augmentation(name) for name in ("standard", "photometric,flip,scale_jitter"))
+    first, second = (training_augmentation(name) for name in ("standard", "photometric,flip,scale_jitter"))
     for number in range(10):
-        found, after = one(image, target, seeded_generator(number))
-        expected, wanted = other(image, target, seeded_generator(number))
-        assert torch.equal(found, expected)
-        assert same(after, wanted)
+        augmented_image, after = first(image, target, seeded_generator(number))
+        expected, expected_target = second(image, target, seeded_generator(number))
+        assert torch.equal(augmented_image, expected)
+        assert same(after, expected_target)
 
 
 def test_an_unknown_name_lists_the_valid_ones_and_the_nearest():
@@ -162,7 +162,7 @@ def test_an_unknown_name_lists_the_valid_ones_and_the_nearest():
     for text in ("", "flip,,iou_crop", "-mosaic"):
         with pytest.raises(InputError, match="Unknown augmentation"):
             part_names(text)
-    with pytest.raises(InputError, match="-zoom_out leaves out what is not there"):
+    with pytest.raises(InputError, match="-zoom_out removes a part that is not included"):
         part_names("standard,-zoom_out")
 
 
@@ -172,11 +172,11 @@ def test_only_the_flip_numbers_its_views():
     assert training_augmentation("flip", flip=0.0).views == 1
     for name in EVERY[1:]:
         assert training_augmentation(name).views is None
-    assert endless_parts("flip") == []
-    assert endless_parts("standard") == ["scale_jitter", "photometric"]
+    assert continuous_parts("flip") == []
+    assert continuous_parts("standard") == ["scale_jitter", "photometric"]
 
 
-def test_scale_jitter_cuts_above_one_and_scales_below():
+def test_scale_jitter_crops_above_one_and_scales_below():
     image, target = drawn()
     scales, sides = [], []
     for number in range(200):
@@ -191,7 +191,7 @@ def test_scale_jitter_cuts_above_one_and_scales_below():
     assert 48 <= min(sides) <= 51
 
 
-def test_scale_jitter_drops_boxes_of_which_too_little_is_left():
+def test_scale_jitter_drops_boxes_of_which_too_little_remains():
     image = torch.zeros(3, 100, 100, dtype=torch.uint8)
     nothing = torch.zeros(1, dtype=torch.bool)
     target = Target(torch.tensor([[0.0, 0.0, 40.0, 100.0]]), torch.tensor([0]), nothing, nothing, 0, (100, 100))
@@ -208,13 +208,13 @@ def test_scale_jitter_drops_boxes_of_which_too_little_is_left():
 )
 def test_multi_scale_draws_every_side_of_its_range(size, sides):
     image, target = drawn()
-    found = {
+    drawn_sides = {
         round(MultiScale(size)(image, target, seeded_generator(number))[1].scale * size, 9) for number in range(400)
     }
-    assert found == set(sides)
+    assert drawn_sides == set(sides)
 
 
-def test_zoom_out_keeps_the_pixels_of_small_images_and_bounds_the_canvas_of_large_ones():
+def test_zoom_out_keeps_the_pixels_of_small_images_and_limits_the_canvas_of_large_ones():
     image, target = drawn()
     for number in range(30):
         canvas, after = ZoomOut(64, probability=1.0)(image, target, seeded_generator(number))
@@ -225,7 +225,7 @@ def test_zoom_out_keeps_the_pixels_of_small_images_and_bounds_the_canvas_of_larg
         assert torch.equal(canvas[:, y1 : y1 + 96, x1 : x1 + 128], image)
 
 
-def test_what_is_drawn_follows_from_the_generator_and_no_global_one_is_touched(monkeypatch):
+def test_random_numbers_come_from_the_generator_and_global_generators_are_unchanged(monkeypatch):
     def touched(*_):
         raise AssertionError("the generators of GPUs are seeded")
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from defeat.data import DemoDataset, open_dataset, split_names
-from defeat.data.demo import LARGEST_SEED, MOST_TRAINING
+from defeat.data.demo import LARGEST_SEED, MAX_TRAINING
 from defeat.data.outlines import DISTANCES, Outline
 from defeat.data.painting import paint
 from defeat.data.scenes import CLASSES, Shape
@@ -49,7 +49,7 @@ def test_a_path_names_the_seed_and_the_number_of_training_scenes():
         "demo:7:20:1",
         "demo:\u0667",  # a digit of another script
         f"demo:{LARGEST_SEED + 1}",
-        f"demo:0:{MOST_TRAINING + 1}",
+        f"demo:0:{MAX_TRAINING + 1}",
         "demo:7,VOC2007",
     ],
 )
@@ -64,7 +64,7 @@ def test_invalid_arguments_are_refused(arguments):
         DemoDataset("val", **arguments)
 
 
-def test_scene_depends_on_seed_split_and_index_alone(scenes):
+def test_scene_depends_only_on_seed_split_and_index(scenes):
     again = DemoDataset("val")
     assert torch.equal(scenes[7][0], again[7][0])
     assert torch.equal(scenes[3][0], again[3][0])
@@ -85,18 +85,18 @@ def test_no_training_scene_of_another_seed_is_a_held_out_scene():
 
 
 def _state(dataset: DemoDataset, index: int) -> str:
-    """Scenes are drawn alike only if their generators start alike."""
+    """Scenes are equal only if the initial states of their generators are equal."""
     return str(dataset._generator(index, stage=0).bit_generator.state)
 
 
-def test_identities_differ_wherever_scenes_do():
+def test_identities_of_different_scenes_differ():
     datasets = [DemoDataset("val"), DemoDataset("test"), DemoDataset("val", seed=1), DemoDataset("val", side=64)]
     identities = {dataset.identity(index) for dataset in datasets for index in range(20)}
     assert len(identities) == 80
     assert DemoDataset("train", training=5).identity(4) == DemoDataset("train", training=6).identity(4)
 
 
-def test_targets_keep_their_contract(scenes):
+def test_targets_are_valid(scenes):
     assert scenes.report() is None
     seen = set()
     for index in range(len(scenes)):
@@ -114,7 +114,7 @@ def test_targets_keep_their_contract(scenes):
     assert extents.min() < 18
 
 
-def test_boxes_are_tight_around_shapes_of_which_enough_is_seen(scenes):
+def test_boxes_are_tight_around_sufficiently_visible_shapes(scenes):
     for index in range(20):
         shapes: list[Shape] = scenes._shapes(index)
         for number, shape in enumerate(shapes):
@@ -154,7 +154,7 @@ def test_shapes_are_painted_where_their_boxes_are_and_mostly_in_the_usual_colour
 
 
 @pytest.mark.parametrize("name", sorted(DISTANCES))
-def test_distances_are_negative_within_and_grow_by_one_for_each_pixel(name):
+def test_distances_are_negative_inside_and_grow_by_one_per_pixel(name):
     outline = Outline(name, 40, 40, 60, 0.4, roundness=0.08)
     centres = np.arange(80) + 0.5
     distance = outline.distance(centres[None], centres[:, None])

@@ -72,7 +72,7 @@ def test_flip_happens_with_its_probability():
 
 
 @pytest.mark.parametrize("flipped", [0.0, 1.0])
-def test_flip_of_none_or_all(dataset, flipped):
+def test_flip_of_no_or_all_images(dataset, flipped):
     loader = training_loader(dataset, batch_size=4, seed=0, workers=0, augmentation=HorizontalFlip(flipped))
     for images, _ in loader:
         for image in images:
@@ -80,7 +80,7 @@ def test_flip_of_none_or_all(dataset, flipped):
             assert black == ([image.shape[2] - 1] if flipped else [0])
 
 
-def test_batches_hold_images_of_one_orientation_and_are_full(dataset):
+def test_batches_are_full_and_contain_images_of_one_orientation(dataset):
     loader = training_loader(dataset, batch_size=3, seed=0, workers=0)
     batches = list(loader)
     assert len(loader) == len(batches) == 4  # 7 wide: 3 batches; 3 tall: 1
@@ -93,31 +93,31 @@ def test_batches_hold_images_of_one_orientation_and_are_full(dataset):
     assert seen == set(range(10))
 
 
-def test_batches_hold_what_the_data_set_holds(dataset):
+def test_batches_contain_the_items_of_the_data_set(dataset):
     unchanged = HorizontalFlip(0.0)
     for images, targets in training_loader(dataset, batch_size=3, seed=0, workers=0, augmentation=unchanged):
         for image, target in zip(images, targets, strict=True):
             expected_image, expected = dataset[target.image_id]
             assert torch.equal(image, expected_image)
             for name in ("boxes", "labels", "difficult", "crowd"):
-                value, wanted = getattr(target, name), getattr(expected, name)
-                assert torch.equal(value, wanted)
-                assert value.dtype == wanted.dtype
+                value, expected_value = getattr(target, name), getattr(expected, name)
+                assert torch.equal(value, expected_value)
+                assert value.dtype == expected_value.dtype
 
 
 def test_order_and_flips_do_not_depend_on_workers_or_global_generators(dataset):
-    alone = epochs(training_loader(dataset, batch_size=3, seed=5, workers=0))
+    without_workers = epochs(training_loader(dataset, batch_size=3, seed=5, workers=0))
     torch.manual_seed(99)
     np.random.seed(99)
     random.seed(99)
-    shared = epochs(training_loader(dataset, batch_size=3, seed=5, workers=2))
-    assert alone == shared
-    assert alone[0] != alone[1]
-    assert alone != epochs(training_loader(dataset, batch_size=3, seed=6, workers=0))
+    with_workers = epochs(training_loader(dataset, batch_size=3, seed=5, workers=2))
+    assert without_workers == with_workers
+    assert without_workers[0] != without_workers[1]
+    assert without_workers != epochs(training_loader(dataset, batch_size=3, seed=6, workers=0))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_global_generators_are_left_alone(dataset, workers):
+def test_global_generators_are_unchanged(dataset, workers):
     torch.manual_seed(1)
     state, python, numpy = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
     list(training_loader(dataset, batch_size=3, seed=0, workers=workers))
@@ -127,7 +127,7 @@ def test_global_generators_are_left_alone(dataset, workers):
     assert (numpy == np.random.get_state()[1]).all()
 
 
-def test_skipped_batches_are_skipped_in_their_epoch_alone(dataset):
+def test_batches_are_skipped_only_in_their_epoch(dataset):
     loader = training_loader(dataset, batch_size=3, seed=0, workers=0)
     whole = contents(loader)
     loader.batch_sampler.start_batch = 2
@@ -160,7 +160,7 @@ def test_data_set_smaller_than_a_batch_is_one_small_batch():
 
 
 @pytest.mark.parametrize(("batch_size", "rank", "world_size"), [(0, 0, 1), (1, 2, 2), (1, -1, 1)])
-def test_impossible_shares_are_refused(batch_size, rank, world_size):
+def test_invalid_batch_sizes_and_ranks_are_refused(batch_size, rank, world_size):
     with pytest.raises(InputError):
         AspectRatioBatchSampler([WIDE], batch_size=batch_size, seed=0, rank=rank, world_size=world_size)
 
@@ -178,7 +178,7 @@ def test_evaluation_sees_every_image_once_and_in_order(dataset, world_size, work
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_error_of_a_worker_stays_one_sentence(tmp_path, workers):
+def test_error_of_a_worker_is_one_sentence(tmp_path, workers):
     dataset = open_dataset(write_voc(tmp_path, {"train": {"a": voc_object("cat", (1, 1, 9, 9))}}), "train")
     (tmp_path / "JPEGImages/a.png").write_text("broken")
     with pytest.raises(InputError) as caught:

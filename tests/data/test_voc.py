@@ -53,14 +53,14 @@ def test_boxes_that_all_lie_outside_are_an_error(tmp_path):
         open_dataset(tmp_path, "train")
 
 
-def test_image_is_found_whatever_its_suffix(tmp_path):
+def test_image_is_found_with_any_suffix(tmp_path):
     write_voc(tmp_path, {"train": {"a.b": voc_object("cat", (1, 1, 9, 9))}})
     (tmp_path / "JPEGImages/a.b.png").unlink()
     write_image(tmp_path / "JPEGImages/a.b.JPG")
     assert open_dataset(tmp_path, "train").image_path(0).endswith("a.b.JPG")
 
 
-def test_years_of_a_devkit_are_joined_where_they_have_the_split(tmp_path):
+def test_years_of_a_devkit_that_have_the_split_are_joined(tmp_path):
     write_voc(tmp_path / "VOC2007", {"trainval": {"a": voc_object("cat", (1, 1, 9, 9))}, "test": {"t": ""}})
     write_voc(tmp_path / "VOC2012", {"trainval": {"b": voc_object("dog", (1, 1, 9, 9))}})
     dataset = open_dataset(tmp_path, "trainval")
@@ -71,7 +71,7 @@ def test_years_of_a_devkit_are_joined_where_they_have_the_split(tmp_path):
     assert split_names(tmp_path) == ["test", "trainval"]
 
 
-def test_a_named_split_stands_for_train_and_hides_what_shares_its_images(tmp_path):
+def test_a_named_split_is_used_as_train_and_hides_splits_that_share_its_images(tmp_path):
     box = voc_object("cat", (1, 1, 9, 9))
     splits = {"val": {"a": box}, "trainval": {"a": box, "b": box}, "test": {"c": box}}
     write_voc(tmp_path / "VOC2007", splits)
@@ -90,7 +90,7 @@ def test_one_folder_cannot_be_joined_with_itself(tmp_path):
         open_dataset(f"{tmp_path}/a,{tmp_path}/a", "train")
 
 
-def test_lists_of_a_class_are_no_splits(tmp_path):
+def test_lists_of_a_class_are_not_splits(tmp_path):
     write_voc(tmp_path, {"train": {"a": voc_object("cat", (1, 1, 9, 9))}})
     (tmp_path / "ImageSets/Main/cat_train.txt").write_text("a  1\n")
     assert split_names(tmp_path) == ["train"]
@@ -101,7 +101,7 @@ def test_chosen_classes_keep_their_order_and_drop_the_others(tmp_path):
     dataset = open_dataset(write_voc(tmp_path, {"train": {"a": objects}}), "train", ["dog", "cat"])
     assert dataset.classes == ("dog", "cat")
     assert dataset.target(0).labels.tolist() == [1, 0]
-    assert dataset.report() == "1 of 3 boxes left out (of other classes)"
+    assert dataset.report() == "1 of 3 boxes dropped (other classes)"
 
 
 def test_unknown_chosen_class_lists_the_valid_ones(tmp_path):
@@ -114,7 +114,7 @@ def test_unknown_chosen_class_lists_the_valid_ones(tmp_path):
     ("text", "message"),
     [
         ("<annotation><object>", "a.xml is not well-formed"),
-        ("<svg/>", "a.xml is no VOC annotation"),
+        ("<svg/>", "a.xml is not a VOC annotation"),
         ('<!DOCTYPE x [<!ENTITY e "y">]><annotation>&e;</annotation>', "a.xml is not well-formed"),
         ("<annotation><object><name>cat</name></object></annotation>", r"a.xml: object 1 \(cat\) has no <bndbox>"),
         ("<annotation><object/></annotation>", "a.xml: object 1 has no <name>"),
@@ -131,14 +131,33 @@ def test_broken_annotation_is_named(tmp_path, text, message):
         open_dataset(tmp_path, "train")
 
 
-@pytest.mark.parametrize("file", ["JPEGImages/a.png", "Annotations/a.xml"])
-def test_missing_file_is_named(tmp_path, file):
-    write_voc(
-        tmp_path, {"train": {"a": voc_object("cat", (1, 1, 9, 9))}, "test": {"b": voc_object("cat", (1, 1, 9, 9))}}
-    )
-    (tmp_path / file).unlink()
-    with pytest.raises(InputError, match=f"{file} does not exist"):
+def test_missing_image_is_named(tmp_path):
+    write_voc(tmp_path, {"train": {"a": voc_object("cat", (1, 1, 9, 9)), "b": voc_object("cat", (1, 1, 9, 9))}})
+    (tmp_path / "JPEGImages/a.png").unlink()
+    with pytest.raises(InputError, match=r"JPEGImages/a.png does not exist"):
         open_dataset(tmp_path, "train")
+
+
+def test_listed_image_without_annotation_file_is_background(tmp_path):
+    write_voc(tmp_path, {"train": {"a": voc_object("cat", (1, 1, 9, 9)), "b": voc_object("cat", (1, 1, 9, 9))}})
+    (tmp_path / "Annotations/a.xml").unlink()
+    dataset = open_dataset(tmp_path, "train")
+    assert [len(dataset.target(index).labels) for index in range(len(dataset))] == [0, 1]
+    assert dataset.report() == "1 of 2 images without an annotation file read as background"
+    dropped = open_dataset(tmp_path, "train", unannotated="drop")
+    assert [sample.name for sample in dropped.samples] == ["JPEGImages/b.png"]
+    assert dropped.report() == "1 of 2 images without an annotation file dropped"
+    with pytest.raises(InputError, match=r"1 of 2 images have no annotation file, such as JPEGImages/a\.png"):
+        open_dataset(tmp_path, "train", unannotated="error")
+
+
+def test_lists_may_name_files_with_their_suffix(tmp_path):
+    write_voc(tmp_path, {"train": {"a": voc_object("cat", (1, 1, 9, 9)), "b.c": voc_object("cat", (1, 1, 9, 9))}})
+    (tmp_path / "ImageSets/Main/train.txt").write_text("a.xml\nb.c.jpg\n")
+    assert [sample.name for sample in open_dataset(tmp_path, "train").samples] == [
+        "JPEGImages/a.png",
+        "JPEGImages/b.c.png",
+    ]
 
 
 def test_split_may_not_leave_the_folder(tmp_path):
@@ -150,15 +169,15 @@ def test_split_may_not_leave_the_folder(tmp_path):
 
 def test_empty_and_unknown_splits_are_errors(tmp_path):
     write_voc(tmp_path, {"train": {"a": voc_object("cat", (1, 1, 9, 9))}, "val": {}})
-    with pytest.raises(InputError, match="'val' holds no image"):
+    with pytest.raises(InputError, match="'val' contains no image"):
         open_dataset(tmp_path, "val")
     with pytest.raises(InputError, match="no split 'test'; it has: train, val"):
         open_dataset(tmp_path, "test")
 
 
-def test_fingerprint_is_of_the_content_not_of_the_place(tmp_path):
+def test_fingerprint_depends_on_the_content_not_on_the_path(tmp_path):
     splits = {"train": {"a": voc_object("cat", (1, 1, 9, 9))}}
-    first, second = (open_dataset(write_voc(tmp_path / place / "d", splits), "train") for place in ("x", "y"))
+    first, second = (open_dataset(write_voc(tmp_path / name / "d", splits), "train") for name in ("x", "y"))
     other = {"train": {"a": voc_object("cat", (1, 1, 9, 8))}}
     third = open_dataset(write_voc(tmp_path / "z" / "d", other), "train")
     assert first.fingerprint() == second.fingerprint() != third.fingerprint()

@@ -29,7 +29,7 @@ def test_image_without_labels_has_no_objects(tmp_path, text):
 
 def test_no_label_file_at_all_is_an_error(tmp_path):
     write_yolo(tmp_path, {"a": None})
-    with pytest.raises(InputError, match=r"has a label file; looked for .*labels/train/a.txt"):
+    with pytest.raises(InputError, match=r"has a label file, such as .*labels/train/a.txt"):
         open_dataset(tmp_path, "train")
 
 
@@ -59,7 +59,7 @@ def test_path_is_relative_to_the_yaml_file(tmp_path):
     file.write_text("path: ../data\ntrain: images/train\nnames: [cat]\n")
     assert len(open_dataset(file, "train")) == 1
     file.write_text("path: ../nowhere\ntrain: images/train\nnames: [cat]\n")
-    with pytest.raises(InputError, match=r"'path' leads to .*nowhere, which is no folder"):
+    with pytest.raises(InputError, match=r"'path' is '../nowhere', which is not a folder"):
         open_dataset(file, "train")
 
 
@@ -83,11 +83,12 @@ def test_boxes_outside_are_clipped_or_dropped(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("0 .5 .5 .5 .5\n2 .5 .5 .5 .5", "a.txt, line 2: there is no class 2; the indices go from 0 to 1"),
-        ("-1 .5 .5 .5 .5", "line 1: there is no class -1"),
-        ("0.5 .5 .5 .5 .5", "line 1: there is no class 0.5"),
+        ("0 .5 .5 .5 .5\n2 .5 .5 .5 .5", "a.txt, line 2: unknown class 2; indices range from 0 to 1"),
+        ("-1 .5 .5 .5 .5", "line 1: unknown class -1"),
+        ("0.5 .5 .5 .5 .5", "line 1: unknown class 0.5"),
         ("0 .5 .5 .5", "line 1 has 4 columns"),
-        ("0 .5 .5 .5 .5 .9", "line 1 has 6 columns"),
+        ("0 .5 .5 .5 .5 1.1", "line 1 has 6 columns, of which the last, 1.1, is not a confidence"),
+        ("0 .1 .1 .5 .1 .5 .5 .9", "line 1 has 8 columns"),
         ("cat .5 .5 .5 .5", "line 1: .*'cat'"),
         ("0 .5 .5 nan .5", "line 1: .*NaN"),
         ("0 .5 .5 inf .5", "line 1: .*infinite"),
@@ -106,13 +107,13 @@ def test_broken_line_is_named(tmp_path, text, message):
         ("train: ../../elsewhere\nnames: [cat]", "outside the data set"),
         ("train: outside.txt\nnames: [cat]", "outside.txt, line 1: .* is outside"),
         ("train: missing.txt\nnames: [cat]", "missing.txt, line 1: the image .*x.png does not exist"),
-        ("train: images/empty\nnames: [cat]", "holds no image"),
+        ("train: images/empty\nnames: [cat]", "contains no image"),
         ("train: 3\nnames: [cat]", "neither a path nor a list"),
         ("train: images/train", "'names' is None"),
         ("train: images/train\nnames: [cat, cat]", "a class twice"),
         ("train: images/train\nnames: [cat]\nnc: 2", "'nc' is 2, but 'names' has 1"),
         ("train: [images/train", "not well-formed YAML"),
-        ("- a", "no YOLO description"),
+        ("- a", "is not a YOLO description"),
         ("test: images/train\nnames: [cat]", "no split 'train'; it has: test"),
         ("train: !!python/object:os.system x\nnames: [cat]", "not well-formed YAML"),
     ],
@@ -127,14 +128,14 @@ def test_broken_description_is_named(tmp_path, yaml, message):
         open_dataset(folder, "train")
 
 
-def test_labels_are_beside_images_where_no_folder_is_called_images(tmp_path):
+def test_labels_are_next_to_images_without_a_folder_named_images(tmp_path):
     write_image(tmp_path / "train/a.png", 40, 20)
     (tmp_path / "train/a.txt").write_text("0 .5 .5 1 1")
     (tmp_path / "data.yaml").write_text("train: train\nnames: [cat]")
     assert open_dataset(tmp_path, "train").target(0).boxes.tolist() == [[0, 0, 40, 20]]
 
 
-def test_unknown_folder_says_what_was_looked_for(tmp_path):
+def test_the_error_for_an_unknown_folder_lists_the_formats(tmp_path):
     with pytest.raises(InputError, match=r"looked for .*Annotations.*data\.yaml.*instances_"):
         open_dataset(tmp_path, "train")
     with pytest.raises(InputError, match="no such file or folder"):

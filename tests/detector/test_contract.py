@@ -1,4 +1,4 @@
-"""Every family on several backbones keeps the contract of `Detector`; a new family is swept without a line here."""
+"""Every family with several backbones satisfies the interface of `Detector`; new families are included."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ every_backbone = pytest.mark.parametrize("backbone", BACKBONES)
 
 
 def parts(detector):
-    """The modules that hold weights: body, neck, and whatever heads the family has."""
+    """Modules with weights: body, neck and the heads of the family."""
     heads = {name: child for name, child in detector.named_children() if name != "backbone"}
     heads = {name: head for name, head in heads.items() if list(head.parameters())}
     assert heads
@@ -29,7 +29,7 @@ def test_losses_are_finite_and_their_gradient_reaches_every_weight(family, backb
     assert losses
     assert all(loss.ndim == 0 and loss.isfinite() and loss >= 0 for loss in losses.values())
     sum(losses.values()).backward()
-    # Distributed training demands a gradient, if only of zeros, for every weight in every step.
+    # Distributed training needs a gradient, if only of zeros, for every weight in every step.
     missing = [name for name, weight in detector.named_parameters() if weight.grad is None]
     assert missing == []
     assert all(weight.grad.isfinite().all() for weight in detector.parameters())
@@ -40,7 +40,7 @@ def test_losses_are_finite_and_their_gradient_reaches_every_weight(family, backb
 @every_family
 @every_backbone
 @pytest.mark.parametrize("teaches", [False, True])
-def test_output_has_the_shapes_that_the_info_announces(family, backbone, teaches):
+def test_output_has_the_shapes_of_the_info(family, backbone, teaches):
     detector = tiny_detector(family, backbone).train(not teaches)
     batch = tiny_batch(detector)
     output = detector.forward_teacher(batch) if teaches else detector.forward_train(batch)
@@ -138,10 +138,10 @@ def test_boxes_and_logits_are_float32_under_autocast(family):
     detector = tiny_detector(family).train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = detector.forward_train(tiny_batch(detector))
-        found = detector.predict(images((64, 96)))
+        predictions = detector.predict(images((64, 96)))
     assert output.neck[32].dtype == torch.bfloat16
     assert all(loss.dtype == torch.float32 for loss in output.losses.values())
-    tensors = [one.boxes for one in found]
+    tensors = [detections.boxes for detections in predictions]
     if output.dense is not None:
         tensors += [output.dense.boxes, output.dense.logits, output.dense.deltas]
     if output.proposals is not None:

@@ -1,4 +1,4 @@
-"""A saved detector comes back as it was, and a damaged one is refused in a sentence."""
+"""A saved detector is loaded unchanged, and a damaged one is refused in one sentence."""
 
 import json
 
@@ -29,7 +29,7 @@ def refused(folder):
 
 @every_family
 @pytest.mark.parametrize("norm", ["bn", "frozen", "gn"])
-def test_a_detector_comes_back_with_the_same_predictions(family, norm, tmp_path):
+def test_a_loaded_detector_gives_the_same_predictions(family, norm, tmp_path):
     options = tiny_options(family, **UNSELECTIVE)
     spec = {"norm": norm, "frozen_stages": 1, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3), "options": options}
     detector = tiny_detector(family, seed=3, **spec)
@@ -48,7 +48,7 @@ def test_a_detector_comes_back_with_the_same_predictions(family, norm, tmp_path)
 
 
 @every_family
-def test_the_files_hold_the_detector_and_nothing_else(family, tmp_path):
+def test_the_files_contain_only_the_detector(family, tmp_path):
     detector = tiny_detector(family)
     save_model(detector, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
@@ -80,7 +80,7 @@ def test_missing_files_are_named(saved, tmp_path):
         ('{"format": 1, "classes": 5, "mean": [0.5], "std": [0.5]}', "model.json"),
     ],
 )
-def test_a_description_that_describes_nothing_is_refused(saved, text, expected):
+def test_an_invalid_description_is_refused(saved, text, expected):
     (saved / "model.json").write_text(text)
     assert expected in refused(saved)
 

@@ -15,8 +15,8 @@ BACKBONES = ("mobilenetv3_small_050", "resnet18", "tf_efficientnet_lite0", "conv
 NORMS = ("bn", "syncbn", "bn_eval", "frozen", "gn")
 
 
-def unsettled(family, backbone, **spec):
-    """A detector whose running statistics are not those of an untrained network."""
+def with_random_norms(family, backbone, **spec):
+    """A detector with random normalisation statistics and weights."""
     detector = tiny_detector(family, backbone, **spec)
     for module in detector.modules():
         if getattr(module, "running_var", None) is not None:
@@ -33,22 +33,23 @@ def maps(detector, batch):
     return [*found.backbone.values(), *found.neck.values()]
 
 
-def far(found, wanted):
-    """The largest difference, as a part of the largest value."""
-    return max(float((one - other).abs().max() / other.abs().max()) for one, other in zip(found, wanted, strict=True))
+def difference(actual, expected):
+    """Largest difference over the largest value."""
+    pairs = zip(actual, expected, strict=True)
+    return max(float((level - other).abs().max() / other.abs().max()) for level, other in pairs)
 
 
 def with_statistics(module):
-    return [one for one in module.modules() if getattr(one, "running_var", None) is not None]
+    return [layer for layer in module.modules() if getattr(layer, "running_var", None) is not None]
 
 
 @every_family
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_the_maps_stay_the_same(family, backbone):
-    detector = unsettled(family, backbone)
+def test_folding_does_not_change_the_maps(family, backbone):
+    detector = with_random_norms(family, backbone)
     batch = tiny_batch(detector)
     copy = frozen(detector)
-    assert far(maps(copy, batch), maps(detector, batch)) < 1e-4
+    assert difference(maps(copy, batch), maps(detector, batch)) < 1e-4
     assert not with_statistics(copy.backbone)
     assert not any(weight.requires_grad for weight in copy.parameters())
     assert not any(module.training for module in copy.modules())
@@ -56,16 +57,16 @@ def test_the_maps_stay_the_same(family, backbone):
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("backbone", ["resnet18", "tf_efficientnet_lite0"])
-def test_every_norm_is_understood(norm, backbone):
-    detector = unsettled("faster_rcnn", backbone, norm=norm)
+def test_every_norm_can_be_folded(norm, backbone):
+    detector = with_random_norms("faster_rcnn", backbone, norm=norm)
     batch = tiny_batch(detector)
     copy = frozen(detector)
-    assert far(maps(copy, batch), maps(detector, batch)) < 1e-4
+    assert difference(maps(copy, batch), maps(detector, batch)) < 1e-4
     assert not with_statistics(copy.backbone)
 
 
-def test_the_detector_itself_stays_as_it_was():
-    detector = unsettled("retinanet", "resnet18").train()
+def test_the_original_detector_is_unchanged():
+    detector = with_random_norms("retinanet", "resnet18").train()
     before = deepcopy(detector.state_dict())
     frozen(detector, torch.bfloat16)
     assert all(torch.equal(tensor, before[name]) for name, tensor in detector.state_dict().items())
@@ -75,15 +76,15 @@ def test_the_detector_itself_stays_as_it_was():
 
 @every_family
 def test_a_lower_precision_rounds_the_maps(family):
-    detector = unsettled(family, "resnet18")
+    detector = with_random_norms(family, "resnet18")
     batch = tiny_batch(detector)
     exact, rounded = maps(frozen(detector), batch), maps(frozen(detector, torch.bfloat16), batch)
     assert {level.dtype for level in rounded} == {torch.float32}
-    assert 1e-4 < far(rounded, exact) < 0.2
+    assert 1e-4 < difference(rounded, exact) < 0.2
 
 
 class Shared(nn.Module):
-    """Something else reads the convolution, too, or it has two readers of its own."""
+    """A convolution whose output is also used elsewhere, or that is called twice."""
 
     def __init__(self, way: str) -> None:
         super().__init__()
@@ -93,32 +94,32 @@ class Shared(nn.Module):
         self.norm.running_mean.fill_(1.0)
 
     def forward(self, images):
-        made = self.convolution(images)
+        output = self.convolution(images)
         if self.way == "beside":
-            return {1: self.norm(made) + made}, {}
+            return {1: self.norm(output) + output}, {}
         if self.way == "twice":
-            return {1: self.norm(made)}, {1: self.norm(self.convolution(images + 1))}
-        return {1: self.norm(made * 2 if self.way == "between" else made)}, {}
+            return {1: self.norm(output)}, {1: self.norm(self.convolution(images + 1))}
+        return {1: self.norm(output * 2 if self.way == "between" else output)}, {}
 
 
 @pytest.mark.parametrize("way", ["beside", "twice", "between"])
-def test_what_can_not_be_folded_is_left(way):
+def test_other_structures_are_not_folded(way):
     backbone = Shared(way).eval()
     images = torch.rand(2, 3, 8, 8)
     copy = folded(backbone)
     assert with_statistics(copy)
-    for found, wanted in zip(copy(images), backbone(images), strict=True):
-        assert all(torch.equal(found[stride], level) for stride, level in wanted.items())
+    for maps_of_copy, expected in zip(copy(images), backbone(images), strict=True):
+        assert all(torch.equal(maps_of_copy[stride], level) for stride, level in expected.items())
 
 
-def test_normalisation_by_the_batch_itself_is_left():
+def test_normalisation_without_running_statistics_is_not_folded():
     backbone = Shared("alone").eval()
     backbone.norm = nn.BatchNorm2d(4, track_running_stats=False).eval()
     images = torch.rand(2, 3, 8, 8)
     assert torch.equal(folded(backbone)(images)[0][1], backbone(images)[0][1])
 
 
-def test_weights_that_are_made_anew_in_each_pass_are_left():
-    detector = unsettled("faster_rcnn", "nf_regnet_b0")  # scaled standard convolutions
+def test_convolutions_with_standardised_weights_are_not_folded():
+    detector = with_random_norms("faster_rcnn", "nf_regnet_b0")  # scaled standard convolutions
     batch = tiny_batch(detector)
-    assert far(maps(frozen(detector), batch), maps(detector, batch)) < 1e-4
+    assert difference(maps(frozen(detector), batch), maps(detector, batch)) < 1e-4

@@ -1,4 +1,4 @@
-"""Numbering and order of classes, labels and boxes, by cases worked out by hand."""
+"""Order of classes, labels and boxes, by examples derived by hand."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ BACKGROUND = len(CLASSES)
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("teaches", [False, True])
-def test_scores_of_the_own_proposals_are_the_proposals_own(family, teaches):
+def test_score_proposals_of_its_own_proposals_gives_their_logits(family, teaches):
     detector = tiny_detector(family).train(not teaches)
     batch = tiny_batch(detector)
     output = detector.forward_teacher(batch) if teaches else detector.forward_train(batch)
@@ -28,20 +28,20 @@ def test_faster_rcnn_puts_the_background_last():
     detector = tiny_detector("faster_rcnn").train()
     predictor = detector.roi_heads.box_predictor
     with torch.no_grad():
-        # torchvision's columns are background, cat, dog, owl: here 10, 1, 2, 3 whatever the picture.
+        # torchvision's columns are background, cat, dog, owl: here 10, 1, 2, 3 for every image.
         predictor.cls_score.weight.zero_()
         predictor.cls_score.bias.copy_(torch.tensor([10.0, 1.0, 2.0, 3.0]))
         predictor.bbox_pred.weight.zero_()
         predictor.bbox_pred.bias.copy_(torch.arange(16.0))
     proposals = detector.forward_train(tiny_batch(detector)).proposals
     assert torch.equal(proposals.logits, torch.tensor([1.0, 2.0, 3.0, 10.0]).expand_as(proposals.logits))
-    # The first four offsets belong to the background and are left out.
+    # The first four offsets belong to the background and are dropped.
     expected = torch.arange(4.0, 16.0).view(3, 4)
     assert torch.equal(proposals.deltas, expected.expand_as(proposals.deltas))
 
 
 @pytest.mark.parametrize("teaches", [False, True])
-def test_faster_rcnn_labels_a_proposal_by_the_object_that_it_overlaps(teaches):
+def test_faster_rcnn_labels_proposals_by_iou(teaches):
     detector = tiny_detector("faster_rcnn").train(not teaches)
     truth = target([[8, 8, 40, 40], [30, 20, 60, 60]], [2, 0])
     batch = detector.prepare(images((64, 64)), [truth])
@@ -60,7 +60,7 @@ def find(anchors, box):
 
 
 @pytest.mark.parametrize("teaches", [False, True])
-def test_retinanet_labels_anchors_by_their_overlap(teaches):
+def test_retinanet_labels_anchors_by_iou(teaches):
     detector = tiny_detector("retinanet").train(not teaches)
     box = [16.0, 16.0, 48.0, 48.0]  # the anchor of side 32 in the cell (4, 4) of stride 8
     batch = detector.prepare(images((64, 64)), [target([box], [1])])
@@ -71,17 +71,17 @@ def test_retinanet_labels_anchors_by_their_overlap(teaches):
         return int(labels[find(anchors, [left, top, right, bottom])])
 
     assert label(*box) == 1
-    # 8 pixels to the right: 24 * 32 = 768 in common of 2048 - 768 = 1280 together, IoU 0.6: an object.
+    # 8 pixels to the right: intersection 24 * 32 = 768, union 2048 - 768 = 1280, IoU 0.6: positive.
     assert label(24, 16, 56, 48) == 1
-    # 8 pixels to the right and down: 24 * 24 = 576 of 2048 - 576 = 1472, IoU 0.39: background.
+    # 8 pixels to the right and down: 24 * 24 = 576 over 2048 - 576 = 1472, IoU 0.39: background.
     assert label(24, 24, 56, 56) == BACKGROUND
-    # The next larger anchors at the same place have sides 40 and 50: IoU 1024 / 1600 = 0.64 and 1024 / 2500 = 0.41.
+    # The next larger anchors at the same position have sides 40 and 50: IoU 1024 / 1600 = 0.64 and 1024 / 2500 = 0.41.
     assert label(12, 12, 52, 52) == 1
     assert label(7, 7, 57, 57) == -1
     assert label(-16, -16, 16, 16) == BACKGROUND
 
 
-def test_retinanet_names_the_stride_of_every_anchor():
+def test_retinanet_gives_the_stride_of_every_anchor():
     detector = tiny_detector("retinanet").eval()
     dense = detector.forward_teacher(detector.prepare(images((64, 64)), [target([], [])])).dense
     # 64 x 64 pixels give 8 x 8, 4 x 4, 2 x 2, 1 x 1 and 1 x 1 cells with nine anchors each.

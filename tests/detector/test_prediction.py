@@ -1,4 +1,4 @@
-"""What `predict` gives: boxes in pixels of the original image, labels from 0, best first."""
+"""`predict` returns boxes in pixels of the original image, labels from 0, sorted by score."""
 
 import pytest
 import torch
@@ -9,8 +9,8 @@ from tests.detector.tiny import CLASSES, UNSELECTIVE, images, tiny_detector, tin
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
-def unselective(family, **spec):
-    """A detector whose random predictions are all kept."""
+def without_threshold(family, **spec):
+    """A detector with a score threshold of 0."""
     return tiny_detector(family, options=tiny_options(family, **UNSELECTIVE), **spec)
 
 
@@ -37,27 +37,27 @@ def test_predict_restores_the_mode_after_a_failure(family, monkeypatch):
 
 
 @every_family
-def test_detections_keep_their_contract(family):
+def test_detections_have_valid_boxes_scores_and_labels(family):
     pictures = images((64, 64), (100, 140), (33, 64))
-    found = unselective(family).predict(pictures)
-    assert len(found) == 3
-    for one, picture in zip(found, pictures, strict=True):
-        assert len(one.boxes) == len(one.scores) == len(one.labels) > 0
-        assert one.labels.dtype == torch.int64
-        assert 0 <= one.labels.min() <= one.labels.max() < len(CLASSES)
-        assert 0 <= one.scores.min() <= one.scores.max() <= 1
-        assert torch.equal(one.scores, one.scores.sort(descending=True).values)
+    predictions = without_threshold(family).predict(pictures)
+    assert len(predictions) == 3
+    for detections, picture in zip(predictions, pictures, strict=True):
+        assert len(detections.boxes) == len(detections.scores) == len(detections.labels) > 0
+        assert detections.labels.dtype == torch.int64
+        assert 0 <= detections.labels.min() <= detections.labels.max() < len(CLASSES)
+        assert 0 <= detections.scores.min() <= detections.scores.max() <= 1
+        assert torch.equal(detections.scores, detections.scores.sort(descending=True).values)
         height, width = picture.shape[-2:]
-        assert one.boxes.min() >= 0
-        assert (one.boxes <= torch.tensor([width, height, width, height]) + 1e-3).all()
-        assert not one.scores.requires_grad
+        assert detections.boxes.min() >= 0
+        assert (detections.boxes <= torch.tensor([width, height, width, height]) + 1e-3).all()
+        assert not detections.scores.requires_grad
 
 
 @every_family
-def test_a_picture_twice_as_large_gives_boxes_twice_as_large(family):
-    detector = unselective(family)
-    # Without smoothing, shrinking a picture of doubled pixels takes the mean of two equal ones: the network sees the
-    # same numbers, and all that may differ is the way back.
+def test_an_image_twice_as_large_gives_boxes_twice_as_large(family):
+    detector = without_threshold(family)
+    # Without antialiasing, an image of doubled pixels is shrunk to the same values, so that only the conversion of
+    # boxes to the original image can differ.
     detector.antialias = False
     (picture,) = images((64, 96))
     doubled = picture.repeat_interleave(2, 1).repeat_interleave(2, 2)
@@ -69,9 +69,9 @@ def test_a_picture_twice_as_large_gives_boxes_twice_as_large(family):
 
 
 @every_family
-def test_a_picture_is_seen_alike_alone_and_beside_others(family):
-    detector = unselective(family)
-    if family == "retinanet":  # whose first scores are all 0.01
+def test_detections_do_not_depend_on_other_images_in_the_list(family):
+    detector = without_threshold(family)
+    if family == "retinanet":  # whose initial scores are all 0.01
         torch.nn.init.normal_(detector.head.classification_head.cls_logits.weight, std=3.0)
     pictures = images((64, 64), (64, 96), (50, 60), (64, 64), (96, 64))
     together = detector.predict(pictures)
@@ -79,26 +79,26 @@ def test_a_picture_is_seen_alike_alone_and_beside_others(family):
         (alone,) = detector.predict([picture])
         assert len(alone.boxes) == len(beside.boxes) > 0
         assert torch.allclose(alone.scores, beside.scores, atol=1e-5)
-        # Where scores are nearly equal, rounding decides about order and suppression.
+        # If scores are nearly equal, rounding determines order and suppression.
         distance = (alone.boxes[:, None] - beside.boxes).abs().amax(2) + (alone.labels[:, None] != beside.labels)
         assert (distance.min(dim=0).values < 0.01).float().mean() > 0.9
         assert (distance.min(dim=1).values < 0.01).float().mean() > 0.9
 
 
 @every_family
-def test_no_picture_gives_no_detections(family):
-    assert unselective(family).predict([]) == []
+def test_an_empty_list_gives_an_empty_list(family):
+    assert without_threshold(family).predict([]) == []
 
 
 @every_family
-def test_bytes_and_fractions_of_the_same_picture_give_the_same(family):
-    detector = unselective(family)
+def test_uint8_and_float_images_give_the_same_detections(family):
+    detector = without_threshold(family)
     (picture,) = images((64, 64))
     (first,), (second,) = detector.predict([picture]), detector.predict([picture.float() / 255])
     assert torch.allclose(first.scores, second.scores, atol=1e-6)
 
 
-def test_the_class_that_is_surest_gets_its_own_label():
+def test_the_class_with_the_highest_logit_is_detected():
     faster, retina = tiny_detector("faster_rcnn"), tiny_detector("retinanet")
     with torch.no_grad():
         scores = faster.roi_heads.box_predictor.cls_score
@@ -108,7 +108,7 @@ def test_the_class_that_is_surest_gets_its_own_label():
         logits.weight.zero_()
         logits.bias.copy_(torch.tensor([-9.0, 9.0, -9.0]).repeat(9))  # cat, dog, owl
     for detector in (faster, retina):
-        (found,) = detector.predict(images((64, 64)))
-        assert len(found.labels) > 0
-        assert set(found.labels.tolist()) == {1}
-        assert found.scores.min() > 0.99
+        (detections,) = detector.predict(images((64, 64)))
+        assert len(detections.labels) > 0
+        assert set(detections.labels.tolist()) == {1}
+        assert detections.scores.min() > 0.99

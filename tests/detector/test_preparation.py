@@ -1,4 +1,4 @@
-"""Images become batches, and a teacher takes over the batches of its student."""
+"""Images are prepared as batches, and a teacher adopts the batches of its student."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 @every_family
-def test_short_side_gets_the_size_and_long_side_keeps_its_limit(family):
+def test_the_short_side_becomes_the_size_unless_the_long_side_exceeds_its_limit(family):
     detector = tiny_detector(family)
     # 32 x 40 doubles to 64 x 80; 100 x 300 would be 64 x 192, so the limit of 96 decides: 32 x 96.
     batch = detector.prepare(images((32, 40), (100, 300)))
@@ -38,7 +38,7 @@ def test_padding_is_zero_before_and_after_normalisation(family):
 
 
 @every_family
-def test_padded_sides_are_multiples_of_the_divisor(family):
+def test_padded_sides_are_multiples_of_the_size_divisor(family):
     detector = tiny_detector(family)
     for size in ((64, 65), (97, 64), (50, 70)):
         height, width = detector.prepare(images(size)).images.shape[-2:]
@@ -46,7 +46,7 @@ def test_padded_sides_are_multiples_of_the_divisor(family):
 
 
 @every_family
-def test_boxes_are_scaled_and_difficult_and_crowd_ones_left_out(family):
+def test_boxes_are_scaled_and_difficult_and_crowd_boxes_removed(family):
     detector = tiny_detector(family)
     boxes = [[0, 0, 40, 32], [4, 8, 12, 16], [1, 2, 3, 4], [5, 6, 7, 8]]
     annotated = target(boxes, [0, 1, 2, 1], (32, 40), difficult=[2], crowd=[3])
@@ -56,7 +56,7 @@ def test_boxes_are_scaled_and_difficult_and_crowd_ones_left_out(family):
     assert batch.targets[0].size == (64, 80)
 
 
-def test_a_cell_is_valid_where_its_upper_left_corner_is_on_the_image():
+def test_a_cell_is_valid_if_its_upper_left_corner_is_inside_the_image():
     batch = Batch(torch.zeros(2, 3, 64, 96), [(50, 70), (64, 96)], [], [(50, 70), (64, 96)], 2)
     valid = valid_cells(batch, {16: torch.zeros(2, 1, 4, 6), 32: torch.zeros(2, 1, 2, 3)})
     # Corners at stride 16: rows 0 16 32 48, all below 50; columns 0 16 32 48 64 below 70, and 80, which is not.
@@ -76,7 +76,7 @@ def test_valid_cells_of_an_output_follow_the_images(family):
 
 
 @every_family
-def test_a_batch_of_the_same_size_is_adopted_as_it_is(family):
+def test_a_batch_of_the_same_size_is_adopted_unchanged(family):
     student, teacher = tiny_detector(family), tiny_detector(family, seed=1)
     batch = tiny_batch(student)
     assert teacher.adopt(batch) is batch
@@ -101,15 +101,15 @@ def test_a_batch_of_another_size_is_resized_with_its_boxes(family, size, scale, 
 
 
 @every_family
-def test_a_batch_without_annotations_is_adopted_too(family):
+def test_a_batch_without_annotations_is_adopted(family):
     adopted = tiny_detector(family, size=128, max_size=192).adopt(tiny_detector(family).prepare(images((64, 64))))
     assert adopted.targets == []
     assert adopted.sizes == [(128, 128)]
 
 
 @every_family
-def test_an_adopted_batch_shows_the_same_picture(family):
-    # A picture that is constant over 32 x 32 blocks keeps its colours in the middle of each block at double size.
+def test_an_adopted_batch_shows_the_same_image(family):
+    # An image that is constant over 32 x 32 blocks has the same colours in the middle of each block at double size.
     student, teacher = tiny_detector(family), tiny_detector(family, size=128, max_size=192)
     blocks = torch.rand(3, 2, 2).repeat_interleave(32, 1).repeat_interleave(32, 2)
     adopted = teacher.adopt(student.prepare([blocks]))

@@ -1,4 +1,4 @@
-"""What published configurations do otherwise than torchvision, by hand; and torchvision's own losses as the limit."""
+"""Differences of published configurations, by hand; and torchvision's losses as their limit."""
 
 import math
 
@@ -15,7 +15,7 @@ from tests.detector.tiny import tiny_batch, tiny_detector, tiny_options
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
-def test_exact_anchors_have_the_wanted_area_and_ratio():
+def test_exact_anchors_have_the_given_area_and_ratio():
     (anchors,) = ExactAnchors(((10.0, 20.0),), ((0.5, 2.0),)).cell_anchors
     width, height = (anchors[:, 2:] - anchors[:, :2]).unbind(1)
     assert (width * height).tolist() == pytest.approx([100, 400, 100, 400])
@@ -24,32 +24,32 @@ def test_exact_anchors_have_the_wanted_area_and_ratio():
 
 
 def ramp(stride, side=64):
-    """A map that holds the number of each column."""
+    """A feature map whose values are the column indices."""
     cells = side // stride
     return torch.arange(float(cells)).expand(1, 2, cells, cells).clone()
 
 
-def test_aligned_pooling_sees_the_middle_of_a_box():
+def test_aligned_pooling_is_centred_on_the_box():
     # At stride 4 the box is columns 2 to 5, whose mean is 3.5; pooled to one cell.
     pooling = AlignedPooling((4, 8), output_size=1, sampling_ratio=0)
-    found = pooling({"0": ramp(4), "1": ramp(8), "2": ramp(16)}, [torch.tensor([[8.0, 8.0, 24.0, 24.0]])], [(64, 64)])
-    assert found.shape == (1, 2, 1, 1)
-    assert found.flatten().tolist() == pytest.approx([3.5, 3.5])
+    pooled = pooling({"0": ramp(4), "1": ramp(8), "2": ramp(16)}, [torch.tensor([[8.0, 8.0, 24.0, 24.0]])], [(64, 64)])
+    assert pooled.shape == (1, 2, 1, 1)
+    assert pooled.flatten().tolist() == pytest.approx([3.5, 3.5])
 
 
-def test_aligned_pooling_takes_each_box_from_its_level_and_image():
-    # A side of 111 is below twice 56: the first level; 113 is the second. Each level and image has a value of its own.
+def test_aligned_pooling_reads_each_box_from_its_level_and_image():
+    # A side of 111 is below twice 56: the first level; 113 is the second. Each level and image has another value.
     values = {(level, image): 10.0 * level + image for level in range(2) for image in range(2)}
     features = {
         str(level): torch.stack([torch.full((1, 64 >> level, 64 >> level), values[level, i]) for i in range(2)])
         for level in range(2)
     }
     boxes = [torch.tensor([[8.0, 8.0, 119.0, 119.0]]), torch.tensor([[8.0, 8.0, 121.0, 121.0], [8.0, 8.0, 20.0, 20.0]])]
-    found = AlignedPooling((4, 8), 2, 2)(features, boxes, [(256, 256)] * 2)
-    assert found[:, 0, 0, 0].tolist() == [values[0, 0], values[1, 1], values[0, 1]]
+    pooled = AlignedPooling((4, 8), 2, 2)(features, boxes, [(256, 256)] * 2)
+    assert pooled[:, 0, 0, 0].tolist() == [values[0, 0], values[1, 1], values[0, 1]]
 
 
-def test_pooling_no_boxes_gives_nothing():
+def test_pooling_without_boxes_gives_an_empty_tensor():
     assert AlignedPooling((4,), 7, 2)({"0": ramp(4)}, [torch.zeros(0, 4)], [(64, 64)]).shape == (0, 2, 7, 7)
 
 
@@ -73,17 +73,17 @@ def test_second_stage_loss_by_hand():
     ("weight", "expected"),
     [
         (0.1, (math.log(4 / 3) + 0.1 * math.log(4)) / 2),
-        (0.0, math.log(4 / 3)),  # a weight of zero leaves negatives out of the count, too
+        (0.0, math.log(4 / 3)),  # a weight of zero also excludes negatives from the count
     ],
 )
-def test_negatives_of_the_second_stage_can_weigh_less(weight, expected):
+def test_negatives_of_the_second_stage_can_have_less_weight(weight, expected):
     classification, box = second_stage_loss(*second_stage(), negative_weight=weight)
     assert classification.item() == pytest.approx(expected)
     assert box.item() == second_stage_loss(*second_stage())[1].item()
 
 
 def rpn_losses(**attributes):
-    """Losses of one positive anchor, off by 0.5 and 2, and one negative, both taken for objects with 3/4."""
+    """Losses of one positive anchor, off by 0.5 and 2, and one negative, both with an objectness of 3/4."""
     network = tiny_detector("faster_rcnn").train().rpn
     for name, value in attributes.items():
         setattr(network, name, value)
@@ -120,7 +120,7 @@ def test_one_stage_losses_averaged_over_images_are_torchvisions(objects):
     assert box.item() == pytest.approx(expected["bbox_regression"].item(), rel=1e-5, abs=1e-9)
 
 
-def test_one_stage_losses_averaged_over_the_batch_weigh_images_by_their_positives():
+def test_one_stage_losses_averaged_over_the_batch_weight_images_by_their_positives():
     _, _, given = one_stage()
     logits, deltas, targets, anchors, matched, coder = given
     each = [
@@ -135,7 +135,7 @@ def test_one_stage_losses_averaged_over_the_batch_weigh_images_by_their_positive
         assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_negatives_of_one_stage_can_weigh_less():
+def test_negatives_of_one_stage_losses_can_have_less_weight():
     _, _, given = one_stage()
     full, none, half = (one_stage_loss(*given, negative_weight=weight)[0].item() for weight in (1.0, 0.0, 0.5))
     assert 0 < none < full
@@ -143,7 +143,7 @@ def test_negatives_of_one_stage_can_weigh_less():
 
 
 @every_family
-def test_negative_weights_lower_the_losses_of_classes_alone(family):
+def test_negative_weights_lower_only_classification_losses(family):
     detector = tiny_detector(family).train()
     losses = []
     for weight in (1.0, 0.25):
@@ -155,7 +155,7 @@ def test_negative_weights_lower_the_losses_of_classes_alone(family):
 
 
 @every_family
-def test_a_detector_as_published_trains_and_predicts(family):
+def test_a_detector_with_published_options_trains_and_predicts(family):
     options = tiny_options(
         family,
         box_loss="l1",
@@ -177,7 +177,7 @@ def test_a_detector_as_published_trains_and_predicts(family):
     assert layer.bias.abs().max() == 0
 
 
-def test_the_second_stage_begins_as_published():
+def test_the_second_stage_can_be_initialised_as_published():
     options = tiny_options("faster_rcnn", initialisation="published") | {"box_representation_size": 64}
     heads = tiny_detector("faster_rcnn", options=options).roi_heads
     assert heads.box_predictor.cls_score.weight.std().item() == pytest.approx(0.01, rel=0.2)
@@ -187,7 +187,7 @@ def test_the_second_stage_begins_as_published():
 
 
 @every_family
-def test_held_statistics_stay_while_affine_weights_learn(family):
+def test_bn_eval_trains_affine_weights_but_not_statistics(family):
     detector = tiny_detector(family, norm="bn_eval").train()
     norms = [module for module in detector.backbone.body.modules() if isinstance(module, nn.BatchNorm2d)]
     before = [norm.running_mean.clone() for norm in norms]

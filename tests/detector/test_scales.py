@@ -1,4 +1,4 @@
-"""An augmentation may ask `prepare` for another size: boxes follow, and the teacher sees the same pixels."""
+"""`Target.scale` changes the size in `prepare`: boxes follow, and the teacher sees the same pixels."""
 
 from dataclasses import replace
 
@@ -21,14 +21,14 @@ def scaled(detector, sizes, scales):
 
 
 @every_family
-def test_prepare_gives_each_image_its_short_side_and_keeps_the_limit_of_the_long_one(family):
+def test_prepare_scales_the_short_side_up_to_the_limit_of_the_long_side(family):
     detector = tiny_detector(family)  # short side 64, long side 96
     batch = scaled(detector, [(100, 100)] * 5, SCALES)
     assert batch.sizes == [(32, 32), (51, 51), (64, 64), (80, 80), (96, 96)]  # 128 is above the limit
     assert batch.images.shape == (5, 3, 96, 96)
-    for (height, width), one in zip(batch.sizes, batch.targets, strict=True):
-        assert one.boxes[0].tolist() == pytest.approx([0, 0, width / 2, height], abs=1e-3)
-        assert one.size == (height, width)
+    for (height, width), adopted_target in zip(batch.sizes, batch.targets, strict=True):
+        assert adopted_target.boxes[0].tolist() == pytest.approx([0, 0, width / 2, height], abs=1e-3)
+        assert adopted_target.size == (height, width)
     # A wide image is limited by its long side already, and a scale below 1 makes it smaller by as much.
     assert scaled(detector, [(40, 120)] * 3, (1.0, 0.5, 2.0)).sizes == [(32, 96), (16, 48), (32, 96)]
 
@@ -43,7 +43,7 @@ def test_a_scale_of_one_changes_nothing(family):
 
 
 @every_family
-def test_a_teacher_of_the_same_size_takes_the_very_batch(family):
+def test_a_teacher_of_the_same_size_adopts_the_batch_itself(family):
     student, teacher = tiny_detector(family), tiny_detector(family, seed=7, neck_channels=24)
     for first in SCALES:
         batch = scaled(student, [(100, 75), (60, 90)], [first, 0.7])
@@ -66,7 +66,7 @@ def test_a_teacher_of_another_size_resizes_all_images_by_the_same_ratio(family, 
 
 
 @every_family
-def test_training_takes_batches_of_mixed_scales(family):
+def test_batches_of_mixed_scales_can_be_trained_on(family):
     detector = tiny_detector(family).train()
     output = detector.forward_train(scaled(detector, [(100, 75), (60, 90)], [0.3, 1.2]))
     assert all(bool(loss.isfinite()) for loss in output.losses.values())

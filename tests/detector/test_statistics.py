@@ -1,4 +1,4 @@
-"""What follows from the objects of a training split: anchors, and the numbers of each family."""
+"""Options derived from the objects of a training split: anchors, and the numbers of each family."""
 
 import itertools
 from dataclasses import asdict, fields
@@ -10,7 +10,7 @@ from torchvision.ops import box_iou
 
 from defeat.data.dataset import BoxTable, DetectionDataset, Sample
 from defeat.detector import FAMILIES, make_options
-from defeat.detector.options import automatic, settled
+from defeat.detector.options import automatic, with_usual_values
 from defeat.detector.statistics import ObjectStatistics, best_overlaps, fit_sides, object_statistics
 from defeat.errors import InputError
 from tests.detector.tiny import images, target, tiny_detector, tiny_options
@@ -32,7 +32,7 @@ def dataset(boxes, size=(100, 200), images=2, difficult=()):
 def squares(*sides, size=160, each=20):
     """Objects of these sides all over an image of 160 x 160 pixels."""
     generator = torch.Generator().manual_seed(0)
-    side = torch.tensor([float(one) for one in sides]).repeat_interleave(each)
+    side = torch.tensor([float(value) for value in sides]).repeat_interleave(each)
     corner = torch.rand(len(side), 2, generator=generator) * (160 - side)[:, None]
     boxes = torch.cat([corner, corner + side[:, None]], dim=1)
     return ObjectStatistics(size, boxes, torch.full((len(side), 2), 160.0), torch.tensor([float(len(side))]))
@@ -40,23 +40,23 @@ def squares(*sides, size=160, each=20):
 
 def test_objects_are_measured_in_pixels_of_the_resized_image():
     # A short side of 100 becomes 50: everything halves. Difficult boxes are not learned, so they count for nothing.
-    found = object_statistics(dataset([[0, 0, 20, 40], [0, 0, 9, 9], [100, 50, 200, 100]], difficult=[1]), 50, 1000)
-    assert found.boxes.tolist() == [[0, 0, 10, 20], [50, 25, 100, 50]]
-    assert found.image_sizes.tolist() == [[50, 100]] * 2
-    assert found.per_image.tolist() == [2, 0]
-    assert found.objects_in_an_image(0.9) == 2  # images without objects do not count
+    measured = object_statistics(dataset([[0, 0, 20, 40], [0, 0, 9, 9], [100, 50, 200, 100]], difficult=[1]), 50, 1000)
+    assert measured.boxes.tolist() == [[0, 0, 10, 20], [50, 25, 100, 50]]
+    assert measured.image_sizes.tolist() == [[50, 100]] * 2
+    assert measured.per_image.tolist() == [2, 0]
+    assert measured.objects_per_image(0.9) == 2  # images without objects do not count
 
 
-def test_of_many_objects_a_part_is_looked_at(monkeypatch):
-    monkeypatch.setattr("defeat.detector.statistics.MOST_OBJECTS", 3)
-    found = object_statistics(dataset([[0, 0, side, side] for side in range(1, 9)]), 100, 1000)
-    assert found.boxes[:, 2].tolist() == [1, 4, 7]
-    assert found.per_image.tolist() == [8, 0]
+def test_a_sample_of_many_objects_is_used(monkeypatch):
+    monkeypatch.setattr("defeat.detector.statistics.MAX_OBJECTS", 3)
+    measured = object_statistics(dataset([[0, 0, side, side] for side in range(1, 9)]), 100, 1000)
+    assert measured.boxes[:, 2].tolist() == [1, 4, 7]
+    assert measured.per_image.tolist() == [8, 0]
 
 
 @every_family
 @pytest.mark.parametrize("rounded", [True, False])
-def test_best_overlaps_are_those_with_the_anchors_that_the_detector_has(family, rounded):
+def test_best_overlaps_are_those_with_the_anchors_of_the_detector(family, rounded):
     options = tiny_options(family, anchor_sizes=[9, 18, 36, 72, 144], round_anchors=rounded)
     detector = tiny_detector(family, options=options)
     boxes = [[3.0, 5, 21, 40], [0, 0, 64, 64], [40, 50, 64, 64], [30.5, 30.5, 34, 35], [1, 20, 90, 44]]
@@ -66,11 +66,11 @@ def test_best_overlaps_are_those_with_the_anchors_that_the_detector_has(family, 
     (anchors,) = generator(ImageList(batch.images, batch.sizes), maps)
     expected = box_iou(torch.tensor(boxes), anchors).max(dim=1).values
     statistics = ObjectStatistics(64, torch.tensor(boxes), torch.tensor([[64.0, 96.0]] * 5), torch.tensor([5.0]))
-    found = best_overlaps(statistics, tuple(detector.info.neck), generator.sizes, rounded)
-    torch.testing.assert_close(found, expected)
+    overlaps = best_overlaps(statistics, tuple(detector.info.neck), generator.sizes, rounded)
+    torch.testing.assert_close(overlaps, expected)
 
 
-def test_anchors_double_from_level_to_level_and_meet_the_objects():
+def test_anchors_double_from_level_to_level_and_fit_the_objects():
     # Squares of 20, 40, 80 pixels: a series through 20 (10 or 20 first) reaches them all with high IoU.
     sides = fit_sides(squares(20, 40, 80), (4, 8, 16, 32, 64))
     assert all(later == 2 * earlier for earlier, later in itertools.pairwise(sides))
@@ -84,28 +84,28 @@ def test_anchors_double_from_level_to_level_and_meet_the_objects():
 def test_without_objects_anchors_are_in_proportion_to_the_size():
     nothing = ObjectStatistics(400, torch.zeros(0, 4), torch.zeros(0, 2), torch.zeros(3))
     assert fit_sides(nothing, (4, 8, 16, 32, 64)) == (16, 32, 64, 128, 256)
-    assert nothing.objects_in_an_image(0.9) == 0
+    assert nothing.objects_per_image(0.9) == 0
 
 
 @every_family
-def test_at_800_pixels_all_but_anchors_and_the_norm_of_a_head_are_those_of_torchvision(family):
-    found = asdict(make_options(family, {}).fitted(squares(100, size=800, each=3), 64))
-    usual = asdict(settled(make_options(family, {})))
-    assert {name for name in found if found[name] != usual[name]} - {"anchor_sizes", "head_norm"} == set()
+def test_at_800_pixels_all_options_but_anchors_and_head_norm_are_those_of_torchvision(family):
+    fitted = asdict(make_options(family, {}).fitted(squares(100, size=800, each=3), 64))
+    usual = asdict(with_usual_values(make_options(family, {})))
+    assert {name for name in fitted if fitted[name] != usual[name]} - {"anchor_sizes", "head_norm"} == set()
 
 
 @every_family
-def test_nothing_is_left_to_the_data_once_it_is_fitted_and_what_was_given_stays(family):
+def test_fitting_replaces_auto_and_keeps_given_values(family):
     options = make_options(family, {"anchor_sizes": [1, 2, 4, 8, 16]}).fitted(squares(20), 64)
     assert automatic(options) == []
     assert options.anchor_sizes == [1, 2, 4, 8, 16]
-    for one in fields(options):
-        if "usual" in one.metadata and one.name != "anchor_sizes":
-            given = {one.name: one.metadata["usual"]}
-            assert getattr(make_options(family, given).fitted(squares(20), 64), one.name) == one.metadata["usual"]
+    for field in fields(options):
+        if "usual" in field.metadata and field.name != "anchor_sizes":
+            given = {field.name: field.metadata["usual"]}
+            assert getattr(make_options(family, given).fitted(squares(20), 64), field.name) == field.metadata["usual"]
 
 
-def test_a_head_is_normalised_where_a_group_has_several_channels():
+def test_a_head_is_normalised_if_a_group_has_several_channels():
     options = make_options("retinanet", {})
     norms = {width: options.fitted(squares(20), width).head_norm for width in (16, 24, 32, 64, 256)}
     assert norms == {16: "none", 24: "gn", 32: "none", 64: "gn", 256: "gn"}
@@ -113,8 +113,8 @@ def test_a_head_is_normalised_where_a_group_has_several_channels():
 
 def test_small_images_get_fewer_proposals_and_crowded_ones_more():
     def numbers(objects):
-        found = make_options("faster_rcnn", {}).fitted(squares(20, each=objects), 64)
-        return found.rpn_post_nms_top_n_train, found.rpn_post_nms_top_n_test, found.box_batch_size_per_image
+        fitted = make_options("faster_rcnn", {}).fitted(squares(20, each=objects), 64)
+        return fitted.rpn_post_nms_top_n_train, fitted.rpn_post_nms_top_n_test, fitted.box_batch_size_per_image
 
     assert numbers(4) == (400, 208, 112)  # a fifth, in steps of 16
     assert numbers(40) == (640, 320, 320)  # 16, 8 and 8 for each object
@@ -122,7 +122,7 @@ def test_small_images_get_fewer_proposals_and_crowded_ones_more():
 
 
 @every_family
-def test_without_data_a_detector_is_that_of_torchvision_whether_it_says_auto_or_nothing(family):
+def test_without_data_options_are_those_of_torchvision(family):
     small = {"options": tiny_options(family)}
     del small["options"]["anchor_sizes"]
     said = tiny_detector(family, options=small["options"] | {"anchor_sizes": "auto"})
@@ -133,6 +133,6 @@ def test_without_data_a_detector_is_that_of_torchvision_whether_it_says_auto_or_
 
 
 @every_family
-def test_what_is_neither_auto_nor_valid_is_refused(family):
+def test_values_that_are_neither_auto_nor_valid_are_refused(family):
     with pytest.raises(InputError, match=r"--detector\.anchor-sizes must be 5 sides of 1 pixel or more, or auto, not"):
         make_options(family, {"anchor_sizes": "automatic"})

@@ -1,4 +1,4 @@
-"""torchvision's four detectors, loaded from a file with their state dict, predict what torchvision predicts."""
+"""torchvision's four detectors, loaded from a file with their state dict, give the same predictions."""
 
 from dataclasses import replace
 
@@ -19,12 +19,12 @@ FEW_PROPOSALS = {"training": 100, "testing": 100}  # the thousand that are usual
 
 def spread(model, layer, deviation):
     """Scale a layer so that its outputs have this deviation: at first all scores are nearly equal."""
-    found = []
+    outputs = []
     layer.bias.zero_()
-    hook = layer.register_forward_hook(lambda _layer, _inputs, output: found.append(output.flatten()))
+    hook = layer.register_forward_hook(lambda _layer, _inputs, output: outputs.append(output.flatten()))
     model(PICTURES)
     hook.remove()
-    layer.weight.mul_(deviation / max(level.std() for level in found))
+    layer.weight.mul_(deviation / max(level.std() for level in outputs))
 
 
 def original(name):
@@ -56,7 +56,7 @@ def original(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONVERTERS)
-def test_predictions_equal_torchvisions(name, tmp_path):
+def test_predictions_equal_those_of_torchvision(name, tmp_path):
     model = original(name)
     torch.save(model.state_dict(), tmp_path / "weights.pth")
     detector = load(f"torchvision:{name}", weights=tmp_path / "weights.pth")
@@ -67,16 +67,16 @@ def test_predictions_equal_torchvisions(name, tmp_path):
     if hasattr(detector, "rpn"):
         detector.rpn._post_nms_top_n = FEW_PROPOSALS
     with torch.no_grad():
-        # One by one: torchvision pads a batch to its largest image, and what it finds depends on that.
+        # One by one: torchvision pads a batch to its largest image, on which its detections depend.
         expected = [model([picture])[0] for picture in PICTURES]
-    for found, wanted in zip(detector.predict(PICTURES), expected, strict=True):
-        assert len(wanted["scores"]) > 10
-        assert wanted["scores"].max() - wanted["scores"].min() > 0.1
-        assert torch.allclose(found.scores, wanted["scores"], atol=1e-4)
+    for detections, reference in zip(detector.predict(PICTURES), expected, strict=True):
+        assert len(reference["scores"]) > 10
+        assert reference["scores"].max() - reference["scores"].min() > 0.1
+        assert torch.allclose(detections.scores, reference["scores"], atol=1e-4)
         # Nearly equal scores may change places: every detection must have its counterpart, wherever it stands.
-        distance = (found.boxes[:, None] - wanted["boxes"]).abs().amax(2)
-        distance += 100 * (found.scores[:, None] - wanted["scores"]).abs()
-        distance += 100 * (found.labels[:, None] + 1 != wanted["labels"])  # torchvision counts from the background
+        distance = (detections.boxes[:, None] - reference["boxes"]).abs().amax(2)
+        distance += 100 * (detections.scores[:, None] - reference["scores"]).abs()
+        distance += 100 * (detections.labels[:, None] + 1 != reference["labels"])  # 0 is the background
         assert distance.min(dim=0).values.max() < 0.01
         assert distance.min(dim=1).values.max() < 0.01
 
@@ -93,17 +93,17 @@ def test_a_loaded_model_teaches_with_labels_from_zero(tmp_path):
     assert {0, 1, 2, 4} <= set(dense.labels.flatten().tolist()) <= {-1, 0, 1, 2, 4}
 
 
-def test_a_score_in_the_background_column_is_no_detection(tmp_path):
+def test_the_background_column_is_not_detected(tmp_path):
     model = original("retinanet_resnet50_fpn")
     with torch.no_grad():
         model.head.classification_head.cls_logits.bias.view(9, 5)[:, 0] = 100
     torch.save(model.state_dict(), tmp_path / "weights.pth")
     detector = load("torchvision:retinanet_resnet50_fpn", weights=tmp_path / "weights.pth")
     detector.info = replace(detector.info, size=64, max_size=96)
-    (found,) = detector.predict(images((64, 64)))
-    assert len(found.labels) > 0
-    assert found.labels.min() >= 0
-    assert found.labels.max() <= 3
+    (detections,) = detector.predict(images((64, 64)))
+    assert len(detections.labels) > 0
+    assert detections.labels.min() >= 0
+    assert detections.labels.max() <= 3
 
 
 def test_an_unknown_name_suggests_the_nearest():
@@ -111,7 +111,7 @@ def test_an_unknown_name_suggests_the_nearest():
         load("torchvision:retinanet_resnet50")
 
 
-def test_weights_of_something_else_are_refused(tmp_path):
+def test_other_weights_are_refused(tmp_path):
     path = tmp_path / "weights.pth"
     torch.save({"layer.weight": torch.zeros(3)}, path)
     with pytest.raises(InputError, match="no classification layer"):

@@ -1,4 +1,4 @@
-"""Images that nobody annotated: a detector learns nothing from them, but for what a teacher is certain of."""
+"""Unannotated images: a detector learns only from confident boxes of a teacher."""
 
 from dataclasses import replace
 
@@ -13,13 +13,13 @@ BOXES = [[8.0, 8.0, 40.0, 40.0], [30.0, 20.0, 60.0, 60.0]]
 
 
 def detector(family, **options):
-    # Every anchor and proposal counts, so that none is drawn; the statistics of a batch are left out.
+    # All anchors and proposals are used, so that there is no random sampling; no batch statistics.
     everything = {"rpn_batch_size_per_image": 10_000, "box_batch_size_per_image": 10_000, "box_positive_fraction": 1.0}
     return tiny_detector(family, norm="frozen", options=tiny_options(family, **everything | options)).train()
 
 
 def unannotated(boxes=(), labels=(), certain=()):
-    difficult = [place for place in range(len(boxes)) if place not in certain]
+    difficult = [index for index in range(len(boxes)) if index not in certain]
     return replace(target(list(boxes), list(labels), difficult=difficult), annotated=False)
 
 
@@ -43,14 +43,14 @@ def test_an_image_without_annotations_changes_no_loss_of_the_detector(family, bo
 
 
 @pytest.mark.parametrize("average", ["image", "batch"])
-def test_either_average_of_a_one_stage_loss_leaves_it_out(average):
+def test_both_averages_of_one_stage_losses_ignore_unannotated_images(average):
     alone, _ = losses("retinanet", [target(BOXES, [0, 1])], loss_average=average)
     beside, _ = losses("retinanet", [target(BOXES, [0, 1]), unannotated()], loss_average=average)
     assert beside == pytest.approx(alone, rel=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_certain_detections_are_learned_and_what_is_beside_them_is_undecided(family):
+def test_confident_boxes_are_learned_and_the_background_is_ignored(family):
     annotated = target(BOXES, [0, 1])
     plain, _ = losses(family, [annotated, unannotated(BOXES, [0, 1])])
     taught, (output, built) = losses(family, [annotated, unannotated(BOXES, [0, 1], certain=[0])])
@@ -58,7 +58,7 @@ def test_certain_detections_are_learned_and_what_is_beside_them_is_undecided(fam
     if family == "retinanet":
         (gradient,) = torch.autograd.grad(output.losses["classification"], built.logits)
         touched = gradient[1].abs().sum(dim=1) > 0
-        # Only anchors of the certain box pull: those labelled 0; the others have label 1, background, or none.
+        # Only anchors of the confident box, with label 0, have a gradient.
         assert touched.any()
         assert set(output.dense.labels[1][touched].tolist()) == {0}
         assert (gradient[0].abs().sum(dim=1) > 0).sum() > touched.sum()
@@ -68,19 +68,19 @@ def test_certain_detections_are_learned_and_what_is_beside_them_is_undecided(fam
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_batch_without_any_annotation_has_finite_losses_of_zero(family):
+def test_losses_of_a_batch_without_annotations_are_zero(family):
     found, _ = losses(family, [unannotated(), unannotated(BOXES, [0, 1])])
     assert found == dict.fromkeys(found, 0.0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_a_method_reads_knows_all_detections(family):
+def test_the_output_for_methods_includes_all_boxes(family):
     _, (output, _) = losses(family, [target(BOXES, [0, 1]), unannotated(BOXES, [2, 2])])
     teacher = detector(family).eval()
     batch = teacher.prepare(images(*SIZES), [target(BOXES, [0, 1]), unannotated(BOXES, [2, 2])])
-    assert [len(one.boxes) for one in batch.targets] == [2, 2]
-    given = teacher.forward_teacher(batch)
-    labels = given.dense.labels[1] if family == "retinanet" else given.proposals.labels
+    assert [len(target.boxes) for target in batch.targets] == [2, 2]
+    taught = teacher.forward_teacher(batch)
+    labels = taught.dense.labels[1] if family == "retinanet" else taught.proposals.labels
     assert 2 in labels.tolist()
     if family == "retinanet":
         assert 2 in output.dense.labels[1].tolist()

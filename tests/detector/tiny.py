@@ -1,4 +1,4 @@
-"""Detectors small enough for a test: the real parts, with few channels and small images."""
+"""Small detectors for tests, with few channels and small images."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -13,7 +13,7 @@ from defeat.types import Target
 CLASSES = ("cat", "dog", "owl")
 BACKBONE = "mobilenetv3_small_050"
 SMALLER = {"box_representation_size": 16, "box_batch_size_per_image": 16, "rpn_batch_size_per_image": 16}
-# What follows from the data where it is not given.
+# Values of options that are derived from the data by default.
 USUAL = {"anchor_sizes": [32, 64, 128, 256, 512], "topk_candidates": 1000, "head_norm": "none"}
 USUAL |= {"rpn_pre_nms_top_n_train": 2000, "rpn_post_nms_top_n_train": 2000}
 USUAL |= {"rpn_pre_nms_top_n_test": 1000, "rpn_post_nms_top_n_test": 1000}
@@ -21,13 +21,13 @@ UNSELECTIVE = {"score_thresh": 0.0, "box_score_thresh": 0.0}
 
 
 def tiny_options(family: str, **more: Any) -> dict[str, Any]:
-    """Those of the given settings that the family has, with the numbers of torchvision instead of fitted ones."""
+    """The given options that the family has, with torchvision's values instead of derived ones."""
     known = {field.name for field in fields(family_options(family))}
     return {name: value for name, value in {**USUAL, **SMALLER, **more}.items() if name in known}
 
 
 def tiny_detector(family: str, backbone: str = BACKBONE, *, seed: int = 0, weights: str = "none", **spec: Any):
-    """A detector with short side 64, long side 96 and 16 channels in its neck."""
+    """A detector with short side 64, long side 96 and 16 neck channels."""
     settings: dict[str, Any] = {"classes": CLASSES, "size": 64, "max_size": 96, "neck_channels": 16}
     settings["options"] = tiny_options(family)
     torch.manual_seed(seed)
@@ -59,7 +59,7 @@ def target(
 
 
 def tiny_batch(detector: Detector, objects: bool = True):
-    """Three images of two sizes; the last one holds no object, and none does without `objects`."""
+    """Three images of two sizes; the last one has no objects, and without `objects` none has."""
     sizes = [(64, 64), (64, 96), (64, 64)]
     targets = [
         target([[8, 8, 40, 40], [30, 20, 60, 60]], [0, 1]),

@@ -1,4 +1,4 @@
-"""Outputs of detectors that were never run: maps and predictions with values chosen by hand."""
+"""Detector outputs built by hand, without running a detector."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ START = Progress(step=0, steps=100)
 
 
 def info(neck: dict[int, int], **changes: Any) -> DetectorInfo:
-    """What is known about a detector with these channels by stride; it offers nothing but maps."""
+    """Description of a detector with these channels by stride, which offers feature maps only."""
     settings: dict[str, Any] = {
         "family": "made_up",
         "classes": CLASSES,
@@ -43,7 +43,7 @@ def random_output(channels: int, seed: int, images: int = 2, size: int = 64, **f
 
 
 def dense(logits: Tensor, labels: Tensor) -> DensePredictions:
-    """Predictions (B, N, K) of which the classification alone matters."""
+    """Predictions with logits (B, N, K); all boxes are zero."""
     boxes = torch.zeros(*logits.shape[:2], 4)
     return DensePredictions(logits, boxes, labels, torch.full((logits.shape[1],), 8))
 

@@ -1,4 +1,4 @@
-"""Classes meet by name: subset, superset, renamed, merged, in every combination of families."""
+"""Classes are matched by name: subset, superset, renamed, merged, for every family."""
 
 import math
 
@@ -16,10 +16,10 @@ from tests.distillation.test_methods import run
 
 
 def log(*probabilities):
-    return torch.tensor([[math.log(one) for one in probabilities]])
+    return torch.tensor([[math.log(probability) for probability in probabilities]])
 
 
-def test_the_same_classes_are_taken_as_they_are():
+def test_equal_classes_leave_logits_and_labels_unchanged():
     same, logits, labels = ClassMap(("a", "b"), ("a", "b")), torch.randn(4, 3), torch.tensor([0, 1, 2, -1])
     assert same.identical
     assert same.student_logits(logits) is logits
@@ -27,7 +27,7 @@ def test_the_same_classes_are_taken_as_they_are():
     assert same.labels(labels) is labels
 
 
-def test_another_order_is_brought_into_the_students():
+def test_another_order_is_converted_to_the_students():
     other = ClassMap(("a", "b"), ("b", "a"))
     assert other.teacher_logits(torch.tensor([[1.0, 2.0, 3.0]])).tolist() == [[2, 1, 3]]
     assert other.student_logits(torch.tensor([[1.0, 2.0, 3.0]])).tolist() == [[1, 2, 3]]
@@ -36,21 +36,21 @@ def test_another_order_is_brought_into_the_students():
 def test_probabilities_of_the_shared_classes_and_the_background_are_renormalised():
     # The teacher gives a 0.2, x 0.5, b 0.1 and the background 0.2: without x, 0.4, 0.2 and 0.4 are left.
     some = ClassMap(("b", "a"), ("a", "x", "b"))
-    found = some.teacher_logits(log(0.2, 0.5, 0.1, 0.2)).softmax(dim=1)
-    assert found[0].tolist() == pytest.approx([0.2, 0.4, 0.4])
-    # The student knows b and c beside the teacher's a: a 0.3 and the background 0.1 become 3/4 and 1/4.
+    probabilities = some.teacher_logits(log(0.2, 0.5, 0.1, 0.2)).softmax(dim=1)
+    assert probabilities[0].tolist() == pytest.approx([0.2, 0.4, 0.4])
+    # The student knows b and c in addition to the teacher's a: a 0.3 and the background 0.1 become 3/4 and 1/4.
     more = ClassMap(("c", "a", "b"), ("a",))
     assert more.student_logits(log(0.2, 0.3, 0.4, 0.1)).softmax(dim=1)[0].tolist() == pytest.approx([0.75, 0.25])
 
 
 def test_probabilities_of_merged_classes_add_up():
-    # car 0.1 and bus 0.3 are both a vehicle: 0.4, beside cat 0.2 and background 0.4.
+    # car 0.1 and bus 0.3 are both a vehicle: 0.4; cat has 0.2 and the background 0.4.
     merged = ClassMap(("cat", "vehicle"), ("vehicle", "cat", "vehicle"))
     assert merged.pairs == {0: (1,), 1: (0, 2)}
     assert merged.teacher_logits(log(0.1, 0.2, 0.3, 0.4)).softmax(dim=1)[0].tolist() == pytest.approx([0.2, 0.4, 0.4])
 
 
-def test_by_sigmoid_a_merged_class_is_there_where_any_of_its_parts_is():
+def test_with_sigmoid_a_merged_class_is_present_where_any_of_its_parts_is():
     # 1 - (1 - 0.5)(1 - 0.2) = 0.6; the class that is not merged keeps its 0.9.
     merged = ClassMap(("cat", "vehicle"), ("vehicle", "cat", "vehicle"))
     logits = torch.tensor([[0.5, 0.9, 0.2]]).logit()
@@ -59,53 +59,58 @@ def test_by_sigmoid_a_merged_class_is_there_where_any_of_its_parts_is():
 
 def test_merged_sigmoids_stay_finite_at_any_logit():
     merged = ClassMap(("vehicle",), ("vehicle", "vehicle"))
-    found = merged.teacher_logits(torch.tensor([[-80.0, -80.0], [80.0, 80.0], [0.0, -80.0]]))
-    # Of two rare events either happens twice as often; of two certain ones, exp(-160) stays out.
-    assert found[:, 0].tolist() == pytest.approx([-80 + math.log(2), 160, 0], abs=1e-3)
+    logits = merged.teacher_logits(torch.tensor([[-80.0, -80.0], [80.0, 80.0], [0.0, -80.0]]))
+    # Two rare events: either happens twice as often. Two certain ones: neither happens with probability exp(-160).
+    assert logits[:, 0].tolist() == pytest.approx([-80 + math.log(2), 160, 0], abs=1e-3)
 
 
-def test_labels_are_places_among_the_shared_classes():
+def test_labels_are_indices_among_the_shared_classes():
     some = ClassMap(("x", "b", "a"), ("a", "b"))
     assert some.labels(torch.tensor([0, 1, 2, 3, -1])).tolist() == [-1, 0, 1, 2, -1]
 
 
 def test_detections_get_the_students_labels_and_foreign_ones_are_left_out():
     some = ClassMap(("a", "b"), ("x", "b", "a"))
-    found = Detections(torch.arange(12.0).view(3, 4), torch.tensor([0.9, 0.8, 0.7]), torch.tensor([1, 0, 2]))
-    kept = some.detections(found)
-    assert kept.labels.tolist() == [1, 0]
-    assert kept.scores.tolist() == pytest.approx([0.9, 0.7])
-    assert kept.boxes[:, 0].tolist() == [0, 8]
+    detections = Detections(torch.arange(12.0).view(3, 4), torch.tensor([0.9, 0.8, 0.7]), torch.tensor([1, 0, 2]))
+    relabelled = some.detections(detections)
+    assert relabelled.labels.tolist() == [1, 0]
+    assert relabelled.scores.tolist() == pytest.approx([0.9, 0.7])
+    assert relabelled.boxes[:, 0].tolist() == [0, 8]
 
 
-def test_names_are_changed_before_they_meet():
+def test_names_are_changed_before_they_are_matched():
     teacher = info({8: 1}, classes=("car", "bus", "person", "dog"))
     names = {"car": "vehicle", "bus": "vehicle", "dog": None}
-    known = renamed_classes(teacher, ("dog", "vehicle", "person"), names)
-    assert known.classes == ("vehicle", "vehicle", "person", "")
-    assert ClassMap(("dog", "vehicle", "person"), known.classes).pairs == {1: (0, 1), 2: (2,)}
+    renamed = renamed_classes(teacher, ("dog", "vehicle", "person"), names)
+    assert renamed.classes == ("vehicle", "vehicle", "person", "")
+    assert ClassMap(("dog", "vehicle", "person"), renamed.classes).pairs == {1: (0, 1), 2: (2,)}
 
 
 @pytest.mark.parametrize(
-    ("names", "says"),
+    ("names", "message"),
     [
         ({"cra": "person"}, "Unknown class of the teacher 'cra'. Did you mean 'car'"),
         ({"car": "persn"}, "Unknown class of the student 'persn'. Did you mean 'person'"),
     ],
 )
-def test_names_that_nobody_has_are_refused(names, says):
-    with pytest.raises(InputError, match=says):
+def test_unknown_names_are_refused(names, message):
+    with pytest.raises(InputError, match=message):
         renamed_classes(info({8: 1}, classes=("car", "bus")), ("person", "dog"), names)
 
 
-def test_what_does_not_meet_is_said_with_the_nearest_name():
+def test_unmatched_classes_are_reported_with_the_nearest_name():
     assert ClassMap(("cat", "dog"), ("cat", "dog")).describe() == []
     assert ClassMap(("cat", "motorbike", "owl"), ("cat", "motorcycle", "boat")).describe() == [
-        "The teacher does not know motorbike, owl: annotations alone teach what they are.",
+        "The teacher does not know motorbike, owl: only annotations teach these classes.",
         "The student does not know the teacher's motorcycle, boat.",
-        "Of the teacher's classes motorcycle may be motorbike: if so, say it with --class-map.",
+        "If these are the same classes, give --class-map '{motorcycle: motorbike}'.",
     ]
-    assert ClassMap(("cat",), ("ship",)).describe() == ["The teacher's classes (ship) are none of the student's (cat)."]
+    assert ClassMap(("no", "T 90"), ("NO", "t-90")).describe()[-1] == (
+        """If these are the same classes, give --class-map '{"NO": "no", "t-90": T 90}'."""
+    )
+    assert ClassMap(("cat",), ("ship",)).describe() == [
+        "The teacher has none of the student's classes (cat), but ship."
+    ]
 
 
 HEADS = {"positive_weight": 1.0, "negative_weight": 1.0, "object_weight": 0.0, "background_weight": 0.0}
@@ -125,8 +130,8 @@ HEADS = {"positive_weight": 1.0, "negative_weight": 1.0, "object_weight": 0.0, "
 )
 def test_head_terms_of_teachers_with_other_classes_teach_the_student(family, teacher_classes, names):
     student, teacher = tiny_detector(family), tiny_detector(family, seed=1, classes=teacher_classes)
-    known = renamed_classes(teacher.info, student.info.classes, names)
-    losses = run(build_method("defeat", student.info, known, HEADS), student, teacher)
+    renamed = renamed_classes(teacher.info, student.info.classes, names)
+    losses = run(build_method("defeat", student.info, renamed, HEADS), student, teacher)
     assert losses.keys() == {"head_positive", "head_negative"}
     assert all(loss.isfinite() and loss > 0 for loss in losses.values())
     sum(losses.values()).backward()
@@ -134,21 +139,21 @@ def test_head_terms_of_teachers_with_other_classes_teach_the_student(family, tea
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_teacher_that_only_numbers_the_classes_otherwise_gives_the_same_losses(family):
-    # Both teachers have the same weights, but for the order of the columns of their last layer.
+def test_a_teacher_with_another_order_of_classes_gives_the_same_losses(family):
+    # Both teachers have the same weights, except for the order of the columns of their last layer.
     student, teacher = tiny_detector(family), tiny_detector(family, seed=1)
     plain = run(build_method("defeat", student.info, teacher.info, HEADS), student, teacher)
-    turned = tiny_detector(family, seed=1, classes=("owl", "cat", "dog"))
-    old, new = teacher.state_dict(), turned.state_dict()
+    reordered = tiny_detector(family, seed=1, classes=("owl", "cat", "dog"))
+    old, new = teacher.state_dict(), reordered.state_dict()
     order = [2, 0, 1]
     for name in [name for name in old if "cls_" in name and name.startswith(("head", "roi_heads"))]:
         per_class = old[name].unflatten(0, (-1, 3)) if family == "retinanet" else old[name]
         if family == "retinanet":
             new[name] = per_class[:, order].flatten(0, 1)
         else:  # torchvision keeps the background first
-            new[name] = per_class[[0, *(1 + place for place in order)]]
-    turned.load_state_dict(new)
-    again = run(build_method("defeat", student.info, turned.info, HEADS), student, turned)
+            new[name] = per_class[[0, *(1 + label for label in order)]]
+    reordered.load_state_dict(new)
+    again = run(build_method("defeat", student.info, reordered.info, HEADS), student, reordered)
     for name, loss in plain.items():
         assert again[name].item() == pytest.approx(loss.item(), rel=1e-4), name
 

@@ -1,4 +1,4 @@
-"""Which predictions count, and how they are compared, by hand."""
+"""Which class predictions count, and how they are compared, by hand."""
 
 import math
 from dataclasses import replace
@@ -17,13 +17,13 @@ MAPS = {8: torch.zeros(1, 1, 8, 8)}
 
 
 def softmax(labels, teacher):
-    """Predictions of a student that knows nothing, two classes and background."""
+    """Predictions of a student with uniform probabilities, two classes and background."""
     teacher = torch.tensor(teacher, dtype=torch.float32)
     return Predictions(torch.zeros_like(teacher), teacher, torch.tensor(labels), classes=2)
 
 
 SURE = [[9.0, 0.0, 0.0], [0.0, 9.0, 0.0], [0.0, 0.0, 9.0], [9.0, 0.0, 0.0], [0.0, 0.0, 9.0]]
-LABELS = [0, 0, 2, 2, -1]  # right, wrong class, background, background taken for an object, undecided
+LABELS = [0, 0, 2, 2, -1]  # correct, wrong class, background, background predicted as an object, undecided
 
 
 @pytest.mark.parametrize(
@@ -40,46 +40,46 @@ def test_groups_of_proposals(group, expected):
     assert GROUPS[group](softmax(LABELS, SURE)).int().tolist() == expected
 
 
-def test_by_sigmoid_a_teacher_sees_background_where_no_class_reaches_one_half():
+def test_with_sigmoid_a_teacher_predicts_background_where_no_class_reaches_one_half():
     teacher = torch.tensor([[2.0, 1.0], [-1.0, 0.5], [-0.5, -3.0]])
-    one = Predictions(torch.zeros(3, 2), teacher, torch.tensor([0, 0, 2]), classes=2)
-    assert one.teacher_labels().tolist() == [0, 1, 2]
-    assert GROUPS["teacher_correct"](one).tolist() == [True, False, True]
-    assert GROUPS["positive_teacher_correct"](one).tolist() == [True, False, False]
+    predictions = Predictions(torch.zeros(3, 2), teacher, torch.tensor([0, 0, 2]), classes=2)
+    assert predictions.teacher_labels().tolist() == [0, 1, 2]
+    assert GROUPS["teacher_correct"](predictions).tolist() == [True, False, True]
+    assert GROUPS["positive_teacher_correct"](predictions).tolist() == [True, False, False]
 
 
 def test_an_empty_group_gives_zero_with_a_gradient_of_zero():
-    one = softmax([2, 2], [[9.0, 0.0, 0.0], [0.0, 9.0, 0.0]])
-    student = one.student.requires_grad_()
-    loss = ClassTerm(1.0, "positive")(replace(one, student=student))
+    predictions = softmax([2, 2], [[9.0, 0.0, 0.0], [0.0, 9.0, 0.0]])
+    student = predictions.student.requires_grad_()
+    loss = ClassTerm(1.0, "positive")(replace(predictions, student=student))
     loss.backward()
     assert loss.item() == 0
     assert student.grad.abs().sum() == 0
 
 
 def test_cross_entropy_of_softmax_outputs_by_hand():
-    # The student says 1/2, 1/2; the teacher 3/4, 1/4. Both columns cost ln 2, whatever the teacher says; times ten.
-    one = Predictions(torch.zeros(1, 2), torch.tensor([[math.log(3), 0.0]]), torch.tensor([0]), classes=1)
-    assert ClassTerm(3.0, "positive", "bce")(one).item() == pytest.approx(3 * 10 * math.log(2))
+    # The student gives 1/2, 1/2; the teacher 3/4, 1/4. Both columns cost ln 2 for any teacher; times ten.
+    predictions = Predictions(torch.zeros(1, 2), torch.tensor([[math.log(3), 0.0]]), torch.tensor([0]), classes=1)
+    assert ClassTerm(3.0, "positive", "bce")(predictions).item() == pytest.approx(3 * 10 * math.log(2))
 
 
-def test_cross_entropy_is_least_where_both_agree():
+def test_cross_entropy_is_minimal_where_both_agree():
     logits = torch.tensor([[1.0, -0.5, 0.3]])
     for student in (logits.clone(), logits[:, :2].clone()):
         student.requires_grad_()
-        one = Predictions(student, student.detach(), torch.tensor([0]), classes=2)
-        ClassTerm(1.0, "all", "bce")(one).backward()
+        predictions = Predictions(student, student.detach(), torch.tensor([0]), classes=2)
+        ClassTerm(1.0, "all", "bce")(predictions).backward()
         assert student.grad.abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("columns", [3, 2])
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_the_gradient_of_a_divergence_is_bounded_however_far_apart_the_two_are(columns, temperature):
+def test_the_gradient_of_a_divergence_is_bounded_at_any_distance(columns, temperature):
     generator = torch.Generator().manual_seed(0)
     student = (1000 * torch.randn(5, columns, generator=generator)).requires_grad_()
     teacher = 1000 * torch.randn(5, columns, generator=generator)
-    one = Predictions(student, teacher, torch.tensor([0, 1, 0, 1, 0]), classes=2)
-    loss = ClassTerm(3.0, "positive", temperature=temperature)(one)
+    predictions = Predictions(student, teacher, torch.tensor([0, 1, 0, 1, 0]), classes=2)
+    loss = ClassTerm(3.0, "positive", temperature=temperature)(predictions)
     loss.backward()
     assert loss.item() > 100
     # Of each of the 5 predictions: weight x temperature x |q - p| / 5, and |q - p| is at most 1 for each logit.
@@ -96,42 +96,42 @@ def scorer(calls, logits):
 
 
 @pytest.mark.parametrize(
-    ("whose", "names", "asked_of_student", "asked_of_teacher"),
+    ("source", "names", "calls_of_student", "calls_of_teacher"),
     [
         ("teacher", ["head_all"], 1, 0),
         ("student", ["head_all"], 0, 1),
         ("both", ["head_all", "head_all_student"], 1, 1),
     ],
 )
-def test_each_scores_the_others_proposals(whose, names, asked_of_student, asked_of_teacher):
-    of_student, of_teacher = [], []
-    own, others = [torch.tensor([[0.0, 0.0, 8.0, 8.0]])], [torch.tensor([[8.0, 8.0, 24.0, 24.0]] * 2)]
+def test_each_detector_scores_the_others_proposals(source, names, calls_of_student, calls_of_teacher):
+    scored_by_student, scored_by_teacher = [], []
+    student_boxes, teacher_boxes = [torch.tensor([[0.0, 0.0, 8.0, 8.0]])], [torch.tensor([[8.0, 8.0, 24.0, 24.0]] * 2)]
     student = output(
         MAPS,
-        proposals=proposals(own, torch.zeros(1, 3), torch.tensor([0])),
-        score_proposals=scorer(of_student, [0.0, 0.0, 0.0]),
+        proposals=proposals(student_boxes, torch.zeros(1, 3), torch.tensor([0])),
+        score_proposals=scorer(scored_by_student, [0.0, 0.0, 0.0]),
     )
     teacher = output(
         MAPS,
         scale=2.0,
-        proposals=proposals(others, torch.tensor([[3.0, 0.0, 0.0]] * 2), torch.tensor([0, 2])),
-        score_proposals=scorer(of_teacher, [0.0, 3.0, 0.0]),
+        proposals=proposals(teacher_boxes, torch.tensor([[3.0, 0.0, 0.0]] * 2), torch.tensor([0, 2])),
+        score_proposals=scorer(scored_by_teacher, [0.0, 3.0, 0.0]),
     )
-    losses = ClassImitation(TWO_STAGE, TWO_STAGE, {"all": ClassTerm(1.0, "all")}, whose)(student, teacher)
+    losses = ClassImitation(TWO_STAGE, TWO_STAGE, {"all": ClassTerm(1.0, "all")}, source)(student, teacher)
     assert list(losses) == names
-    assert (len(of_student), len(of_teacher)) == (asked_of_student, asked_of_teacher)
+    assert (len(scored_by_student), len(scored_by_teacher)) == (calls_of_student, calls_of_teacher)
     # The teacher's batch is twice as large: boxes are halved for the student and doubled for the teacher.
-    assert all(torch.equal(boxes[0], others[0] / 2) for boxes in of_student)
-    assert all(torch.equal(boxes[0], own[0] * 2) for boxes in of_teacher)
+    assert all(torch.equal(boxes[0], teacher_boxes[0] / 2) for boxes in scored_by_student)
+    assert all(torch.equal(boxes[0], student_boxes[0] * 2) for boxes in scored_by_teacher)
     assert all(loss > 0.5 for loss in losses.values())
 
 
 def test_the_method_compares_anchors_of_one_stage_detectors():
     one_stage = info({8: 1}, offers=frozenset({"dense"}), anchors="the same")
     labels = torch.tensor([[0, 2, -1]])
-    wanted = torch.zeros(1, 3, 2)
-    wanted[0, 0, 0] = math.log(3)
-    student, teacher = (output(MAPS, dense=dense(one, labels)) for one in (torch.zeros(1, 3, 2), wanted))
+    teacher_logits = torch.zeros(1, 3, 2)
+    teacher_logits[0, 0, 0] = math.log(3)
+    student, teacher = (output(MAPS, dense=dense(logits, labels)) for logits in (torch.zeros(1, 3, 2), teacher_logits))
     built = Classification(one_stage, one_stage, class_weight=6.0, warmup=0.0)
     # KL of one Bernoulli variable (3/4 from 1/2) and of an equal one, averaged over the two decided anchors.
     divergence = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
@@ -161,24 +161,28 @@ def test_settings_that_cannot_work_are_refused(options, expected):
     assert expected in str(caught.value)
 
 
-def test_averaged_over_all_two_terms_pull_as_hard_as_the_detectors_own_loss():
+def test_averaged_over_all_two_terms_have_the_gradient_of_a_detectors_own_loss():
     torch.manual_seed(0)
-    logits, wanted, labels = torch.randn(12, 4, requires_grad=True), torch.randn(12, 4), torch.tensor([0, 1, 2, 3] * 3)
+    student, teacher, labels = (
+        torch.randn(12, 4, requires_grad=True),
+        torch.randn(12, 4),
+        torch.tensor([0, 1, 2, 3] * 3),
+    )
     labels[-1] = -1
     terms = [ClassTerm(1.0, group, average="all") for group in ("positive", "negative")]
-    sum(term(Predictions(logits, wanted, labels, 3)) for term in terms).backward()
+    sum(term(Predictions(student, teacher, labels, 3)) for term in terms).backward()
     decided = labels >= 0
-    # The gradient of a cross entropy with soft labels, averaged over the eleven that are decided.
-    own = (logits.detach().softmax(1) - wanted.softmax(1)) / 11 * decided[:, None]
-    assert torch.allclose(logits.grad, own, atol=1e-6)
+    # The gradient of a cross entropy with soft labels, averaged over the eleven decided predictions.
+    expected = (student.detach().softmax(1) - teacher.softmax(1)) / 11 * decided[:, None]
+    assert torch.allclose(student.grad, expected, atol=1e-6)
     with pytest.raises(InputError, match="average"):
         ClassTerm(1.0, "all", average="some")
 
 
-def test_balanced_cross_entropy_weighs_by_how_far_apart_the_scores_are():
-    # Student 1/2, teacher 3/4 (logit ln 3): BCE is ln 2 whatever the target, the distance 1/4.
-    found = balanced_cross_entropy(torch.zeros(1, 1), torch.tensor([[math.log(3)]]))
-    assert found.item() == pytest.approx(math.log(2) / 4)
+def test_balanced_cross_entropy_is_weighted_by_the_distance_of_the_scores():
+    # Student 1/2, teacher 3/4 (logit ln 3): BCE is ln 2 for any target, the distance 1/4.
+    loss = balanced_cross_entropy(torch.zeros(1, 1), torch.tensor([[math.log(3)]]))
+    assert loss.item() == pytest.approx(math.log(2) / 4)
     logits = torch.randn(5, 3)
     assert balanced_cross_entropy(logits, logits).tolist() == [0.0] * 5
 
@@ -186,11 +190,11 @@ def test_balanced_cross_entropy_weighs_by_how_far_apart_the_scores_are():
 def test_the_factor_of_balanced_cross_entropy_has_no_gradient():
     student = torch.zeros(1, 1, requires_grad=True)
     balanced_cross_entropy(student, torch.tensor([[math.log(3)]])).sum().backward()
-    # Of BCE alone: (1/2 - 3/4), times the distance of 1/4.
+    # The gradient of BCE, 1/2 - 3/4, times the distance of 1/4.
     assert student.grad.item() == pytest.approx(-1 / 16)
 
 
-def test_softmax_predictions_keep_their_divergence_where_a_balanced_one_is_asked_for():
+def test_softmax_predictions_use_the_divergence_where_balanced_is_selected():
     predictions = softmax(LABELS, SURE)
     balanced, plain = (ClassTerm(1.0, "all", comparison)(predictions) for comparison in ("balanced", "kl"))
     assert balanced.item() == plain.item() > 0

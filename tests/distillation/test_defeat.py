@@ -1,4 +1,4 @@
-"""DeFeat's terms on maps and predictions made by hand."""
+"""DeFeat's terms on feature maps and predictions built by hand."""
 
 import math
 from dataclasses import replace
@@ -23,7 +23,7 @@ def method(student=RANDOM, teacher=RANDOM, **options):
 
 
 def with_identity(built):
-    """The method with adaptation layers that give back what they get."""
+    """The method with adaptation layers that return their input."""
     for layer in built.neck.adaptation.layers.values():
         nn.init.dirac_(layer.weight)
         nn.init.zeros_(layer.bias)
@@ -34,8 +34,8 @@ def items(losses):
     return {name: loss.item() for name, loss in losses.items()}
 
 
-def times(given, factor):
-    return replace(given, neck={stride: level * factor for stride, level in given.neck.items()})
+def times(detector_output, factor):
+    return replace(detector_output, neck={stride: level * factor for stride, level in detector_output.neck.items()})
 
 
 def test_neck_terms_by_hand():
@@ -50,47 +50,47 @@ def test_neck_terms_by_hand():
     assert items(losses) == pytest.approx({"neck_object": 0.75, "neck_background": 104.0})
 
 
-def test_a_missing_level_meets_the_nearest_one_resized_by_hand():
-    # The teacher has stride 8 alone: 8 columns with the values 0 to 7. Column i of the student's 16 at stride 4 lies at
-    # (i + 1/2) / 2 - 1/2 of them, and at the border it is the border's value.
+def test_a_missing_level_is_matched_to_the_nearest_one_resized_by_hand():
+    # The teacher has only stride 8: 8 columns with the values 0 to 7. Column i of the student's 16 at stride 4 lies at
+    # (i + 1/2) / 2 - 1/2 of them, clamped to the border's value.
     ramp = torch.arange(8.0).expand(1, 1, 4, 8)
-    places = ((torch.arange(16.0) + 0.5) / 2 - 0.5).clamp(0, 7).expand(1, 1, 8, 16)
+    positions = ((torch.arange(16.0) + 0.5) / 2 - 0.5).clamp(0, 7).expand(1, 1, 8, 16)
     built = method(
         info({4: 1}), info({8: 1}), scale="none", missing_levels="nearest", object_weight=0, background_weight=4
     )
-    found = with_identity(built)(output({4: places}), output({8: ramp}), [boxed(size=(32, 64))], START)
-    assert items(found) == pytest.approx({"neck_background": 0}, abs=1e-10)
-    # At a distance of 3 everywhere, 9 / 2 a cell, times the weight of 4.
-    apart = with_identity(built)(output({4: places + 3}), output({8: ramp}), [boxed(size=(32, 64))], START)
-    assert items(apart) == pytest.approx({"neck_background": 18})
-    assert built.notes == ["The teacher's neck has no level at stride 4: that at 8 is resized."]
+    losses = with_identity(built)(output({4: positions}), output({8: ramp}), [boxed(size=(32, 64))], START)
+    assert items(losses) == pytest.approx({"neck_background": 0}, abs=1e-10)
+    # At a distance of 3 everywhere, 9 / 2 per cell, times the weight of 4.
+    losses = with_identity(built)(output({4: positions + 3}), output({8: ramp}), [boxed(size=(32, 64))], START)
+    assert items(losses) == pytest.approx({"neck_background": 18})
+    assert built.notes == ["The teacher's neck has no level at stride 4: the one at stride 8 is resized."]
 
 
-def test_object_and_background_part_the_map():
-    # With equal squared differences everywhere both terms are that value over two: none of the map is lost or shared.
+def test_object_and_background_partition_the_map():
+    # With equal squared differences everywhere both terms are half that value: no cell is lost or counted twice.
     student, teacher = random_output(4, seed=0), random_output(4, seed=0)
     teacher = replace(teacher, neck={stride: level + 2 for stride, level in teacher.neck.items()})
     losses = with_identity(method(scale="none", object_weight=1, background_weight=1))(student, teacher, TARGETS, START)
-    # Per element 2^2 / 2 = 2; objects are on stride 8 alone, so their mean over the two levels is 1.
+    # Per element 2^2 / 2 = 2; objects are on stride 8 only, so their mean over the two levels is 1.
     assert items(losses) == pytest.approx({"neck_object": 1.0, "neck_background": 2.0}, rel=1e-5)
 
 
-def test_equal_maps_leave_no_loss():
-    given = random_output(4, seed=0)
+def test_equal_maps_give_zero_losses():
+    equal = random_output(4, seed=0)
     for scale in ("none", "standardise"):
-        losses = with_identity(method(scale=scale))(given, given, TARGETS, START)
+        losses = with_identity(method(scale=scale))(equal, equal, TARGETS, START)
         assert items(losses) == {"neck_object": 0, "neck_background": 0}
 
 
 @pytest.mark.parametrize("scale", ["standardise", "teacher"])
-def test_neck_terms_do_not_see_the_magnitude_of_the_teacher(scale):
+def test_neck_terms_do_not_depend_on_the_magnitude_of_the_teacher(scale):
     student, teacher, built = random_output(4, seed=0), random_output(4, seed=1), method(scale=scale)
     expected = items(built(student, teacher, TARGETS, START))
     assert items(built(student, times(teacher, 1000), TARGETS, START)) == pytest.approx(expected, rel=1e-3)
     assert min(expected.values()) > 0.01
 
 
-def test_neck_terms_do_not_see_the_magnitude_of_the_student():
+def test_neck_terms_do_not_depend_on_the_magnitude_of_the_student():
     student, teacher, built = random_output(4, seed=0), random_output(4, seed=1), method(scale="standardise")
     expected = items(built(student, teacher, TARGETS, START))
     assert items(built(times(student, 1000), teacher, TARGETS, START)) == pytest.approx(expected, rel=1e-3)
@@ -103,24 +103,24 @@ def test_the_published_terms_grow_with_the_square_of_the_magnitude():
 
 
 def with_padding(seed, value):
-    """Random maps whose right half is padding with a value of its own."""
-    given = random_output(4, seed=seed)
-    valid = {stride: torch.ones(2, *level.shape[-2:], dtype=torch.bool) for stride, level in given.neck.items()}
-    for stride, level in given.neck.items():
+    """Random maps whose right half is padding with this value."""
+    neck = random_output(4, seed=seed).neck
+    valid = {stride: torch.ones(2, *level.shape[-2:], dtype=torch.bool) for stride, level in neck.items()}
+    for stride, level in neck.items():
         valid[stride][..., level.shape[-1] // 2 :] = False
         level[..., level.shape[-1] // 2 :] = value
-    return output(given.neck, valid)
+    return output(neck, valid)
 
 
 @pytest.mark.parametrize("scale", ["none", "standardise", "teacher"])
-def test_padding_counts_only_on_demand(scale):
+def test_padding_counts_only_with_count_padding(scale):
     student = with_padding(0, 0.0)
-    quiet, loud = with_padding(1, 0.0), with_padding(1, 50.0)
+    zero, large = with_padding(1, 0.0), with_padding(1, 50.0)
     left_out, counted = (with_identity(method(scale=scale, count_padding=count)) for count in (False, True))
-    expected = items(left_out(student, quiet, TARGETS, START))
-    assert items(left_out(student, loud, TARGETS, START)) == pytest.approx(expected, rel=1e-4)
-    assert items(counted(student, loud, TARGETS, START))["neck_background"] != pytest.approx(
-        items(counted(student, quiet, TARGETS, START))["neck_background"], rel=0.05
+    expected = items(left_out(student, zero, TARGETS, START))
+    assert items(left_out(student, large, TARGETS, START)) == pytest.approx(expected, rel=1e-4)
+    assert items(counted(student, large, TARGETS, START))["neck_background"] != pytest.approx(
+        items(counted(student, zero, TARGETS, START))["neck_background"], rel=0.05
     )
 
 
@@ -129,8 +129,8 @@ def test_terms_warm_up_together():
     full = items(method()(student, teacher, TARGETS, START))
     slow = method(warmup=0.2)
     # Step 4 of 100: 5 / (0.2 * 100) = 1/4.
-    found = items(slow(student, teacher, TARGETS, Progress(step=4, steps=100)))
-    assert found == pytest.approx({name: value / 4 for name, value in full.items()})
+    losses = items(slow(student, teacher, TARGETS, Progress(step=4, steps=100)))
+    assert losses == pytest.approx({name: value / 4 for name, value in full.items()})
     assert items(slow(student, teacher, TARGETS, Progress(step=20, steps=100))) == pytest.approx(full)
 
 
@@ -146,14 +146,14 @@ KL = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)  # of (3/4, 1/4) from (1/2, 1/2
 
 def test_both_score_the_teachers_proposals():
     softmax = info({8: 1}, offers=frozenset({"proposals"}), classes=("cat",), activation="softmax", background="last")
-    maps, asked = {8: torch.zeros(1, 1, 8, 8)}, []
+    maps, scored = {8: torch.zeros(1, 1, 8, 8)}, []
 
     def score(boxes):
-        asked.append(boxes)
+        scored.append(boxes)
         return torch.zeros(3, 2)  # probabilities 1/2, 1/2
 
     boxes = [torch.tensor([[0.0, 0.0, 20.0, 20.0], [4.0, 4.0, 8.0, 8.0], [2.0, 2.0, 6.0, 6.0]])]
-    # Teacher: the object (3/4, 1/4), one background of the same certainty, and one that the student knows already.
+    # Teacher: the object (3/4, 1/4), a background box of the same confidence, and one on which the student agrees.
     logits = torch.tensor([[math.log(3), 0.0], [0.0, math.log(3)], [0.0, 0.0]])
     teacher = output(maps, proposals=proposals(boxes, logits, torch.tensor([0, 1, 1])), scale=2.0)
     built = method(softmax, softmax, **HEAD_ONLY, head_average="group")
@@ -164,25 +164,25 @@ def test_both_score_the_teachers_proposals():
     losses = method(softmax, softmax, **HEAD_ONLY)(output(maps, score_proposals=score), teacher, [boxed()], START)
     assert items(losses) == pytest.approx({"head_positive": 2 * KL / 3, "head_negative": 5 * KL / 3}, abs=1e-6)
     # The teacher works at double size: in the student's pixels its boxes are half as large.
-    assert torch.equal(asked[0][0], boxes[0] / 2)
+    assert torch.equal(scored[0][0], boxes[0] / 2)
     assert list(built.parameters()) == []
 
 
-def test_anchors_teach_class_by_class_and_undecided_ones_not_at_all():
+def test_anchors_are_compared_class_by_class_and_undecided_ones_do_not_count():
     one_stage = info({8: 1}, offers=frozenset({"dense"}), anchors="the same")
     maps = {8: torch.zeros(1, 1, 8, 8)}
     labels = torch.tensor([[1, 2, 2, -1]])  # dog, background twice, undecided
-    wanted = torch.zeros(1, 4, 2)
-    wanted[0, 0] = torch.tensor([math.log(3), -math.log(3)])
-    wanted[0, 1, 0] = math.log(3)
-    wanted[0, 3] = 100.0
-    student, teacher = (output(maps, dense=dense(one, labels)) for one in (torch.zeros(1, 4, 2), wanted))
+    teacher_logits = torch.zeros(1, 4, 2)
+    teacher_logits[0, 0] = torch.tensor([math.log(3), -math.log(3)])
+    teacher_logits[0, 1, 0] = math.log(3)
+    teacher_logits[0, 3] = 100.0
+    student, teacher = (output(maps, dense=dense(logits, labels)) for logits in (torch.zeros(1, 4, 2), teacher_logits))
     losses = method(one_stage, one_stage, **HEAD_ONLY)(student, teacher, [boxed()], START)
     # Positive: two classes off by KL each, times 2. Negatives: KL and 0, their mean times 5.
     assert items(losses) == pytest.approx({"head_positive": 4 * KL, "head_negative": 5 * KL / 2}, abs=1e-6)
 
 
-def test_temperatures_belong_to_their_terms():
+def test_each_term_has_its_own_temperature():
     one_stage = info({8: 1}, offers=frozenset({"dense"}), anchors="the same")
     maps, labels = {8: torch.zeros(1, 1, 8, 8)}, torch.tensor([[0, 2]])
     student = output(maps, dense=dense(torch.zeros(1, 2, 2), labels))
@@ -196,20 +196,20 @@ def test_temperatures_belong_to_their_terms():
     assert losses["head_negative"] == pytest.approx(5 * 2 * strong, abs=1e-5)
 
 
-def test_the_weight_of_the_detectors_own_negatives_falls_by_the_epoch():
+def test_the_weight_of_the_detectors_own_negatives_falls_per_epoch():
     built = method(detector_negatives=2.0, detector_negatives_decay=5.0)
-    found = [built.negative_weight(Progress(step=0, steps=9, epoch=epoch, epochs=3)) for epoch in range(3)]
-    assert found == pytest.approx([2, 2 / 5, 2 / 25])
+    weights = [built.negative_weight(Progress(step=0, steps=9, epoch=epoch, epochs=3)) for epoch in range(3)]
+    assert weights == pytest.approx([2, 2 / 5, 2 / 25])
     assert method().negative_weight(Progress(step=5, steps=9, epoch=7, epochs=9)) == 1
 
 
 def test_backbone_terms_by_hand():
-    # Stride 8, one channel: the teacher's map is 3 on the object (one cell of four) and 1 beside it, the student's 0.
+    # Stride 8, one channel: the teacher's map is 3 on the object (one cell of four) and 1 elsewhere, the student's 0.
     maps = torch.tensor([[[[3.0, 1.0], [1.0, 1.0]]]])
     student, teacher = output({8: torch.zeros(1, 1, 2, 2)}), output({8: maps})
     weights = {"backbone_object_weight": 2.0, "backbone_background_weight": 5.0, "backbone_strides": (8,)}
-    one = info({8: 1})
-    built = method(one, one, object_weight=0, background_weight=0, scale="none", **weights)
+    detector = info({8: 1})
+    built = method(detector, detector, object_weight=0, background_weight=0, scale="none", **weights)
     for layer in built.backbone.adaptation.layers.values():
         nn.init.dirac_(layer.weight)
         nn.init.zeros_(layer.bias)
@@ -265,8 +265,8 @@ def test_settings_that_cannot_work_are_refused(options, expected):
     assert expected in str(caught.value)
 
 
-def test_necks_that_never_meet_are_refused():
-    with pytest.raises(InputError, match="no level meets another"):
+def test_necks_without_a_common_stride_are_refused():
+    with pytest.raises(InputError, match="they share no level"):
         method(info({4: 1}), info({8: 1}))
 
 
@@ -284,7 +284,7 @@ def painted(student, boxes, **options):
     return {stride: int(region.sum()) for stride, region in regions.items()}
 
 
-def test_objects_belong_to_one_level_by_their_size_in_pixels_or_relative_to_the_image_or_to_all():
+def test_objects_belong_to_the_level_of_their_size_in_pixels_or_relative_to_the_image_or_to_all():
     # A box of side 32: below 56 pixels, so on the finest level as published; in an image of 64 pixels the constants are
     # 64/800 of the published ones, 4.48 at stride 4, and 4.48 * 4 <= 33 < 4.48 * 8 puts it two levels up, at stride 16.
     student = info({4: 1, 8: 1, 16: 1, 32: 1}, size=64)
@@ -298,7 +298,7 @@ def test_objects_belong_to_one_level_by_their_size_in_pixels_or_relative_to_the_
 
 def test_levels_count_in_proportion_to_their_objects():
     # Squared differences of 1 on stride 4 and 4 on stride 8, half of which is each level's background term. Both boxes
-    # belong to stride 4, which alone counts then; without boxes both levels count alike.
+    # belong to stride 4, so that only stride 4 counts; without boxes both levels count equally.
     student = output({4: torch.zeros(1, 1, 4, 4), 8: torch.zeros(1, 1, 2, 2)})
     teacher = output({4: torch.ones(1, 1, 4, 4), 8: 2 * torch.ones(1, 1, 2, 2)})
     options = {"object_weight": 0.0, "background_weight": 1.0, "scale": "none", "level_weights": "objects"}

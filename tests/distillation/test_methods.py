@@ -1,4 +1,4 @@
-"""Every method with every pair of families keeps the contract; a new method or family is swept without a line here."""
+"""Every method with every pair of families keeps the contract; new methods and families are covered automatically."""
 
 from inspect import signature
 
@@ -22,7 +22,7 @@ def weights(method, value):
 
 
 def run(method, student, teacher, objects=True):
-    """Losses of one batch, with the teacher as frozen as in a training."""
+    """Losses of one batch, with a frozen teacher as in training."""
     teacher.eval().requires_grad_(False)
     batch = tiny_batch(student.train(), objects)
     torch.manual_seed(0)
@@ -31,7 +31,7 @@ def run(method, student, teacher, objects=True):
 
 
 def make(method, student, teacher, **options):
-    """The method with every weight at 1, or at what `options` say; a pair may be refused, but with a reason."""
+    """The method with every weight at 1, overridden by `options`; skips pairs that the method refuses with a reason."""
     torch.manual_seed(0)
     try:
         return build_method(method, student.info, teacher.info, weights(method, 1.0) | options)
@@ -59,7 +59,7 @@ def test_losses_are_finite_and_teach_the_student(method, student, teacher, diffe
     for name, weight in built.named_parameters():
         assert weight.grad is not None, name
         assert weight.grad.isfinite().all(), name
-    # A region may lie on some of the levels alone.
+    # A region may lie on some of the levels only.
     trained = [bool(weight.grad.abs().sum() > 0) for weight in built.parameters() if weight.ndim > 1]
     assert any(trained) or not trained
     assert all(weight.grad is None for weight in teacher.parameters())
@@ -68,7 +68,7 @@ def test_losses_are_finite_and_teach_the_student(method, student, teacher, diffe
 @every_pair
 @pytest.mark.parametrize("method", [name for name in METHODS if "missing_levels" in method_defaults(name)])
 @pytest.mark.parametrize("size", [{}, {"size": 128, "max_size": 192}])
-def test_every_level_of_the_student_may_learn_from_the_nearest_of_the_teacher(method, student, teacher, size):
+def test_every_level_of_the_student_may_imitate_the_nearest_of_the_teacher(method, student, teacher, size):
     student, teacher = tiny_detector(student), tiny_detector(teacher, seed=1, neck_channels=24, **size)
     built = make(method, student, teacher, missing_levels="nearest")
     boxes = [torch.tensor([[0.0, 0.0, side, side]]) for side in (20.0, 60.0)]
@@ -96,7 +96,7 @@ def test_a_batch_without_objects_gives_finite_losses(method, student, teacher):
 
 @every_method
 @every_pair
-def test_zero_weights_leave_nothing(method, student, teacher):
+def test_zero_weights_leave_no_terms_layers_or_notes(method, student, teacher):
     student, teacher = tiny_detector(student), tiny_detector(teacher, seed=1)
     built = make(method, student, teacher, **weights(method, 0.0))
     assert list(built.parameters()) == []
@@ -127,16 +127,16 @@ def test_losses_do_not_depend_on_the_order_of_images(method):
     built = make(method, student, teacher)
     teacher.eval().requires_grad_(False)
     student.train()
-    found = []
+    losses = []
     for order in ([0, 1, 2], [2, 0, 1]):
         batch = tiny_batch(student)
         images, targets = batch.images[order], [batch.targets[index] for index in order]
         sizes = [batch.sizes[index] for index in order]
         batch = type(batch)(images, sizes, targets, sizes, batch.classes)
         output = student.forward_train(batch)
-        found.append(built(output, teacher.forward_teacher(teacher.adopt(batch)), batch.targets, LATE))
-    for name, loss in found[0].items():
-        assert loss.item() == pytest.approx(found[1][name].item(), rel=1e-4), name
+        losses.append(built(output, teacher.forward_teacher(teacher.adopt(batch)), batch.targets, LATE))
+    for name, loss in losses[0].items():
+        assert loss.item() == pytest.approx(losses[1][name].item(), rel=1e-4), name
 
 
 def test_unknown_names_suggest_the_nearest():

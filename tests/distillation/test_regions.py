@@ -1,4 +1,4 @@
-"""Which cells belong to objects, on cases painted by hand and against a plain loop."""
+"""Which cells belong to objects, by hand and against a plain loop."""
 
 import math
 
@@ -40,7 +40,7 @@ def cells(rows, columns):
 def test_the_level_of_a_box_doubles_with_its_side(side, stride):
     box = torch.tensor([[10.0, 20.0, 10.0 + side, 20.0 + side]])
     assert box_strides(box, FASTER_RCNN).tolist() == [stride]
-    # A pyramid that begins at stride 8 keeps the rule, and takes small boxes to its first level.
+    # A pyramid that starts at stride 8 follows the same rule, with small boxes on its first level.
     assert box_strides(box, RETINANET).tolist() == [min(max(stride, 8), 128) if side < 9000 else 128]
 
 
@@ -49,7 +49,7 @@ def test_the_level_of_a_long_box_depends_on_its_area():
     assert box_strides(torch.tensor([[0.0, 0.0, 447.0, 27.0], [0.0, 0.0, 446.0, 27.0]]), FASTER_RCNN).tolist() == [8, 4]
 
 
-def test_no_box_has_no_level():
+def test_no_boxes_give_no_levels():
     assert box_strides(torch.zeros(0, 4), FASTER_RCNN).shape == (0,)
 
 
@@ -64,11 +64,11 @@ def test_a_box_that_ends_inside_a_cell_leaves_it_out():
 
 @pytest.mark.parametrize("box", [[17.0, 9.0, 22.0, 15.0], [17.0, 9.0, 40.0, 15.0], [17.0, 9.0, 22.0, 40.0]])
 def test_a_box_without_extent_paints_one_cell(box):
-    # Whether it begins and ends in the same cell in one direction or in both: that of its upper left corner.
+    # If it begins and ends in the same cell in one or both directions, the cell of its upper left corner is marked.
     assert painted(box, 8, (8, 8)) == {(1, 2)}
 
 
-def test_a_box_is_cut_at_the_map():
+def test_a_box_is_clipped_to_the_map():
     assert painted([-20.0, 40.0, 400.0, 500.0], 8, (8, 8)) == cells([5, 6, 7], range(8))
 
 
@@ -82,7 +82,7 @@ def test_overlapping_boxes_paint_their_union():
     assert both == cells(range(3), range(3)) | cells(range(2, 5), range(2, 5))
 
 
-def test_images_are_painted_apart():
+def test_images_are_painted_separately():
     boxes = [torch.tensor([[0.0, 0.0, 8.0, 8.0]]), torch.zeros(0, 4), torch.tensor([[8.0, 8.0, 16.0, 16.0]])]
     region = paint_boxes(boxes, 8, (2, 2))
     assert region.dtype == torch.bool
@@ -95,7 +95,7 @@ def test_a_batch_without_boxes_is_all_background():
     assert not any(region.any() for region in regions.values())
 
 
-def test_each_box_is_painted_on_its_level_alone():
+def test_each_box_is_painted_on_its_level_only():
     # Sides 16 and 120: 17 / 56 is below the first level, 121 / 56 = 2.2 gives the second.
     boxes = torch.tensor([[0.0, 0.0, 16.0, 16.0], [0.0, 0.0, 120.0, 120.0]])
     regions = object_regions([boxes], {4: (32, 32), 8: (16, 16), 16: (8, 8)})
@@ -103,11 +103,11 @@ def test_each_box_is_painted_on_its_level_alone():
 
 
 def by_loop(boxes, shapes):
-    """The rule read word by word: one box after the other, one cell after the other."""
+    """The rule as a plain loop over boxes and cells."""
     strides = sorted(shapes)
     regions = {stride: torch.zeros(len(boxes), *shapes[stride], dtype=torch.bool) for stride in strides}
-    for image, one in enumerate(boxes):
-        for x1, y1, x2, y2 in one.tolist():
+    for image, image_boxes in enumerate(boxes):
+        for x1, y1, x2, y2 in image_boxes.tolist():
             level = math.floor(math.log2(math.sqrt((x2 - x1 + 1) * (y2 - y1 + 1)) / 56 + 1e-6))
             stride = min(max(4 * 2**level, strides[0]), strides[-1])
             left, top, right, bottom = (int(corner / stride) for corner in (x1, y1, x2, y2))
@@ -132,19 +132,19 @@ box = st.tuples(corner, corner, st.integers(1, 500).map(lambda value: value / 2)
     batch=st.lists(st.lists(box, max_size=6), min_size=1, max_size=3), strides=st.sampled_from([RETINANET, [4, 8, 16]])
 )
 def test_all_boxes_at_once_equal_a_plain_loop(batch, strides):
-    boxes = [torch.tensor(one, dtype=torch.float32).reshape(-1, 4) for one in batch]
+    boxes = [torch.tensor(image_boxes, dtype=torch.float32).reshape(-1, 4) for image_boxes in batch]
     shapes = {stride: (-(-256 // stride), -(-320 // stride)) for stride in strides}
-    expected, found = by_loop(boxes, shapes), object_regions(boxes, shapes)
+    expected, regions = by_loop(boxes, shapes), object_regions(boxes, shapes)
     for stride in strides:
-        assert torch.equal(found[stride], expected[stride]), stride
+        assert torch.equal(regions[stride], expected[stride]), stride
 
 
 def near_by_loop(boxes, shapes, phi):
-    """FGFI's rule read word by word: every anchor of every cell against every box of the level."""
+    """FGFI's rule as a plain loop: every anchor of every cell against every box of the level."""
     strides = sorted(shapes)
     regions = {stride: torch.zeros(len(boxes), *shapes[stride], dtype=torch.bool) for stride in strides}
-    for image, one in enumerate(boxes):
-        for box, stride in zip(one.double(), box_strides(one, strides).tolist(), strict=True):
+    for image, image_boxes in enumerate(boxes):
+        for box, stride in zip(image_boxes.double(), box_strides(image_boxes, strides).tolist(), strict=True):
             height, width = shapes[stride]
             anchors = torch.tensor(
                 [
@@ -164,20 +164,20 @@ def near_by_loop(boxes, shapes, phi):
 @given(
     batch=st.lists(st.lists(box, max_size=4), min_size=1, max_size=2),
     strides=st.sampled_from([RETINANET, [8, 16]]),
-    # Not at ratios that boxes and anchors of half pixels can meet exactly.
+    # Not ratios that boxes and anchors with corners at half pixels can have exactly.
     phi=st.sampled_from([0.0, 0.317, 0.509, 0.873]),
 )
 def test_near_objects_equals_a_plain_loop(batch, strides, phi):
-    boxes = [torch.tensor(one, dtype=torch.float32).reshape(-1, 4) for one in batch]
+    boxes = [torch.tensor(image_boxes, dtype=torch.float32).reshape(-1, 4) for image_boxes in batch]
     shapes = {stride: (-(-256 // stride), -(-320 // stride)) for stride in strides}
-    expected, found = near_by_loop(boxes, shapes, phi), near_object_regions(boxes, shapes, phi)
+    expected, regions = near_by_loop(boxes, shapes, phi), near_object_regions(boxes, shapes, phi)
     for stride in strides:
-        assert torch.equal(found[stride], expected[stride]), stride
+        assert torch.equal(regions[stride], expected[stride]), stride
 
 
 def test_near_objects_by_hand():
-    # A box of an anchor's size and place (stride 8, side 64): cells to the right lose 8 of 64 columns at every step, so
-    # with k steps the IoU is (64 - 8k) / (64 + 8k). More than half of the best (1) up to k = 2: 48/80; k = 3: 40/88.
+    # A box equal to an anchor (stride 8, side 64): k cells to the right, the overlap is 64 - 8k columns, so the IoU is
+    # (64 - 8k) / (64 + 8k). More than half of the best (1) up to k = 2: 48/80; k = 3: 40/88.
     region = near_object_regions([torch.tensor([[32.0, 32.0, 96.0, 96.0]])], {8: (16, 16)}, 0.5)[8][0]
     assert region[8].nonzero()[:, 0].tolist() == [6, 7, 8, 9, 10]
     # Diagonally one step is 56^2 / (2 * 64^2 - 56^2) = 0.62, two are 48^2 / (2 * 64^2 - 48^2) = 0.39.
@@ -185,12 +185,12 @@ def test_near_objects_by_hand():
     assert not bool(region[10, 10])
 
 
-def test_no_cell_is_better_than_the_best():
+def test_phi_of_one_marks_no_cell():
     boxes = [torch.tensor([[10.0, 20.0, 70.0, 90.0]])]
     assert not near_object_regions(boxes, {8: (16, 16)}, 1.0)[8].any()
 
 
-def test_a_box_that_no_anchor_touches_marks_nothing():
+def test_a_box_that_no_anchor_overlaps_marks_nothing():
     regions = near_object_regions([torch.tensor([[900.0, 900.0, 940.0, 940.0]])], {8: (16, 16)}, 0.0)
     assert not regions[8].any()
 
@@ -198,8 +198,9 @@ def test_a_box_that_no_anchor_touches_marks_nothing():
 def gaussian_by_loop(boxes, shapes):
     strides = sorted(shapes)
     regions = {stride: torch.zeros(len(boxes), *shapes[stride]) for stride in strides}
-    for image, one in enumerate(boxes):
-        for (x1, y1, x2, y2), stride in zip(one.tolist(), box_strides(one, strides).tolist(), strict=True):
+    for image, image_boxes in enumerate(boxes):
+        levels = box_strides(image_boxes, strides).tolist()
+        for (x1, y1, x2, y2), stride in zip(image_boxes.tolist(), levels, strict=True):
             left, top, right, bottom = (int(corner / stride) for corner in (x1, y1, x2, y2))
             point = right <= left or bottom <= top
             if point:
@@ -216,11 +217,11 @@ def gaussian_by_loop(boxes, shapes):
 @settings(max_examples=40, deadline=None)
 @given(batch=st.lists(st.lists(box, max_size=5), min_size=1, max_size=3), strides=st.sampled_from([RETINANET, [4, 8]]))
 def test_gaussians_equal_a_plain_loop(batch, strides):
-    boxes = [torch.tensor(one, dtype=torch.float32).reshape(-1, 4) for one in batch]
+    boxes = [torch.tensor(image_boxes, dtype=torch.float32).reshape(-1, 4) for image_boxes in batch]
     shapes = {stride: (-(-256 // stride), -(-320 // stride)) for stride in strides}
-    expected, found = gaussian_by_loop(boxes, shapes), gaussian_regions(boxes, shapes)
+    expected, regions = gaussian_by_loop(boxes, shapes), gaussian_regions(boxes, shapes)
     for stride in strides:
-        assert torch.allclose(found[stride], expected[stride], atol=1e-6), stride
+        assert torch.allclose(regions[stride], expected[stride], atol=1e-6), stride
 
 
 def test_a_gaussian_peaks_at_the_centre_and_falls_to_both_sides():
@@ -246,17 +247,17 @@ def test_many_boxes_are_painted_in_pieces_of_bounded_size(paint, monkeypatch):
         assert region.any()
 
 
-def test_the_whole_map_is_everything():
+def test_the_whole_region_contains_every_cell():
     regions = whole_regions([torch.zeros(0, 4), torch.zeros(0, 4)], {8: (3, 4)})
     assert regions[8].shape == (2, 3, 4)
     assert regions[8].all()
 
 
 def test_backbone_regions_hold_every_box_on_every_level():
-    # At stride 4 the box is columns 2 to 5, rows 4 to 7. By nearest neighbour, cell i of stride 8 shows cell 2i of
+    # At stride 4 the box is columns 2 to 5, rows 4 to 7. By nearest neighbour, cell i of stride 8 is cell 2i of
     # stride 4: columns 1 and 2 (cells 2 and 4), rows 2 and 3 (cells 4 and 6).
     boxes = [torch.tensor([[8.0, 16.0, 24.0, 32.0]])]
     regions = backbone_regions(boxes, {8: (8, 8), 16: (4, 4)})
     assert {tuple(cell) for cell in regions[8][0].nonzero().tolist()} == cells([2, 3], [1, 2])
-    # Cell i of stride 16 shows cell 4i of stride 4: column 1 (cell 4), row 1 (cell 4).
+    # Cell i of stride 16 is cell 4i of stride 4: column 1 (cell 4), row 1 (cell 4).
     assert {tuple(cell) for cell in regions[16][0].nonzero().tolist()} == cells([1], [1])

@@ -1,4 +1,4 @@
-"""How weights rise and fall during a run."""
+"""Warm-up and decay of the weight of distillation."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from defeat.distillation.schedule import DECAYS, Schedule, warm_up
+from defeat.distillation.schedule import DECAYS, Schedule, warmup_factor
 from defeat.errors import InputError
 from defeat.types import Progress
 
@@ -17,11 +17,11 @@ from defeat.types import Progress
 )
 def test_warm_up_rises_to_one(step, fraction, factor):
     # (step + 1) / (fraction * 100 steps), at most 1
-    assert warm_up(Progress(step=step, steps=100), fraction) == pytest.approx(factor)
+    assert warmup_factor(Progress(step=step, steps=100), fraction) == pytest.approx(factor)
 
 
 def test_warm_up_of_a_run_of_one_step_is_over():
-    assert warm_up(Progress(step=0, steps=1), 0.5) == 1
+    assert warmup_factor(Progress(step=0, steps=1), 0.5) == 1
 
 
 @pytest.mark.parametrize(
@@ -30,14 +30,14 @@ def test_warm_up_of_a_run_of_one_step_is_over():
         ("constant", [1, 1, 1, 1, 1, 1, 1, 1]),
         ("linear", [1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]),
         ("cosine", [(1 + math.cos(math.pi * epoch / 8)) / 2 for epoch in range(8)]),
-        # Up to 2 at epoch 8 / 4 = 2, then down by 2/6 an epoch.
+        # Up to 2 at epoch 8 / 4 = 2, then down by 2/6 per epoch.
         ("up_down", [1, 3 / 2, 2, 10 / 6, 8 / 6, 6 / 6, 4 / 6, 2 / 6]),
     ],
 )
 def test_decays_over_eight_epochs(decay, factors):
     schedule = Schedule(decay)
-    found = [schedule(Progress(step=0, steps=100, epoch=epoch, epochs=8)) for epoch in range(8)]
-    assert found == pytest.approx(factors)
+    result = [schedule(Progress(step=0, steps=100, epoch=epoch, epochs=8)) for epoch in range(8)]
+    assert result == pytest.approx(factors)
 
 
 def test_warm_up_and_decay_multiply():

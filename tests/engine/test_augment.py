@@ -1,4 +1,4 @@
-"""Runs with augmentations: repeated, resumed, refused with a cache, and the teacher sees what the student sees."""
+"""Runs with augmentations: repeated, resumed, refused with a cache, and with equal images for teacher and student."""
 
 import pytest
 import torch
@@ -71,7 +71,7 @@ def test_a_teacher_of_another_size_teaches_with_every_augmentation(tmp_path):
     assert tiny_run(tmp_path / "run", teacher=teacher, augment=EVERYTHING, max_steps=2).finished
 
 
-def test_a_cache_refuses_what_never_repeats_by_its_name(tmp_path):
+def test_a_cache_refuses_augmentations_that_never_repeat_a_view(tmp_path):
     for augment, parts in {"standard": "scale_jitter, photometric", "flip,multi_scale": "multi_scale"}.items():
         with pytest.raises(InputError) as caught:
             settings(tmp_path / "run", teacher=tmp_path, augment=augment, cache_teacher=str(tmp_path / "cache"))
@@ -82,7 +82,7 @@ def test_a_cache_refuses_what_never_repeats_by_its_name(tmp_path):
     settings(tmp_path / "run", teacher=tmp_path, augment="none", cache_teacher=str(tmp_path / "cache"))
 
 
-def test_none_is_the_run_without_any_flip(tmp_path):
+def test_augment_none_equals_a_flip_probability_of_zero(tmp_path):
     none = tiny_run(tmp_path / "none", augment="none", max_steps=2)
     unflipped = tiny_run(tmp_path / "unflipped", flip=0.0, max_steps=2)
     assert weights(none.folder) == weights(unflipped.folder)
@@ -110,12 +110,12 @@ def test_images_without_annotations_are_augmented_alike(tmp_path):
 
 
 def test_the_command_line_names_the_nearest(tmp_path, capsys):
-    words = ["train", "--data", "demo", "--out", str(tmp_path / "run"), "--augment", "flip,iou-crop"]
-    assert main(words) == 2
+    arguments = ["train", "--data", "demo", "--out", str(tmp_path / "run"), "--augment", "flip,iou-crop"]
+    assert main(arguments) == 2
     assert "Unknown augmentation 'iou-crop'. Did you mean 'iou_crop'?" in capsys.readouterr().err
 
 
-def test_a_batch_can_be_as_large_as_multi_scale_says_and_no_larger(tmp_path):
+def test_the_size_of_a_batch_is_within_the_range_of_multi_scale(tmp_path):
     given = settings(tmp_path / "run", augment="multi_scale", size=64, max_size=96)
     experiment = assemble(given, Console(quiet=True)).experiment
     heights = []

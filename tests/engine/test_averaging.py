@@ -1,9 +1,9 @@
-"""The averaged student: what it holds, and that a run evaluates and saves it."""
+"""The averaged student: its weights, and that a run evaluates and saves it."""
 
 import pytest
 import torch
 
-from defeat.engine.averaging import StudentAverage, ramped
+from defeat.engine.averaging import StudentAverage, effective_decay
 from defeat.errors import InputError
 from defeat.inference.evaluate import evaluate
 from tests.detector.tiny import tiny_detector
@@ -19,13 +19,13 @@ def shifted(student, distance):
 
 def test_the_decay_rises_to_its_limit():
     # (1 + n) / (10 + n): 2/11 after the first update, 0.9 at n = 80, and never more than asked for.
-    assert ramped(0.9998, 1) == pytest.approx(2 / 11)
-    assert ramped(0.9998, 80) == pytest.approx(0.9)
-    assert ramped(0.9, 81) == 0.9
-    assert ramped(0.0, 5) == 0.0
+    assert effective_decay(0.9998, 1) == pytest.approx(2 / 11)
+    assert effective_decay(0.9998, 80) == pytest.approx(0.9)
+    assert effective_decay(0.9, 81) == 0.9
+    assert effective_decay(0.0, 5) == 0.0
 
 
-def test_the_average_is_the_one_computed_by_hand():
+def test_the_average_by_hand():
     student = tiny_detector("retinanet", norm="bn")
     first = {name: value.clone() for name, value in student.state_dict().items()}
     average = StudentAverage(student, 0.25)
@@ -42,7 +42,7 @@ def test_the_average_is_the_one_computed_by_hand():
             assert torch.equal(value, student.state_dict()[name])  # num_batches_tracked is copied
 
 
-def test_what_does_not_change_stays_bit_for_bit():
+def test_unchanged_weights_stay_bit_for_bit():
     student = tiny_detector("faster_rcnn")
     average = StudentAverage(student, 0.9)
     for _ in range(5):
@@ -76,8 +76,8 @@ def test_the_average_is_evaluated_and_saved_and_changes_no_step(norm, tmp_path):
 
 
 @pytest.mark.usefixtures("small_demo")
-def test_an_average_of_nothing_but_the_last_step_is_the_student(tmp_path):
-    # A decay next to zero leaves nothing of earlier steps: the limit in which averaging is none.
+def test_an_average_over_only_the_last_step_is_the_student(tmp_path):
+    # With a decay near zero, earlier steps have no weight: the limit without averaging.
     plain = tiny_run(tmp_path / "plain", max_steps=3).folder
     folder = tiny_run(tmp_path / "run", max_steps=3, ema=1e-12).folder
     for name, value in tensors(folder).items():
@@ -90,6 +90,6 @@ def test_zero_and_none_switch_the_average_off(decay, tmp_path):
 
 
 @pytest.mark.parametrize("decay", [1.0, -0.5, float("nan")])
-def test_a_decay_that_averages_nothing_is_refused(decay, tmp_path):
+def test_an_invalid_decay_is_refused(decay, tmp_path):
     with pytest.raises(InputError, match="--ema must be 0 or more and below 1"):
         settings(tmp_path, ema=decay)

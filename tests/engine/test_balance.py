@@ -1,4 +1,4 @@
-"""Weights that calibrate themselves, on a network with known gradients and in whole runs."""
+"""Balancing of the weights, on a network with known gradients and in whole runs."""
 
 import json
 from types import SimpleNamespace
@@ -36,8 +36,8 @@ class Linear(nn.Module):
         return SimpleNamespace(targets=targets)
 
     def forward_train(self, batch, negative_weight=1.0):
-        found = output({8: self.level * 1})
-        return type(found)({"own": 2 * found.neck[8].sum()}, found.backbone, found.neck, found.valid)
+        result = output({8: self.level * 1})
+        return type(result)({"own": 2 * result.neck[8].sum()}, result.backbone, result.neck, result.valid)
 
     def forward_teacher(self, batch, reads=None, maps=None):
         return output({8: torch.zeros(1, 2, 3, 3)})
@@ -81,15 +81,15 @@ def known(tmp_path, monkeypatch, **changes):
 def test_a_known_gradient_gives_a_known_factor(tmp_path, monkeypatch):
     given, experiment = known(tmp_path, monkeypatch, balance=0.5)
     # Own: 2 on 18 values, sqrt(18) * 2. Terms: 6 and 8 on nine values each, 3 * 10 together: 30 / 8.485 = 3.536.
-    found = measure(given, experiment, weights_of(experiment))
-    assert found.pulls == {"first": pytest.approx(18 / 72**0.5), "second": pytest.approx(24 / 72**0.5)}
-    assert found.together == pytest.approx(30 / 72**0.5)
+    result = measure(given, experiment, weights_of(experiment))
+    assert result.pulls == {"first": pytest.approx(18 / 72**0.5), "second": pytest.approx(24 / 72**0.5)}
+    assert result.together == pytest.approx(30 / 72**0.5)
     # 0.5 / 3.536 = 0.1414.
-    assert found.before == {"first_weight": 1.0, "second_weight": 1.0}
-    assert found.after == {"first_weight": 0.141, "second_weight": 0.141}
+    assert result.before == {"first_weight": 1.0, "second_weight": 1.0}
+    assert result.after == {"first_weight": 0.141, "second_weight": 0.141}
 
 
-def test_proportions_stay_and_what_is_off_stays_off(tmp_path, monkeypatch):
+def test_balancing_keeps_the_proportions_and_zero_weights(tmp_path, monkeypatch):
     options = {"first_weight": 4.0, "second_weight": 2.0}
     given, experiment = known(tmp_path, monkeypatch, balance=2.0, method_options=options)
     again = balanced(Assembly(given, experiment), experiment, Console(quiet=True))
@@ -131,7 +131,7 @@ def test_a_balanced_run_has_fixed_numbers_and_is_repeated_by_them(family, tmp_pa
     assert written["object_weight"] == pytest.approx(32 * written["background_weight"], rel=0.02)
     record = json.loads((folder / "balance.json").read_text())
     assert record["asked"] == 0.5
-    assert record["after"] == written
+    assert record["after"] == {name: written[name] for name in record["before"]}
     assert written["object_weight"] == pytest.approx(32 * 0.5 / record["together"], rel=0.01)
     again = tiny_run(tmp_path / "again", family, teacher, method_options=written).folder
     assert weights(again) == weights(folder)
@@ -141,7 +141,7 @@ def test_a_balanced_run_has_fixed_numbers_and_is_repeated_by_them(family, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_balanced_run_goes_on_with_its_weights(tmp_path, monkeypatch):
+def test_a_balanced_run_is_resumed_with_its_weights(tmp_path, monkeypatch):
     options = {"teacher": save_teacher(tmp_path / "teacher"), "balance": 0.5, "epochs": 2}
     whole = tiny_run(tmp_path / "whole", **options)
     with monkeypatch.context() as patch:
@@ -157,19 +157,19 @@ def test_a_balanced_run_goes_on_with_its_weights(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"object_weight": 0.0, "background_weight": 0.0}, "every weight of the method is 0"),
         ({"initialisation": "published"}, "initialisation published begins near zero"),
     ],
 )
-def test_what_cannot_be_balanced_is_refused_before_anything_is_written(options, says, tmp_path):
-    with pytest.raises(InputError, match=says):
+def test_impossible_balances_are_refused_before_anything_is_written(options, message, tmp_path):
+    with pytest.raises(InputError, match=message):
         tiny_run(tmp_path / "run", teacher=save_teacher(tmp_path / "t"), balance=1.0, method_options=options)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("ratio", [0.0, -1.0, float("inf"), float("nan")])
-def test_a_ratio_that_is_none_is_refused(ratio, tmp_path):
+def test_an_invalid_ratio_is_refused(ratio, tmp_path):
     with pytest.raises(InputError, match="--balance must be above 0"):
         settings(tmp_path, teacher=tmp_path, balance=ratio)

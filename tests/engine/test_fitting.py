@@ -1,4 +1,4 @@
-"""What a user leaves to the program: chosen once, written as numbers, and the same when a run goes on."""
+"""Values set to auto: chosen once, written as numbers, and unchanged in a resumed run."""
 
 import io
 import json
@@ -15,7 +15,7 @@ from defeat.benchmark import bench
 from defeat.data import open_dataset
 from defeat.detector import FAMILIES, load
 from defeat.distillation import Imitation
-from defeat.engine.duration import LongRunNotice, sentence
+from defeat.engine.duration import LongRunNotice, duration_message
 from defeat.engine.experiment import Distillation, Experiment
 from defeat.errors import InputError
 from defeat.report.plan import print_plan
@@ -44,22 +44,22 @@ def data():
 
 
 @every_family
-def test_a_run_writes_numbers_into_its_config_and_its_model_and_says_them_in_a_line(family, tmp_path):
+def test_a_run_writes_the_chosen_values_to_its_config_and_model_and_prints_them(family, tmp_path):
     shown = io.StringIO()
     run(left_open(tmp_path / "run", family, max_steps=1), Console(file=shown, width=60))
-    found, model = config(tmp_path / "run"), json.loads((tmp_path / "run" / "model.json").read_text())
-    assert "auto" not in [found["lr"], found["neck_channels"], *found["detector_options"].values()]
-    assert found["lr"] == 0.0025  # 0.01 with 8 images, here 2
-    assert found["neck_channels"] == model["neck_channels"] == 64
-    assert found["detector_options"] == model["options"]
-    sides = found["detector_options"]["anchor_sizes"]
+    result, model = config(tmp_path / "run"), json.loads((tmp_path / "run" / "model.json").read_text())
+    assert "auto" not in [result["lr"], result["neck_channels"], *result["detector_options"].values()]
+    assert result["lr"] == 0.0025  # 0.01 with 8 images, here 2
+    assert result["neck_channels"] == model["neck_channels"] == 64
+    assert result["detector_options"] == model["options"]
+    sides = result["detector_options"]["anchor_sizes"]
     assert sides == [sides[0] * 2**level for level in range(5)]
     (line,) = [line for line in shown.getvalue().splitlines() if line.startswith("auto: ")]
     assert f"anchors {' '.join(map(str, sides))} px" in line
     assert line.endswith("; neck 64 channels, lr 0.0025")
 
 
-def test_a_repeat_of_a_config_measures_nothing_and_trains_the_same(tmp_path, monkeypatch):
+def test_repeating_a_config_measures_nothing_and_gives_the_same_student(tmp_path, monkeypatch):
     run(left_open(tmp_path / "run", max_steps=2), QUIET)
     again = {name: value for name, value in config(tmp_path / "run").items() if name not in ("command", "out")}
     monkeypatch.setattr("defeat.assembly.automatic.object_statistics", None)  # a call would fail
@@ -68,7 +68,7 @@ def test_a_repeat_of_a_config_measures_nothing_and_trains_the_same(tmp_path, mon
 
 
 @every_family
-def test_a_run_is_resumed_with_the_command_that_left_it_open(family, tmp_path, monkeypatch):
+def test_a_run_with_auto_values_is_resumed_with_the_same_command(family, tmp_path, monkeypatch):
     run(left_open(tmp_path / "run", family, max_steps=2), QUIET)
     before = config(tmp_path / "run")
     monkeypatch.setattr("defeat.assembly.automatic.object_statistics", None)
@@ -90,11 +90,11 @@ def test_an_old_run_with_the_old_defaults_is_resumed_by_the_command_that_does_no
     assert run(left_open(tmp_path / "run", family, resume=True, max_steps=2), QUIET).finished
 
 
-def test_settings_that_a_config_does_not_have_had_their_old_values(tmp_path):
-    found = as_begun(left_open(tmp_path), {"detector_options": "no map", "lr": None})
-    assert found.numbers == {"neck_channels": 256, "lr": 0.01}
-    assert found.options == {}
-    assert found.describe() == ""
+def test_settings_missing_in_a_config_have_their_old_defaults(tmp_path):
+    result = as_begun(left_open(tmp_path), {"detector_options": "no map", "lr": None})
+    assert result.numbers == {"neck_channels": 256, "lr": 0.01}
+    assert result.options == {}
+    assert result.describe() == ""
 
 
 @pytest.mark.parametrize(("size", "channels"), [(800, 256), (512, 256), (511, 128), (256, 128), (255, 64), (64, 64)])
@@ -125,8 +125,8 @@ def test_a_student_has_the_anchors_of_its_teacher_where_family_and_size_are_equa
         return list(choose(given, data(), teacher).options["anchor_sizes"])
 
     assert anchors() == [7, 14, 28, 56, 112]
-    alone = left_open(tmp_path, family, size=96, max_size=160)
-    fitted = list(choose(alone, data()).options["anchor_sizes"])
+    baseline = left_open(tmp_path, family, size=96, max_size=160)
+    fitted = list(choose(baseline, data()).options["anchor_sizes"])
     assert anchors(size=96, max_size=160) == fitted != [7, 14, 28, 56, 112]
 
 
@@ -138,7 +138,7 @@ def test_the_rate_follows_the_images_of_all_devices(tmp_path):
     assert left_open(tmp_path, devices="auto", nodes=2).processes == 2  # on a CPU
 
 
-def test_what_is_given_is_not_chosen(tmp_path):
+def test_given_values_are_not_chosen(tmp_path):
     assert is_chosen(settings(tmp_path))
     assert not is_chosen(left_open(tmp_path))
     assert not is_chosen(settings(tmp_path, lr="auto"))
@@ -147,7 +147,7 @@ def test_what_is_given_is_not_chosen(tmp_path):
     assert parts.choices.describe() == ""
 
 
-def test_a_plan_shows_and_writes_what_was_chosen(tmp_path):
+def test_a_plan_shows_and_writes_the_chosen_values(tmp_path):
     teacher = save_teacher(tmp_path / "teacher")
     made = make_plan(left_open(tmp_path / "run", teacher=teacher), QUIET)
     written = json.loads((tmp_path / "run" / "plan.json").read_text())["chosen"]
@@ -167,14 +167,14 @@ def test_a_comparison_chooses_once_for_all_cells(tmp_path, monkeypatch):
     chosen = [shared[name] for name in ("lr", "neck_channels", "detector_options")]
     assert chosen[:2] == [0.0025, 16]
     for cell in ("none-seed0", "defeat-seed0"):
-        found = config(tmp_path / "m" / cell)
-        assert [found[name] for name in ("lr", "neck_channels", "detector_options")] == chosen
+        result = config(tmp_path / "m" / cell)
+        assert [result[name] for name in ("lr", "neck_channels", "detector_options")] == chosen
     monkeypatch.setattr("defeat.assembly.automatic.object_statistics", None)
     assert bench(methods="fgfi", seeds=1, console=QUIET, **given).exit_code == 0
     assert config(tmp_path / "m" / "fgfi-seed0")["detector_options"] == chosen[2]
 
 
-def test_a_long_training_says_after_a_few_steps_what_would_be_faster(tmp_path, monkeypatch):
+def test_a_long_training_reports_faster_options_after_a_few_steps(tmp_path, monkeypatch):
     monkeypatch.setattr("defeat.engine.duration.LONG", 1e-3)
     shown = io.StringIO()
     run(settings(tmp_path / "run", epochs=4), Console(file=shown, width=500))
@@ -183,20 +183,20 @@ def test_a_long_training_says_after_a_few_steps_what_would_be_faster(tmp_path, m
     assert "--size" not in line  # 64 pixels are few
 
 
-def test_a_short_training_says_nothing_of_its_length(tmp_path):
+def test_a_short_training_reports_no_duration(tmp_path):
     shown = io.StringIO()
     run(settings(tmp_path / "run", epochs=4), Console(file=shown, width=500))
     assert "will take" not in shown.getvalue()
     assert not LongRunNotice().done
 
 
-def test_what_would_be_faster_follows_from_the_settings(tmp_path):
+def test_faster_options_follow_from_the_settings(tmp_path):
     large = Experiment(tiny_detector("retinanet", size=800), data(), workers=2)
-    assert sentence(2040, large, 0.5) == (
+    assert duration_message(2040, large, 0.5) == (
         "This training will take about 34 minutes on this CPU; faster: --size 384, --backbone tf_efficientnet_lite0, "
         "--workers 5, fewer --epochs, a GPU."
     )
     student = tiny_detector("retinanet", backbone="tf_efficientnet_lite0")
     taught = Experiment(student, data(), distillation=Distillation(student, Imitation(student.info, student.info)))
-    assert "about 2.5 hours" in sentence(9000, taught)
-    assert "faster: --cache-teacher FOLDER, fewer --epochs, a GPU." in sentence(9000, taught)
+    assert "about 2.5 hours" in duration_message(9000, taught)
+    assert "faster: --cache-teacher FOLDER, fewer --epochs, a GPU." in duration_message(9000, taught)

@@ -1,4 +1,4 @@
-"""Each guard against a planted fault: what would have failed in silence stops with a sentence."""
+"""Each guard against a planted fault: silent failures stop with a message."""
 
 import math
 from copy import deepcopy
@@ -16,7 +16,7 @@ from defeat.detector import save_model
 from defeat.detector.families.retinanet import RetinaNet
 from defeat.distillation import METHODS, Method
 from defeat.engine import guards
-from defeat.engine.guards import FirstSteps, LossWatch, PullWatch, fingerprint, require_finite
+from defeat.engine.guards import FirstSteps, GradientWatch, LossWatch, fingerprint, require_finite
 from defeat.engine.module import DetectionModule
 from defeat.errors import InputError
 from defeat.types import DetectorOutput
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("small_demo")
 
 
 class Planted(Method):
-    """Draws the student's maps to zero; `fault` says what is wrong with it."""
+    """Pulls the student's maps to zero; `fault` selects what is wrong with it."""
 
     paper = "none"
     reads = ("neck",)
@@ -51,7 +51,7 @@ class Planted(Method):
 
 @pytest.fixture
 def planted(monkeypatch, tmp_path):
-    """A function that runs a method with a fault."""
+    """A function that runs a training whose method has a fault."""
     teacher = save_teacher(tmp_path / "teacher")
     monkeypatch.setitem(METHODS, "planted", Planted)
     monkeypatch.setattr(guards, "FIRST_STEPS", 3)
@@ -68,24 +68,24 @@ def test_a_method_without_a_fault_passes(planted):
 
 
 @pytest.mark.parametrize(
-    ("fault", "says"),
+    ("fault", "message"),
     [
         ("zero", "term bad was zero in each of the first 3 steps"),
         ("detached", "term bad was without a gradient at the student's neck and backbone in each of the first 3 steps"),
-        ("unused", "first 3 steps taught unused.bias of the method nothing: no term depends on it"),
+        ("unused", "In the first 3 steps, unused.bias of the method had no gradient: no term depends on it"),
     ],
 )
-def test_a_term_that_teaches_nothing_stops_the_first_steps(fault, says, planted):
-    with pytest.raises(InputError, match=says):
+def test_a_term_without_gradient_stops_the_first_steps(fault, message, planted):
+    with pytest.raises(InputError, match=message):
         planted(fault)
 
 
-def test_a_run_shorter_than_the_first_steps_is_judged_at_its_end(planted):
+def test_a_run_shorter_than_the_first_steps_is_checked_at_its_end(planted):
     with pytest.raises(InputError, match="term bad was zero in each of the first 2 steps"):
         planted("zero", max_steps=2)
 
 
-def looked_at(targets, values):
+def checked_steps(targets, values):
     """First steps whose term has these values."""
     method = Planted(info({8: 2}), info({8: 2}))
     watch = FirstSteps(method)
@@ -93,79 +93,79 @@ def looked_at(targets, values):
     output = DetectorOutput({}, {8: neck}, {8: neck}, {8: torch.ones(1, 3, 3, dtype=torch.bool)})
     layers = (method.used(neck) + method.unused(neck)).sum()
     for value in values:
-        watch.look({"term": value * layers}, output, targets)
+        watch.update({"term": value * layers}, output, targets)
     return watch
 
 
 def test_without_any_object_a_term_may_stay_zero():
     empty, full = [target([], [])], [target([[8, 8, 40, 40]], [0])]
-    assert looked_at(empty, [0.0] * guards.FIRST_STEPS).done
+    assert checked_steps(empty, [0.0] * guards.FIRST_STEPS).done
     with pytest.raises(InputError, match="term term was zero"):
-        looked_at(full, [0.0] * guards.FIRST_STEPS)
+        checked_steps(full, [0.0] * guards.FIRST_STEPS)
 
 
-def test_a_term_that_once_taught_may_be_zero_afterwards():
+def test_a_term_that_had_a_gradient_may_be_zero_afterwards():
     full = [target([[8, 8, 40, 40]], [0])]
-    watch = looked_at(full, [0.0, 0.0, 1.0])
+    watch = checked_steps(full, [0.0, 0.0, 1.0])
     assert watch.done
     assert watch.steps == 3
-    # And nothing is looked at any more.
-    assert looked_at(full, [1.0, 0.0, 0.0]).steps == 1
+    # Later steps are not checked.
+    assert checked_steps(full, [1.0, 0.0, 0.0]).steps == 1
 
 
-def silent_in_one(rank, folder):
+def zero_in_one_process(rank, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    says = "nothing"
+    message = "nothing"
     try:
-        looked_at([target([[8, 8, 40, 40]], [0])], [float(rank == 0)] * guards.FIRST_STEPS)
+        checked_steps([target([[8, 8, 40, 40]], [0])], [float(rank == 0)] * guards.FIRST_STEPS)
     except InputError as error:
-        says = str(error)
-    (folder / f"{rank}.txt").write_text(says)
+        message = str(error)
+    (folder / f"{rank}.txt").write_text(message)
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_a_term_that_is_zero_in_one_of_two_processes_is_found(tmp_path):
-    torch.multiprocessing.spawn(silent_in_one, args=(tmp_path,), nprocs=2)
+def test_a_term_that_is_zero_in_one_of_two_processes_is_reported(tmp_path):
+    torch.multiprocessing.spawn(zero_in_one_process, args=(tmp_path,), nprocs=2)
     assert (tmp_path / "0.txt").read_text() == "nothing"
     assert "zero in each of the first 20 steps in process 1" in (tmp_path / "1.txt").read_text()
 
 
-def test_a_strong_pull_is_reported_once_after_a_while():
-    watch = PullWatch()
-    strong = [400.0] * guards.PATIENCE
-    heard = [watch.look(pull, step) for step, pull in enumerate([*strong[1:], 1.0, *strong, *strong])]
-    # A single weaker measurement begins the count anew.
-    assert [step for step, sentence in enumerate(heard) if sentence] == [2 * guards.PATIENCE - 1]
-    assert "more than 100 times as hard" in heard[2 * guards.PATIENCE - 1]
+def test_a_large_gradient_ratio_is_reported_once_after_a_while():
+    watch = GradientWatch()
+    large = [400.0] * guards.PATIENCE
+    messages = [watch.update(ratio, step) for step, ratio in enumerate([*large[1:], 1.0, *large, *large])]
+    # A single smaller measurement restarts the count.
+    assert [step for step, message in enumerate(messages) if message] == [2 * guards.PATIENCE - 1]
+    assert "more than 100 times that of the detector's own losses" in messages[2 * guards.PATIENCE - 1]
 
 
 def test_a_loss_that_rises_is_reported_once():
     watch, window = LossWatch(), guards.WINDOW
     steady, risen = [1.0, 2.0] * (window // 2), [6.0] * window
-    heard = [watch.look(loss, step) for step, loss in enumerate([*steady, *steady, *risen, *risen])]
+    messages = [watch.update(loss, step) for step, loss in enumerate([*steady, *steady, *risen, *risen])]
     # Six of ten must have risen for the median to pass 3 x 1.5.
-    assert [step for step, sentence in enumerate(heard) if sentence] == [2 * window + 5]
-    assert "has risen to 6.0 at step 25, from 1.5" in heard[2 * window + 5]
+    assert [step for step, message in enumerate(messages) if message] == [2 * window + 5]
+    assert "has risen to 6.0 at step 25, from 1.5" in messages[2 * window + 5]
 
 
-def test_a_run_that_diverges_and_learns_nothing_says_so(tmp_path, monkeypatch):
+def test_a_run_that_diverges_and_learns_nothing_reports_both(tmp_path, monkeypatch):
     monkeypatch.setattr(guards, "RISEN", 0.01)
     console = Console(record=True, file=StringIO(), width=400)
     engine.run(settings(tmp_path / "run", epochs=10), console)
     text = console.export_text()
     assert text.count("training diverges") == 1
-    assert text.count("The detector finds next to nothing (AP50 ") == 1
+    assert text.count("The detector detects next to nothing (AP50 ") == 1
 
 
-def test_a_run_whose_terms_drown_the_detector_says_so_once(tmp_path):
+def test_a_run_whose_terms_outweigh_the_detectors_losses_reports_it_once(tmp_path):
     console = Console(record=True, file=StringIO(), width=400)
     teacher = save_teacher(tmp_path / "teacher")
     options = {"object_weight": 4000.0, "background_weight": 4000.0, "warmup": 0.0}
     given = settings(tmp_path / "run", "retinanet", teacher, epochs=3, lr=1e-6, method_options=options)
     engine.run(given, console)
-    assert console.export_text().count("as hard as the detector's own losses") == 1
+    assert console.export_text().count("times that of the detector's own losses") == 1
     weak = settings(
         tmp_path / "weak",
         "retinanet",
@@ -174,37 +174,37 @@ def test_a_run_whose_terms_drown_the_detector_says_so_once(tmp_path):
         method_options={"object_weight": 1e-6, "background_weight": 1e-6},
     )
     engine.run(weak, console)
-    assert "as hard" not in console.export_text()
+    assert "times that of" not in console.export_text()
 
 
-def test_a_loss_that_is_not_finite_keeps_its_step_and_the_last_checkpoint(planted, tmp_path):
+def test_a_loss_that_is_not_finite_saves_its_step_and_keeps_the_last_checkpoint(planted, tmp_path):
     with pytest.raises(InputError) as caught:
         planted("nan", epochs=3)
     message = str(caught.value)
     assert "not finite at step 5 (term bad; images " in message
     assert "The last checkpoint is intact." in message
-    assert f"{tmp_path / 'run' / 'failed'} holds this step, defeat.replay computes it" in message
+    assert f"{tmp_path / 'run' / 'failed'} contains this step, defeat.replay computes it" in message
     checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=False)
     assert checkpoint["global_step"] == 4  # an epoch has four steps
     assert all(value.isfinite().all() for value in tensors(tmp_path / "run").values())
 
 
-def test_a_kept_step_is_computed_again(planted, tmp_path):
+def test_a_failed_step_can_be_replayed(planted, tmp_path):
     with pytest.raises(InputError):
         planted("nan", epochs=3)
-    found = defeat.replay(tmp_path / "run")
-    assert [name for name, loss in found.items() if not loss.isfinite()] == ["bad"]
-    # The same run without the fault logged what the other losses were.
+    losses = defeat.replay(tmp_path / "run")
+    assert [name for name, loss in losses.items() if not loss.isfinite()] == ["bad"]
+    # The same run without the fault logged the values of the other losses.
     healthy = lines(planted("twice", "healthy", epochs=3).folder)[5]
     assert healthy["step"] == 5
     for name in ("classification", "box", "good"):
-        assert found[name].item() == pytest.approx(healthy[f"train/{name}"], rel=1e-5), name
-    assert found["good"].requires_grad
+        assert losses[name].item() == pytest.approx(healthy[f"train/{name}"], rel=1e-5), name
+    assert losses["good"].requires_grad
 
 
-def test_a_step_that_was_not_kept_or_is_damaged_is_refused(planted, tmp_path):
+def test_a_missing_or_damaged_step_is_refused(planted, tmp_path):
     folder = planted("", epochs=1).folder
-    with pytest.raises(InputError, match="the run kept no step"):
+    with pytest.raises(InputError, match="the run saved no failed step"):
         defeat.replay(folder)
     with pytest.raises(InputError):
         planted("nan", "failing")
@@ -214,46 +214,46 @@ def test_a_step_that_was_not_kept_or_is_damaged_is_refused(planted, tmp_path):
         defeat.replay(tmp_path / "failing")
 
 
-def test_weights_that_are_not_finite_reach_no_checkpoint(tmp_path, monkeypatch):
+def test_weights_that_are_not_finite_are_not_saved_in_a_checkpoint(tmp_path, monkeypatch):
     original = DetectionModule.on_train_batch_end
 
-    def spoil(self, *arguments):
+    def set_to_nan(self, *arguments):
         original(self, *arguments)
         if self.global_step == 8:  # the last one of the second epoch
             with torch.no_grad():
                 next(self.student.parameters()).view(-1)[3] = math.nan
 
-    monkeypatch.setattr(DetectionModule, "on_train_batch_end", spoil)
+    monkeypatch.setattr(DetectionModule, "on_train_batch_end", set_to_nan)
     with pytest.raises(InputError, match=r"weights are not finite after step 8 \(student\..*last checkpoint is intact"):
         tiny_run(tmp_path / "run", epochs=3)
     assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=False)["global_step"] == 4
 
 
-def test_a_teacher_that_something_changes_is_found(tmp_path, monkeypatch):
+def test_a_changed_teacher_is_an_error(tmp_path, monkeypatch):
     original = RetinaNet.forward_teacher
 
-    def meddle(self, batch, *others):
+    def change_weights(self, batch, *others):
         with torch.no_grad():
             next(self.parameters()).mul_(1.001)
         return original(self, batch, *others)
 
-    monkeypatch.setattr(RetinaNet, "forward_teacher", meddle)
+    monkeypatch.setattr(RetinaNet, "forward_teacher", change_weights)
     with pytest.raises(RuntimeError, match="teacher's weights changed"):
         tiny_run(tmp_path / "run", teacher=save_teacher(tmp_path / "teacher"), max_steps=1)
 
 
-def test_a_saved_model_that_holds_more_than_the_student_is_found(tmp_path, monkeypatch):
+def test_a_saved_model_with_more_tensors_than_the_student_is_an_error(tmp_path, monkeypatch):
     def save_with_more(student, folder):
         save_model(student, folder)
         path = folder / "model.safetensors"
         save_file({**load_file(path), "method.neck.adaptation.weight": torch.ones(1)}, path)
 
     monkeypatch.setattr("defeat.engine.fit.save_model", save_with_more)
-    with pytest.raises(RuntimeError, match=r"not the student alone: method\.neck\.adaptation\.weight"):
+    with pytest.raises(RuntimeError, match=r"not those of the student: method\.neck\.adaptation\.weight"):
         tiny_run(tmp_path / "run", max_steps=1)
 
 
-def test_a_saved_model_that_detects_otherwise_is_found(tmp_path, monkeypatch):
+def test_a_saved_model_with_other_detections_is_an_error(tmp_path, monkeypatch):
     def save_another(student, folder):
         other = deepcopy(student)
         with torch.no_grad():
@@ -261,7 +261,7 @@ def test_a_saved_model_that_detects_otherwise_is_found(tmp_path, monkeypatch):
         save_model(other, folder)
 
     monkeypatch.setattr("defeat.engine.fit.save_model", save_another)
-    with pytest.raises(RuntimeError, match="does not detect what the last evaluation found"):
+    with pytest.raises(RuntimeError, match="does not repeat the detections of the last evaluation"):
         tiny_run(tmp_path / "run", "faster_rcnn", max_steps=1)
 
 
@@ -285,8 +285,8 @@ def test_a_fingerprint_changes_with_any_weight_or_buffer():
     before = fingerprint(module)
     assert fingerprint(module) == before
     module[1].running_mean[2] += 1e-6
-    moved = fingerprint(module)
-    assert moved != before
+    changed = fingerprint(module)
+    assert changed != before
     with torch.no_grad():
         module[2].bias[1] += 1e-3
-    assert fingerprint(module) not in (before, moved)
+    assert fingerprint(module) not in (before, changed)

@@ -1,4 +1,4 @@
-"""Runs whose student begins with weights of its teacher."""
+"""Runs whose student inherits weights of its teacher."""
 
 import json
 from io import StringIO
@@ -36,7 +36,7 @@ def counted(monkeypatch):
 
 
 @every_family
-def test_with_zero_weights_the_run_is_one_that_begins_with_the_same_weights_from_a_file(family, tmp_path):
+def test_with_zero_weights_the_run_equals_one_initialised_from_a_file(family, tmp_path):
     teacher = save_teacher(tmp_path / "teacher", family, neck_channels=16)
     helped = tiny_run(tmp_path / "helped", family, teacher, max_steps=3, method_options=NOTHING)
     assert results(helped.folder)["inherited"]["parts"] == ["neck", "head"]
@@ -44,11 +44,11 @@ def test_with_zero_weights_the_run_is_one_that_begins_with_the_same_weights_from
     made = assemble.assemble(settings(tmp_path / "begin", family, teacher), Console(quiet=True))
     (tmp_path / "begin").mkdir()
     save_model(made.experiment.student, tmp_path / "begin")
-    alone = tiny_run(tmp_path / "alone", family, max_steps=3, weights=str(tmp_path / "begin"))
-    assert weights(alone.folder) == weights(helped.folder)
-    assert results(alone.folder)["metrics"] == results(helped.folder)["metrics"]
+    baseline = tiny_run(tmp_path / "baseline", family, max_steps=3, weights=str(tmp_path / "begin"))
+    assert weights(baseline.folder) == weights(helped.folder)
+    assert results(baseline.folder)["metrics"] == results(helped.folder)["metrics"]
     new = tiny_run(tmp_path / "new", family, max_steps=3)
-    assert weights(new.folder) != weights(alone.folder)
+    assert weights(new.folder) != weights(baseline.folder)
 
 
 @every_family
@@ -60,13 +60,13 @@ def test_the_method_none_only_inherits_and_never_runs_the_teacher(family, tmp_pa
     assert weights(none.folder) == weights(zero.folder)
 
 
-def test_a_student_of_another_detector_does_not_begin_with_it(tmp_path):
+def test_weights_of_another_detector_are_refused(tmp_path):
     save_teacher(tmp_path / "wide", neck_channels=24)
-    with pytest.raises(InputError, match="its detector is another than the one to train"):
+    with pytest.raises(InputError, match="it is another detector than the one to train"):
         tiny_run(tmp_path / "run", weights=str(tmp_path / "wide"))
 
 
-def test_a_resumed_run_goes_on_from_its_checkpoint_and_not_from_the_teacher(tmp_path, monkeypatch, counted):
+def test_a_resumed_run_continues_from_its_checkpoint_and_not_from_the_teacher(tmp_path, monkeypatch, counted):
     teacher = save_teacher(tmp_path / "teacher", neck_channels=16)
     whole = tiny_run(tmp_path / "whole", teacher=teacher)
     with monkeypatch.context() as patch:
@@ -79,20 +79,20 @@ def test_a_resumed_run_goes_on_from_its_checkpoint_and_not_from_the_teacher(tmp_
     assert results(resumed.folder)["inherited"] == results(whole.folder)["inherited"]
 
 
-def test_the_run_and_the_plan_say_what_was_inherited_and_what_not(tmp_path):
+def test_the_run_and_the_plan_report_what_was_inherited(tmp_path):
     teacher = save_teacher(tmp_path / "teacher", neck_channels=16, backbone="resnet18")
-    said = StringIO()
-    run(settings(tmp_path / "run", teacher=teacher, max_steps=1), Console(file=said, width=1000))
+    messages = StringIO()
+    run(settings(tmp_path / "run", teacher=teacher, max_steps=1), Console(file=messages, width=1000))
     made = make_plan(settings(tmp_path / "plan", teacher=teacher), Console(quiet=True))
     first, *others = made.inherited
     assert first.startswith("Inherited from the teacher: ")
-    assert first in said.getvalue()
+    assert first in messages.getvalue()
     assert any("inner_blocks" in sentence and "its shape is" in sentence for sentence in others)
     assert json.loads((tmp_path / "plan" / "plan.json").read_text())["inherited"] == made.inherited
 
 
 def test_a_student_with_another_neck_still_learns_from_its_teacher(tmp_path):
-    # The trap of inheriting from a wider teacher: nothing fits, and the student must be what it is without.
+    # With a wider teacher nothing can be inherited, and the student must equal one that inherits nothing.
     teacher = save_teacher(tmp_path / "teacher", neck_channels=24)
     auto = tiny_run(tmp_path / "auto", teacher=teacher, max_steps=3)
     none = tiny_run(tmp_path / "none", teacher=teacher, max_steps=3, inherit="none")
@@ -102,7 +102,7 @@ def test_a_student_with_another_neck_still_learns_from_its_teacher(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_comparison_tells_what_inheriting_gives_and_what_the_terms_add(tmp_path):
+def test_a_comparison_separates_the_gains_of_inheriting_and_of_the_terms(tmp_path):
     teacher = save_teacher(tmp_path / "teacher", neck_channels=16)
     methods = "none,none+inherit,defeat,defeat+inherit"
     result = run_bench(tmp_path / "m", teacher, methods=methods, seeds=1, method_options={"defeat": NOTHING})
@@ -137,7 +137,7 @@ def test_a_comparison_whose_students_inherit_nothing_refuses_those_that_should(t
 
 
 @every_family
-def test_a_student_that_begins_with_all_of_its_teacher_detects_what_that_detects(family, tmp_path):
+def test_a_student_that_inherits_everything_repeats_the_teachers_detections(family, tmp_path):
     teacher = save_teacher(tmp_path / "teacher", family, neck_channels=16)
     given = settings(tmp_path / "run", family, teacher, seed=3)
     student = assemble.assemble(given, Console(quiet=True)).experiment.student.eval()

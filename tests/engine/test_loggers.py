@@ -1,4 +1,4 @@
-"""Loggers beside metrics.jsonl."""
+"""Loggers in addition to metrics.jsonl."""
 
 import csv
 
@@ -16,12 +16,12 @@ def rows(folder, part):
 
 
 @pytest.mark.usefixtures("small_demo")
-def test_a_table_of_csv_holds_what_the_log_holds(tmp_path):
+def test_a_csv_file_has_the_content_of_the_log(tmp_path):
     folder = tiny_run(tmp_path / "run", logger="csv", eval_every=1).folder
     expected = [line for line in lines(folder) if "train/loss" in line]
-    found = [row for row in rows(folder, 0) if row["train/loss"]]
-    assert [int(row["step"]) for row in found] == [line["step"] for line in expected] == [0, 1, 2, 3]
-    for row, line in zip(found, expected, strict=True):
+    result = [row for row in rows(folder, 0) if row["train/loss"]]
+    assert [int(row["step"]) for row in result] == [line["step"] for line in expected] == [0, 1, 2, 3]
+    for row, line in zip(result, expected, strict=True):
         assert float(row["train/loss"]) == pytest.approx(line["train/loss"], rel=1e-6)
     assert [row["val/AP"] != "" for row in rows(folder, 0)].count(True) == 1
     assert not (folder / "tensorboard").exists()

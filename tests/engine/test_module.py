@@ -5,7 +5,7 @@ import torch
 from defeat.engine.module import gather, step_seed
 
 
-def test_steps_processes_and_runs_have_seeds_of_their_own():
+def test_steps_processes_and_runs_have_different_seeds():
     seeds = {step_seed(seed, step, rank) for seed in range(4) for step in range(500) for rank in range(4)}
     assert len(seeds) == 4 * 500 * 4
     assert all(0 <= seed < 2**63 for seed in seeds)
@@ -19,5 +19,5 @@ def test_seeds_of_neighbouring_steps_draw_unrelated_numbers():
     assert correlation.abs().max() < 0.35
 
 
-def test_one_process_has_nothing_to_gather():
+def test_a_single_process_gathers_nothing():
     assert gather(["anything"], processes=1) == []

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from defeat.detector import FAMILIES
-from defeat.engine.optimisation import build_optimizer, build_schedule, cosine, learning_rate, parameter_groups
+from defeat.engine.optimisation import build_optimizer, build_schedule, cosine_factor, parameter_groups, step_factor
 from defeat.errors import InputError
 from tests.detector.tiny import tiny_detector
 from tests.engine.tiny_runs import lines, results, save_teacher, settings, tiny_run, weights
@@ -22,18 +22,18 @@ ADAMW = {"optimizer": "adamw", "lr": 1e-3}
     [(0, 0.1), (4, 0.5), (9, 1), (10, 1), (79, 1), (80, 0.1), (109, 0.1), (110, 0.01), (119, 0.01)],
 )
 def test_the_learning_rate_rises_and_falls_twice(step, factor):
-    assert learning_rate(120, 10)(step) == pytest.approx(factor)
+    assert step_factor(120, 10)(step) == pytest.approx(factor)
 
 
-def test_milestones_are_parts_of_the_run():
+def test_milestones_are_fractions_of_the_run():
     # Of 100 steps: a tenth from 75 on, as in the published configuration (epoch 9 of 12).
-    factor = learning_rate(100, 0, [0.75])
+    factor = step_factor(100, 0, [0.75])
     assert [factor(step) for step in (0, 74, 75, 99)] == pytest.approx([1, 1, 0.1, 0.1])
-    assert learning_rate(100, 0, [])(99) == 1
+    assert step_factor(100, 0, [])(99) == 1
 
 
-def test_without_warm_up_the_learning_rate_begins_at_its_height():
-    assert learning_rate(120, 0)(0) == 1
+def test_without_warm_up_the_learning_rate_starts_at_its_maximum():
+    assert step_factor(120, 0)(0) == 1
 
 
 def network():
@@ -46,7 +46,7 @@ def test_all_parameters_decay_by_default():
     assert len(group["params"]) == 6
 
 
-def test_normalisation_and_biases_can_be_kept_from_decay():
+def test_normalisation_and_biases_can_be_excluded_from_decay():
     decaying, others = parameter_groups(network(), 0.1, norm_decay=False)
     assert decaying["weight_decay"] == 0.1
     assert [tuple(weight.shape) for weight in decaying["params"]] == [(4, 3, 3, 3), (2, 4)]
@@ -58,8 +58,8 @@ def test_normalisation_and_biases_can_be_kept_from_decay():
 def test_frozen_parameters_are_in_no_group(norm_decay):
     module = network()
     module[0].requires_grad_(False)
-    found = [weight for group in parameter_groups(module, 0.1, norm_decay) for weight in group["params"]]
-    assert {id(weight) for weight in found} == {id(weight) for weight in module.parameters() if weight.requires_grad}
+    result = [weight for group in parameter_groups(module, 0.1, norm_decay) for weight in group["params"]]
+    assert {id(weight) for weight in result} == {id(weight) for weight in module.parameters() if weight.requires_grad}
 
 
 def ids(parameters):
@@ -68,7 +68,7 @@ def ids(parameters):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_the_body_can_learn_slower_than_everything_else(family, optimizer, tmp_path):
+def test_the_body_can_have_a_lower_learning_rate(family, optimizer, tmp_path):
     student = tiny_detector(family)
     adaptation = nn.Linear(2, 2)
     given = settings(tmp_path, family, optimizer=optimizer, lr=1e-3, backbone_lr_factor=0.1)
@@ -79,24 +79,24 @@ def test_the_body_can_learn_slower_than_everything_else(family, optimizer, tmp_p
     assert slow
     assert groups[0]["lr"] == 1e-3  # the one that is logged
     assert len(slow) + len(fast) == len(groups)
-    assert ids(one for group in slow for one in group["params"]) == body
+    assert ids(weight for group in slow for weight in group["params"]) == body
     rest = ids([*student.parameters(), *adaptation.parameters()]) - body
-    assert ids(one for group in fast for one in group["params"]) == rest
+    assert ids(weight for group in fast for weight in group["params"]) == rest
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_adamw_never_lets_normalisation_and_biases_decay(family, tmp_path):
+def test_adamw_never_decays_normalisation_and_biases(family, tmp_path):
     student = tiny_detector(family)
     optimizer = build_optimizer(student, None, settings(tmp_path, family, norm_decay=True, weight_decay=0.05, **ADAMW))
     assert isinstance(optimizer, torch.optim.AdamW)
     for group in optimizer.param_groups:
         assert all((parameter.ndim > 1) == (group["weight_decay"] == 0.05) for parameter in group["params"])
-    assert ids(one for group in optimizer.param_groups for one in group["params"]) == ids(student.parameters())
+    assert ids(weight for group in optimizer.param_groups for weight in group["params"]) == ids(student.parameters())
 
 
 def test_by_default_there_is_one_group(tmp_path):
     (group,) = build_optimizer(student := tiny_detector("retinanet"), None, settings(tmp_path)).param_groups
-    assert [id(one) for one in group["params"]] == [id(one) for one in student.parameters()]
+    assert [id(weight) for weight in group["params"]] == [id(weight) for weight in student.parameters()]
     assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.01, 0.9, 1e-4)
 
 
@@ -107,12 +107,12 @@ def test_by_default_there_is_one_group(tmp_path):
     [(0, 0.1), (9, 1), (10, 1), (35, 0.5 + math.sqrt(0.125)), (60, 0.5), (110, 0), (500, 0)],
 )
 def test_a_cosine_falls_to_zero_after_the_warm_up(step, factor):
-    assert cosine(110, 10)(step) == pytest.approx(factor, abs=1e-12)
+    assert cosine_factor(110, 10)(step) == pytest.approx(factor, abs=1e-12)
 
 
-def test_a_cosine_without_warm_up_begins_at_its_height():
-    assert cosine(100, 0)(0) == 1
-    assert cosine(5, 10)(4) == 0.5  # a run that ends within its warm-up
+def test_a_cosine_without_warm_up_starts_at_its_maximum():
+    assert cosine_factor(100, 0)(0) == 1
+    assert cosine_factor(5, 10)(4) == 0.5  # a run that ends within its warm-up
 
 
 def test_every_group_follows_the_schedule(tmp_path):
@@ -125,7 +125,7 @@ def test_every_group_follows_the_schedule(tmp_path):
         schedule.step()
 
 
-def test_with_patience_the_rate_falls_when_it_is_told_to_and_not_at_milestones(tmp_path):
+def test_with_patience_the_rate_drops_on_request_and_not_at_milestones(tmp_path):
     given = settings(tmp_path, patience=2, eval_every=1, warmup_steps=0, lr=0.1)
     optimizer = build_optimizer(tiny_detector("retinanet"), None, given)
     falls = 0
@@ -148,24 +148,24 @@ def test_adamw_with_a_cosine_trains_and_repeats(tmp_path):
     other = tiny_run(tmp_path / "other", teacher=teacher, **options | {"backbone_lr_factor": 1.0}).folder
     assert weights(first) == weights(again) != weights(other)
     rates = [line["train/lr"] for line in lines(first) if "train/lr" in line]
-    assert rates == pytest.approx([1e-3 * cosine(8, 0)(step) for step in range(8)])
+    assert rates == pytest.approx([1e-3 * cosine_factor(8, 0)(step) for step in range(8)])
     assert results(first)["steps"] == 8
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"optimizer": "adamw"}, "AdamW would diverge"),
         ({"backbone_lr_factor": 0.0}, "--backbone-lr-factor must be above 0"),
         ({"backbone_lr_factor": 2.0}, "--backbone-lr-factor must be above 0, at most 1"),
-        ({"schedule": "cosine", "lr_milestones": [0.5]}, "--lr-milestones have no use with --schedule cosine"),
-        ({"patience": 2, "eval_every": 1, "lr_milestones": [0.5]}, "--lr-milestones have no use with --patience"),
+        ({"schedule": "cosine", "lr_milestones": [0.5]}, "--lr-milestones have no effect with --schedule cosine"),
+        ({"patience": 2, "eval_every": 1, "lr_milestones": [0.5]}, "--lr-milestones have no effect with --patience"),
     ],
 )
-def test_what_cannot_work_is_refused(change, says, tmp_path):
-    with pytest.raises(InputError, match=says):
+def test_invalid_settings_are_refused(change, message, tmp_path):
+    with pytest.raises(InputError, match=message):
         settings(tmp_path, **change)
 
 
-def test_milestones_of_a_recipe_can_be_taken_back(tmp_path):
+def test_milestones_of_a_recipe_can_be_overridden(tmp_path):
     assert settings(tmp_path, schedule="cosine", lr_milestones=[]).lr_milestones == []

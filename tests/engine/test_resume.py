@@ -1,4 +1,4 @@
-"""A run that was stopped goes on as if it never stopped; what cannot be continued is refused."""
+"""A stopped run is resumed bit for bit; runs that can't be resumed are refused."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ HEADS = {"positive_weight": 1.0, "negative_weight": 1.0}
 
 
 def stop_after(monkeypatch, step):
-    """A user presses Ctrl-C during a step."""
+    """Simulate Ctrl-C during a step."""
     original = Checkpoint.on_train_batch_end
 
     def pressed(self, trainer, *arguments):
@@ -29,7 +29,7 @@ def stop_after(monkeypatch, step):
 
 
 def fail_in_step(monkeypatch, step):
-    """The machine goes down in the middle of a step."""
+    """Simulate a crash in the middle of a step."""
     original = DetectionModule.training_step
 
     def killed(self, *arguments):
@@ -42,7 +42,7 @@ def fail_in_step(monkeypatch, step):
 
 # An epoch has four steps: 2 and 6 are in the middle of the first and the second, 4 is the last one of the first.
 @pytest.mark.parametrize(("step", "workers"), [(2, 0), (4, 0), (6, 0), (6, 1)])
-def test_a_stopped_run_goes_on_as_if_it_never_stopped(step, workers, tmp_path, monkeypatch):
+def test_a_stopped_run_is_resumed_bit_for_bit(step, workers, tmp_path, monkeypatch):
     teacher = save_teacher(tmp_path / "teacher")
     options = {"epochs": 3, "workers": workers, "method_options": HEADS, "eval_every": 1}
     whole = tiny_run(tmp_path / "whole", teacher=teacher, **options)
@@ -51,7 +51,7 @@ def test_a_stopped_run_goes_on_as_if_it_never_stopped(step, workers, tmp_path, m
         stopped = tiny_run(tmp_path / "stopped", teacher=teacher, **options)
     assert not stopped.finished
     assert not (stopped.folder / "results.json").exists()
-    assert load(stopped.folder).info.classes  # what there is can be used
+    assert load(stopped.folder).info.classes  # the model so far can be used
     resumed = tiny_run(tmp_path / "stopped", teacher=teacher, resume=True, **options)
     assert resumed.finished
     assert weights(resumed.folder) == weights(whole.folder)
@@ -84,7 +84,7 @@ COSINE = CHOSEN | {"optimizer": "adamw", "lr": 2e-3, "schedule": "cosine", "epoc
         (COSINE, 10),
     ],
 )
-def test_average_best_student_and_patience_go_on_as_if_they_never_stopped(given, step, tmp_path, monkeypatch):
+def test_average_best_student_and_patience_are_resumed_bit_for_bit(given, step, tmp_path, monkeypatch):
     teacher = save_teacher(tmp_path / "teacher", "faster_rcnn") if given is COSINE else None
     whole = tiny_run(tmp_path / "whole", "faster_rcnn", teacher, **given).folder
     with monkeypatch.context() as patch:
@@ -113,7 +113,7 @@ def test_a_checkpoint_without_the_average_is_refused(tmp_path):
         tiny_run(tmp_path / "run", max_steps=1, resume=True, ema=0.9)
 
 
-def test_a_best_student_that_is_not_this_one_is_refused(tmp_path):
+def test_a_checkpoint_with_another_best_student_is_refused(tmp_path):
     given = {"keep": "best", "eval_every": 1}
     path = tiny_run(tmp_path / "run", **given).folder / "checkpoints/last.ckpt"
     content = torch.load(path, weights_only=True)
@@ -122,11 +122,11 @@ def test_a_best_student_that_is_not_this_one_is_refused(tmp_path):
         content["selection"]["best"]["weights"][name], float("nan")
     )
     torch.save(content, path)
-    with pytest.raises(InputError, match="the best student that it keeps"):
+    with pytest.raises(InputError, match="its best student is another detector"):
         tiny_run(tmp_path / "run", resume=True, **given)
 
 
-def test_a_run_of_a_version_without_these_settings_goes_on(tmp_path, monkeypatch):
+def test_a_run_of_a_version_without_these_settings_is_resumed(tmp_path, monkeypatch):
     whole = tiny_run(tmp_path / "whole", epochs=2).folder
     with monkeypatch.context() as patch:
         stop_after(patch, 6)
@@ -143,7 +143,7 @@ def test_a_run_of_a_version_without_these_settings_goes_on(tmp_path, monkeypatch
 
 
 @every_family
-def test_a_killed_run_goes_on_from_its_last_epoch(family, tmp_path, monkeypatch):
+def test_a_killed_run_is_resumed_from_its_last_epoch(family, tmp_path, monkeypatch):
     whole = tiny_run(tmp_path / "whole", family, epochs=2)
     with monkeypatch.context() as patch:
         fail_in_step(patch, 4)
@@ -153,7 +153,7 @@ def test_a_killed_run_goes_on_from_its_last_epoch(family, tmp_path, monkeypatch)
     assert weights(resumed.folder) == weights(whole.folder)
 
 
-def test_a_run_names_the_commit_that_it_began_with_and_those_of_its_later_parts(tmp_path, monkeypatch):
+def test_a_run_records_the_commits_of_all_its_parts(tmp_path, monkeypatch):
     answers = iter(["first", "second", "third"])
     monkeypatch.setattr(module, "commit", lambda: next(answers))
     with monkeypatch.context() as patch:
@@ -166,7 +166,7 @@ def test_a_run_names_the_commit_that_it_began_with_and_those_of_its_later_parts(
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
     folder = tiny_run(tmp_path / "run", max_steps=1).folder
     before = weights(folder)
-    with pytest.raises(InputError, match="already holds a run"):
+    with pytest.raises(InputError, match="already contains a run"):
         tiny_run(tmp_path / "run", max_steps=1, seed=1)
     assert weights(folder) == before
 
@@ -178,7 +178,7 @@ def test_resuming_with_other_settings_lists_them(tmp_path):
     message = str(caught.value)
     assert "lr was 0.01 and is 0.5" in message
     assert "seed was 0 and is 3" in message
-    assert "log_every" not in message  # which changes nothing but what is written
+    assert "log_every" not in message  # it changes only the log
     assert "\n" not in message
 
 
@@ -189,7 +189,7 @@ def test_resuming_as_another_command_is_refused(tmp_path):
         tiny_run(tmp_path / "run", teacher=teacher, max_steps=1, resume=True)
 
 
-def test_there_must_be_a_checkpoint_to_resume_from(tmp_path):
+def test_resuming_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(InputError, match="no checkpoint to resume from"):
         tiny_run(tmp_path / "run", max_steps=1, resume=True)
     tiny_run(tmp_path / "run", max_steps=1)

@@ -1,4 +1,4 @@
-"""What a run promises: repeatable, complete, and with a teacher that nothing ever touches."""
+"""Runs are repeatable and complete, and never change the teacher."""
 
 import json
 from io import StringIO
@@ -13,7 +13,7 @@ from defeat.assembly import assemble as assembly
 from defeat.assembly import run as engine
 from defeat.detector import FAMILIES, load
 from defeat.detector.frozen import frozen
-from defeat.distillation import METHODS, DeFeat
+from defeat.distillation import METHODS, DeFeat, method_defaults
 from defeat.engine.guards import fingerprint
 from defeat.engine.module import DetectionModule
 from defeat.errors import InputError
@@ -29,23 +29,23 @@ HEADS = {"positive_weight": 1.0, "negative_weight": 1.0}
 @every_family
 @pytest.mark.parametrize("method", METHODS)
 def test_zero_weights_leave_training_unchanged(family, method, tmp_path):
-    alone = tiny_run(tmp_path / "alone", family, max_steps=3)
+    baseline = tiny_run(tmp_path / "baseline", family, max_steps=3)
     teacher = save_teacher(tmp_path / "teacher", family)
     options = {"method": method, "method_options": method_weights(method, 0.0)}
     helped = tiny_run(tmp_path / "helped", family, teacher, max_steps=3, **options)
-    assert alone.finished
+    assert baseline.finished
     assert helped.finished
-    assert weights(alone.folder) == weights(helped.folder)
-    assert results(alone.folder)["metrics"] == results(helped.folder)["metrics"]
+    assert weights(baseline.folder) == weights(helped.folder)
+    assert results(baseline.folder)["metrics"] == results(helped.folder)["metrics"]
 
 
 @every_family
-def test_a_teacher_changes_what_is_learned(family, tmp_path):
+def test_a_teacher_changes_the_student(family, tmp_path):
     # The counterpart of the test above: the comparison of bytes would notice a difference.
     teacher = save_teacher(tmp_path / "teacher", family)
     helped = tiny_run(tmp_path / "helped", family, teacher, max_steps=3)
-    alone = tiny_run(tmp_path / "alone", family, max_steps=3)
-    assert weights(alone.folder) != weights(helped.folder)
+    baseline = tiny_run(tmp_path / "baseline", family, max_steps=3)
+    assert weights(baseline.folder) != weights(helped.folder)
 
 
 @pytest.mark.slow
@@ -64,7 +64,7 @@ def test_a_method_may_lower_the_weight_of_the_detectors_own_negatives(family, tm
 
 
 @every_family
-def test_the_teacher_stays_as_it_was_and_outside_of_every_file(family, tmp_path, monkeypatch):
+def test_the_teacher_is_not_changed_and_not_saved(family, tmp_path, monkeypatch):
     loaded = []
 
     def spy(*arguments):
@@ -156,7 +156,7 @@ def test_workers_change_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_every_epoch_has_an_order_of_its_own(workers, tmp_path, monkeypatch):
+def test_every_epoch_has_another_order(workers, tmp_path, monkeypatch):
     seen = []
     original = DetectionModule.training_step
 
@@ -190,12 +190,14 @@ def test_a_run_directory_is_complete(tmp_path):
     }
     written = yaml.safe_load((folder / "config.yaml").read_text())
     assert written["command"] == "distill"
-    assert written["method_options"] == HEADS
+    # All options, so that the run does not depend on later defaults; YAML has lists instead of tuples.
+    options = method_defaults("defeat") | HEADS
+    assert written["method_options"] == options | {"backbone_strides": list(options["backbone_strides"])}
     assert "resume" not in written
     assert {"command", *settings(folder, "faster_rcnn", teacher).to_dict()} == written.keys()
 
 
-def test_every_loss_term_has_its_own_number_in_every_line(tmp_path):
+def test_every_line_contains_every_loss_term(tmp_path):
     teacher = save_teacher(tmp_path / "teacher", "faster_rcnn")
     folder = tiny_run(tmp_path / "run", "faster_rcnn", teacher, epochs=2, eval_every=1, method_options=HEADS).folder
     training = [line for line in lines(folder) if "train/loss" in line]
@@ -211,21 +213,21 @@ def test_every_loss_term_has_its_own_number_in_every_line(tmp_path):
     assert evaluations[-1]["val/AP50"] == pytest.approx(results(folder)["metrics"]["AP50"], abs=1e-5)
 
 
-def test_a_log_file_gets_a_line_an_epoch_with_its_own_ap(tmp_path):
+def test_a_log_file_gets_one_line_per_epoch_with_its_ap(tmp_path):
     output = StringIO()
     given = settings(tmp_path / "run", epochs=4, eval_every=2, lr=0.05)
     engine.run(given, Console(file=output, width=200))
-    found = [line for line in output.getvalue().splitlines() if line.startswith("epoch ")]
+    result = [line for line in output.getvalue().splitlines() if line.startswith("epoch ")]
     figures = [line["val/AP"] for line in lines(tmp_path / "run") if "val/AP" in line]
-    assert [line.split()[1] for line in found] == ["1/4", "2/4", "3/4", "4/4"]
-    assert [f"AP {figure:.1f}" in line for figure, line in zip(figures, found[1::2], strict=True)] == [True, True]
-    assert not any("AP" in line for line in found[::2])
-    assert found[-1].endswith("0:00:00 left")
+    assert [line.split()[1] for line in result] == ["1/4", "2/4", "3/4", "4/4"]
+    assert [f"AP {figure:.1f}" in line for figure, line in zip(figures, result[1::2], strict=True)] == [True, True]
+    assert not any("AP" in line for line in result[::2])
+    assert result[-1].endswith("0:00:00 left")
 
 
-def test_results_say_what_was_done_and_where(tmp_path):
+def test_results_contain_settings_metrics_and_machine(tmp_path):
     teacher = save_teacher(tmp_path / "teacher")
-    found = results(tiny_run(tmp_path / "run", teacher=teacher, max_steps=3, seed=9).folder)
+    result = results(tiny_run(tmp_path / "run", teacher=teacher, max_steps=3, seed=9).folder)
     expected = {
         "command": "distill",
         "name": "run",
@@ -239,14 +241,14 @@ def test_results_say_what_was_done_and_where(tmp_path):
         "seed": 9,
         "steps": 3,
     }
-    assert {name: found[name] for name in expected} == expected
-    assert found["classes"] == ["cross", "disc", "ring", "square", "star", "triangle"]
-    assert set(found["per_class"]) == set(found["classes"])
-    assert found["versions"]["torch"] == torch.__version__.split("+")[0] or found["versions"]["torch"]
-    assert found["parameters"] == sum(weight.numel() for weight in load(tmp_path / "run").parameters())
-    assert found["model_bytes"] == (tmp_path / "run" / "model.safetensors").stat().st_size
-    assert 0 < found["train_seconds"] <= found["wall_seconds"]
-    assert {"processor", "cores", "threads", "accelerator"} <= found["machine"].keys()
+    assert {name: result[name] for name in expected} == expected
+    assert result["classes"] == ["cross", "disc", "ring", "square", "star", "triangle"]
+    assert set(result["per_class"]) == set(result["classes"])
+    assert result["versions"]["torch"] == torch.__version__.split("+")[0] or result["versions"]["torch"]
+    assert result["parameters"] == sum(weight.numel() for weight in load(tmp_path / "run").parameters())
+    assert result["model_bytes"] == (tmp_path / "run" / "model.safetensors").stat().st_size
+    assert 0 < result["train_seconds"] <= result["wall_seconds"]
+    assert {"processor", "cores", "threads", "accelerator"} <= result["machine"].keys()
 
 
 # The second run stops in the middle of its second epoch: its figures must be those of the weights that it saved.
@@ -255,8 +257,8 @@ def test_results_say_what_was_done_and_where(tmp_path):
 def test_evaluating_a_run_repeats_its_last_evaluation(family, length, tmp_path):
     trained = tiny_run(tmp_path / "run", family, eval_every=1, lr=0.05, **length)
     assert trained.evaluation.images == 4
-    # Untrained detectors score 0 everywhere; what is compared must be more than that.
-    again = evaluate(trained.folder, batch_size=2, workers=0, device="cpu")  # on the same split, without being told
+    # Untrained detectors score 0 everywhere; the compared scores must be above 0.
+    again = evaluate(trained.folder, batch_size=2, workers=0, device="cpu")  # on the same split by default
     assert again.metrics == trained.evaluation.metrics
     assert again.per_class == trained.evaluation.per_class
     assert results(trained.folder)["metrics"] == again.metrics
@@ -285,35 +287,35 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_name(tmp_path):
     "change",
     [{"epochs": 0}, {"batch_size": 0}, {"size": 16}, {"flip": 1.5}, {"lr": 0.0}, {"lr": float("nan")}, {"seed": -1}],
 )
-def test_settings_that_cannot_work_are_refused_by_name(change, tmp_path):
+def test_invalid_settings_are_refused_by_name(change, tmp_path):
     (name,) = change
     with pytest.raises(InputError, match=f"--{name.replace('_', '-')} must be"):
         settings(tmp_path, **change)
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"devices": 0}, "--devices must be 1 or more"),
         ({"devices": 2, "norm": "syncbn"}, "--norm syncbn needs GPUs"),
         ({"precision": "16-mixed"}, "--precision 16-mixed needs a GPU"),
     ],
 )
-def test_devices_that_cannot_work_are_refused_before_anything_is_written(change, says, tmp_path):
-    with pytest.raises(InputError, match=says):
+def test_invalid_devices_are_refused_before_anything_is_written(change, message, tmp_path):
+    with pytest.raises(InputError, match=message):
         tiny_run(tmp_path / "run", **change)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("change", [{"accelerator": "gpu"}, {"accelerator": "gpu", "devices": 4}])
-def test_a_gpu_that_is_not_there_is_refused(change, tmp_path):
+def test_a_missing_gpu_is_refused(change, tmp_path):
     with pytest.raises(InputError, match="no GPU was found"):
         tiny_run(tmp_path / "run", **change)
 
 
 @every_family
-def test_what_the_method_does_not_read_changes_nothing(family, tmp_path, monkeypatch):
+def test_outputs_that_the_method_does_not_read_change_nothing(family, tmp_path, monkeypatch):
     teacher = save_teacher(tmp_path / "teacher", family)
     lean = tiny_run(tmp_path / "lean", family, teacher, max_steps=3)
     monkeypatch.setattr(DeFeat, "needs", frozenset(DeFeat.reads))
@@ -350,8 +352,8 @@ def test_half_precision_trains_on_a_gpu(family, tmp_path):
 def test_on_a_gpu_the_saved_model_has_the_figures_of_the_last_evaluation(family, precision, tmp_path):
     given = {"max_steps": 60, "epochs": 10, "lr": 0.02, "size": 96, "max_size": 160, "batch_size": 4}
     folder = tiny_run(tmp_path / "run", family, accelerator="gpu", precision=precision, **given).folder
-    found = evaluate(folder, workers=0, device="cuda").metrics
-    assert found["AP50"] == pytest.approx(results(folder)["metrics"]["AP50"], abs=0.2)
+    result = evaluate(folder, workers=0, device="cuda").metrics
+    assert result["AP50"] == pytest.approx(results(folder)["metrics"]["AP50"], abs=0.2)
 
 
 @pytest.mark.slow
@@ -362,7 +364,7 @@ def test_head_terms_do_not_make_the_classification_loss_explode(family, tmp_path
     teacher = tiny_run(tmp_path / "teacher", family, max_steps=60, epochs=10, **common).folder
     options = {"method_options": {"positive_weight": 2.0, "negative_weight": 2.0}, **common}
     folder = tiny_run(tmp_path / "student", family, teacher, max_steps=60, epochs=10, seed=1, **options).folder
-    found = [line["train/classification"] for line in lines(folder) if "train/loss" in line]
-    assert len(found) == 60
-    assert all(json.loads(json.dumps(value)) == value for value in found)  # neither NaN nor infinity
-    assert sum(found[-10:]) <= sum(found[:10])
+    result = [line["train/classification"] for line in lines(folder) if "train/loss" in line]
+    assert len(result) == 60
+    assert all(json.loads(json.dumps(value)) == value for value in result)  # neither NaN nor infinity
+    assert sum(result[-10:]) <= sum(result[:10])

@@ -1,4 +1,4 @@
-"""A teacher computes each view of an image once; whether its maps come from the disk or not changes nothing."""
+"""The cache computes each view of an image once; maps from disk and new maps are equal."""
 
 import os
 import shutil
@@ -48,21 +48,21 @@ def names(count: int) -> dict[tuple[bool, int], str]:
 
 
 @every_family
-def test_maps_are_those_of_each_image_alone_in_half_precision(family, tmp_path):
+def test_maps_are_those_of_each_single_image_in_half_precision(family, tmp_path):
     student, teacher = pair(family)
     sizes = ((48, 64), (64, 96), (40, 64))
     batch = student.prepare(images(*sizes), targets(*sizes))
     cache = TeacherCache(tmp_path, ["backbone", "neck"], names(3))
-    found = cache.output(teacher, batch, {"neck", "backbone"})
+    result = cache.output(teacher, batch, {"neck", "backbone"})
     assert len(files(tmp_path)) == 3
-    for row, (image, one) in enumerate(zip(images(*sizes), targets(*sizes), strict=True)):
-        alone = teacher.forward_teacher(teacher.adopt(student.prepare([image], [one])))
+    for row, (image, image_target) in enumerate(zip(images(*sizes), targets(*sizes), strict=True)):
+        single = teacher.forward_teacher(teacher.adopt(student.prepare([image], [image_target])))
         for part in ("neck", "backbone"):
-            wanted = getattr(alone, part)
-            assert getattr(found, part).keys() == wanted.keys()
-            for stride, level in wanted.items():
+            expected = getattr(single, part)
+            assert getattr(result, part).keys() == expected.keys()
+            for stride, level in expected.items():
                 height, width = level.shape[-2:]
-                kept = getattr(found, part)[stride][row]
+                kept = getattr(result, part)[stride][row]
                 assert torch.allclose(kept[:, :height, :width], level[0], rtol=2e-3, atol=2e-3)
                 assert not kept[:, height:].any()
                 assert not kept[:, :, width:].any()
@@ -74,16 +74,16 @@ def test_the_shape_of_the_maps_is_that_of_the_batch(family, tmp_path):
     student, teacher = pair(family)
     sizes = ((48, 64), (64, 90))
     batch = student.prepare(images(*sizes), targets(*sizes))
-    wanted = teacher.forward_teacher(teacher.adopt(batch))
-    found = TeacherCache(tmp_path, ["neck"], names(2)).output(teacher, batch, {"neck"})
-    assert {stride: level.shape for stride, level in found.neck.items()} == {
-        stride: level.shape for stride, level in wanted.neck.items()
+    expected = teacher.forward_teacher(teacher.adopt(batch))
+    result = TeacherCache(tmp_path, ["neck"], names(2)).output(teacher, batch, {"neck"})
+    assert {stride: level.shape for stride, level in result.neck.items()} == {
+        stride: level.shape for stride, level in expected.neck.items()
     }
-    assert all(torch.equal(found.valid[stride], wanted.valid[stride]) for stride in found.neck)
+    assert all(torch.equal(result.valid[stride], expected.valid[stride]) for stride in result.neck)
 
 
 @every_family
-def test_what_is_on_disk_is_not_computed_again(family, tmp_path, monkeypatch):
+def test_maps_on_disk_are_not_computed_again(family, tmp_path, monkeypatch):
     student, teacher = pair(family)
     sizes = ((48, 64), (64, 96))
     batch = student.prepare(images(*sizes), targets(*sizes))
@@ -98,30 +98,31 @@ def test_what_is_on_disk_is_not_computed_again(family, tmp_path, monkeypatch):
 
 
 @every_family
-def test_a_head_is_computed_from_kept_maps(family, tmp_path):
+def test_a_head_is_computed_from_stored_maps(family, tmp_path):
     student, teacher = pair(family)
     batch = student.prepare(images((64, 64), (64, 64)), targets((64, 64), (64, 64)))
     method = build_method("defeat", student.info, teacher.info, HEADS)
-    found = TeacherCache(tmp_path, ["neck"], names(2)).output(teacher, batch, method.needs)
-    wanted = teacher.forward_teacher(teacher.adopt(batch))
-    assert {"head_positive", "head_negative"} <= method(student.forward_train(batch), found, batch.targets, LATE).keys()
+    result = TeacherCache(tmp_path, ["neck"], names(2)).output(teacher, batch, method.needs)
+    expected = teacher.forward_teacher(teacher.adopt(batch))
+    losses = method(student.forward_train(batch), result, batch.targets, LATE)
+    assert {"head_positive", "head_negative"} <= losses.keys()
     if family == "retinanet":
-        assert torch.allclose(found.dense.logits, wanted.dense.logits, atol=2e-2)
-    else:  # whose own proposals may change where two are nearly equal
-        assert torch.allclose(found.score_proposals(wanted.proposals.boxes), wanted.proposals.logits, atol=2e-2)
+        assert torch.allclose(result.dense.logits, expected.dense.logits, atol=2e-2)
+    else:  # its own proposals may change where two are nearly equal
+        assert torch.allclose(result.score_proposals(expected.proposals.boxes), expected.proposals.logits, atol=2e-2)
 
 
 @every_family
-def test_a_teacher_of_another_size_is_kept_at_its_own(family, tmp_path):
+def test_maps_of_a_teacher_of_another_size_are_stored_at_its_size(family, tmp_path):
     student, teacher = tiny_detector(family).train(), tiny_detector(family, seed=7, size=96, max_size=144).eval()
     batch = student.prepare(images((48, 64), (64, 80)), targets((48, 64), (64, 80)))
-    wanted = teacher.forward_teacher(teacher.adopt(batch))
-    found = TeacherCache(tmp_path, ["neck"], names(2)).output(teacher, batch, {"neck"})
-    assert found.scale == wanted.scale == pytest.approx(1.5)
-    assert all(found.neck[stride].shape == level.shape for stride, level in wanted.neck.items())
+    expected = teacher.forward_teacher(teacher.adopt(batch))
+    result = TeacherCache(tmp_path, ["neck"], names(2)).output(teacher, batch, {"neck"})
+    assert result.scale == expected.scale == pytest.approx(1.5)
+    assert all(result.neck[stride].shape == level.shape for stride, level in expected.neck.items())
 
 
-def test_a_damaged_file_is_computed_anew(tmp_path):
+def test_a_damaged_file_is_computed_again(tmp_path):
     student, teacher = pair("retinanet")
     batch = student.prepare(images((64, 64)), targets((64, 64)))
     cache = TeacherCache(tmp_path, ["neck"], names(1))
@@ -130,23 +131,23 @@ def test_a_damaged_file_is_computed_anew(tmp_path):
     whole = path.read_bytes()
     for damaged in (b"", whole[:100], whole[:-7], b"no safetensors"):
         path.write_bytes(damaged)
-        found = cache.output(teacher, batch, {"neck"})
-        assert torch.equal(found.neck[8], first.neck[8])
+        result = cache.output(teacher, batch, {"neck"})
+        assert torch.equal(result.neck[8], first.neck[8])
         assert path.read_bytes() == whole
 
 
-def test_values_beyond_half_precision_are_kept_whole(tmp_path):
+def test_values_beyond_half_precision_are_stored_in_float32(tmp_path):
     student, teacher = pair("retinanet")
     with torch.no_grad():
         for layer in teacher.backbone.fpn.layer_blocks.parameters():
             layer.mul_(1e7)
     batch = student.prepare(images((64, 64)), targets((64, 64)))
-    found = TeacherCache(tmp_path, ["neck"], names(1)).output(teacher, batch, {"neck"})
-    assert found.neck[8].isfinite().all()
-    assert found.neck[8].abs().max() > 65504
+    result = TeacherCache(tmp_path, ["neck"], names(1)).output(teacher, batch, {"neck"})
+    assert result.neck[8].isfinite().all()
+    assert result.neck[8].abs().max() > 65504
 
 
-def test_the_limit_holds_and_the_rest_is_computed(tmp_path):
+def test_the_limit_is_observed_and_the_rest_is_computed(tmp_path):
     student, teacher = pair("retinanet")
     batch = student.prepare(images((64, 64), (64, 64)), targets((64, 64), (64, 64)))
     TeacherCache(tmp_path / "one", ["neck"], names(2)).output(teacher, batch, {"neck"})
@@ -154,39 +155,41 @@ def test_the_limit_holds_and_the_rest_is_computed(tmp_path):
     cache = TeacherCache(tmp_path / "two", ["neck"], names(2), limit=each + each // 2)
     cache.output(teacher, batch, {"neck"})
     assert len(files(tmp_path / "two")) == 1
-    # What is there already counts.
+    # Existing files count.
     again = TeacherCache(tmp_path / "two", ["neck"], names(2), limit=each + each // 2)
     assert again.left < each
 
 
-def test_a_full_disk_ends_the_writing_and_not_the_run(tmp_path, monkeypatch):
+def test_a_full_disk_stops_writing_but_not_the_run(tmp_path, monkeypatch):
     def no_space(path, content):
         raise OSError(28, "No space left on device")
 
     student, teacher = pair("retinanet")
     batch = student.prepare(images((64, 64), (64, 64)), targets((64, 64), (64, 64)))
-    said: list[str] = []
-    cache = TeacherCache(tmp_path, ["neck"], names(2), notify=said.append)
+    messages: list[str] = []
+    cache = TeacherCache(tmp_path, ["neck"], names(2), notify=messages.append)
     monkeypatch.setattr(teacher_cache, "write_atomically", no_space)
     cache.output(teacher, batch, {"neck"})
     cache.output(teacher, batch, {"neck"})
-    assert len(said) == 1
-    assert "No space left on device" in said[0]
+    assert len(messages) == 1
+    assert "No space left on device" in messages[0]
     assert not files(tmp_path)
 
 
 @every_family
-def test_the_estimate_is_what_the_files_hold(family, tmp_path, monkeypatch):
+def test_the_estimated_size_is_that_of_the_files(family, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("defeat.data.demo", fromlist=["SPLITS"]).SPLITS, "train", 4)
     teacher = tiny_detector(family, seed=7).eval()
     dataset = open_dataset("demo", "train")
-    found = cache_size(teacher, ["neck"], [dataset], views=1)
-    assert found.views == 4
+    result = cache_size(teacher, ["neck"], [dataset], views=1)
+    assert result.views == 4
     student = tiny_detector(family).train()
     batch = student.prepare(*zip(*(dataset[index] for index in range(4)), strict=True))
     TeacherCache(tmp_path, ["neck"], names(4)).output(teacher, batch, {"neck"})
-    data = sum(sum(one.numel() * one.element_size() for one in load_file(path).values()) for path in files(tmp_path))
-    assert data == found.bytes
+    data = sum(
+        sum(level.numel() * level.element_size() for level in load_file(path).values()) for path in files(tmp_path)
+    )
+    assert data == result.bytes
 
 
 @pytest.mark.slow
@@ -201,7 +204,7 @@ def test_a_run_with_a_cache_repeats_itself_and_resumes(family, tmp_path):
     again = tiny_run(tmp_path / "again", family, teacher, **given)
     assert weights(again.folder) == weights(whole.folder)
     assert len(files(tmp_path / "cache")) == count
-    # And stays near the run without.
+    # It stays close to the run without a cache.
     without = tiny_run(tmp_path / "without", family, teacher, **{**given, "cache_teacher": None})
     first, other = lines(whole.folder)[0], lines(without.folder)[0]
     assert first["train/neck_background"] == pytest.approx(other["train/neck_background"], rel=0.05)
@@ -210,7 +213,7 @@ def test_a_run_with_a_cache_repeats_itself_and_resumes(family, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_demo")
-def test_another_teacher_or_size_has_files_of_its_own(tmp_path):
+def test_another_teacher_or_size_has_its_own_files(tmp_path):
     given = {"max_steps": 1, "flip": 0.0, "cache_teacher": str(tmp_path / "cache")}
     changes = {}, {"size": 96, "max_size": 128}, {"precision": "bf16-mixed"}, {"distill_precision": "bf16"}
     for number, change in enumerate(changes):
@@ -227,13 +230,13 @@ def test_another_teacher_or_size_has_files_of_its_own(tmp_path):
 
 
 @pytest.mark.usefixtures("small_demo")
-def test_the_run_says_what_the_cache_takes_and_leaves_nothing_half_written(tmp_path):
+def test_the_run_reports_the_size_of_the_cache_and_removes_incomplete_files(tmp_path):
     teacher = save_teacher(tmp_path / "teacher")
     given = {"max_steps": 1, "cache_teacher": str(tmp_path / "cache")}
     tiny_run(tmp_path / "one", teacher=teacher, **given)
     (folder,) = (tmp_path / "cache").iterdir()
-    place = files(folder)[0].parent
-    old, new = place / ".a-0.safetensors.1", place / ".b-0.safetensors.2"
+    index = files(folder)[0].parent
+    old, new = index / ".a-0.safetensors.1", index / ".b-0.safetensors.2"
     for path in (old, new):
         path.write_bytes(b"half")
     os.utime(old, (time.time() - 7200, time.time() - 7200))
@@ -241,9 +244,9 @@ def test_the_run_says_what_the_cache_takes_and_leaves_nothing_half_written(tmp_p
     engine.run(settings(tmp_path / "two", teacher=teacher, **given, cache_limit="1kB"), console)
     text = console.export_text()
     assert "cache of the teacher: " in text
-    assert "--cache-limit holds fewer" in text
+    assert "--cache-limit has room for fewer" in text
     assert not old.exists()
-    assert new.exists()  # it may belong to a process that is at work
+    assert new.exists()  # it may belong to a running process
 
 
 def test_a_cache_that_can_not_be_written_is_refused(tmp_path):
@@ -256,12 +259,12 @@ def test_a_cache_that_can_not_be_written_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("text", "count"), [("20GB", 20_000_000_000), ("1.5 tb", 1_500_000_000_000), ("4096", 4096), ("500MB", 500_000_000)]
 )
-def test_sizes_are_read(text, count):
+def test_sizes_are_parsed(text, count):
     assert bytes_of(text, "cache_limit") == count
 
 
 @pytest.mark.parametrize("text", ["", "much", "-1GB", "20GiB", "GB"])
-def test_what_is_no_size_is_refused(text, tmp_path):
+def test_invalid_sizes_are_refused(text, tmp_path):
     with pytest.raises(InputError, match="--cache-limit"):
         settings(tmp_path, teacher=tmp_path, cache_teacher="cache", cache_limit=text)
 
@@ -292,6 +295,6 @@ def test_images_that_change_get_another_name(tmp_path):
         identities()
 
 
-def test_drawn_scenes_have_names_of_their_own():
+def test_drawn_scenes_have_unique_names():
     dataset, other = open_dataset("demo", "train"), open_dataset("demo", "val")
     assert len({dataset.identity(0), dataset.identity(1), other.identity(0)}) == 3

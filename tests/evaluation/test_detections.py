@@ -1,4 +1,4 @@
-"""The detections that a run keeps."""
+"""The detections file of a run."""
 
 import json
 
@@ -13,17 +13,17 @@ from tests.engine.tiny_runs import CLASSES, tiny_run
 pytestmark = pytest.mark.usefixtures("small_demo")
 
 
-def test_a_run_keeps_its_detections_and_their_average_precision_is_its_own(tmp_path):
+def test_the_average_precision_of_the_saved_detections_is_that_of_the_run(tmp_path):
     tiny_run(tmp_path / "run", "faster_rcnn", epochs=3, lr=0.05)
     scenes = read_detections(tmp_path / "run" / "detections.safetensors")
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert len(scenes) == results["images"] == 4
-    found = average_precision_of_samples(match_scenes(scenes, len(CLASSES)), np.ones((1, 4), dtype=np.int64))
-    assert 100 * np.nanmean(found) == pytest.approx(results["metrics"]["AP"], abs=1e-9)
+    precision = average_precision_of_samples(match_scenes(scenes, len(CLASSES)), np.ones((1, 4), dtype=np.int64))
+    assert 100 * np.nanmean(precision) == pytest.approx(results["metrics"]["AP"], abs=1e-9)
     assert results["metrics"]["AP"] > 0
 
 
-def test_detections_that_are_missing_or_damaged_are_one_sentence(tmp_path):
+def test_missing_or_damaged_detections_are_reported(tmp_path):
     with pytest.raises(InputError, match=r"is missing; `defeat evaluate .* --detections"):
         read_detections(tmp_path / "detections.safetensors")
     (tmp_path / "detections.safetensors").write_bytes(b"half")

@@ -13,7 +13,7 @@ from defeat.types import Detections
 
 
 class _OneConvolution(nn.Module):
-    """Stands in for a detector: `predict` runs a convolution with 3 channels in, 4 out and a 3 x 3 kernel."""
+    """Replaces a detector: `predict` runs a convolution with 3 channels in, 4 out and a 3 x 3 kernel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class _OneConvolution(nn.Module):
 
 
 def test_the_cost_of_one_convolution() -> None:
-    # Every one of 10 x 20 pixels and 4 output channels takes 3 * 3 * 3 multiplications with additions, two each.
+    # Each of 10 x 20 pixels and 4 output channels takes 3 * 3 * 3 multiply-adds, which count as two operations.
     model = _OneConvolution()
     profile = profile_model(model, (10, 20), repeats=5, warmup=2)
     assert profile.parameters == 3 * 4 * 9
@@ -46,7 +46,7 @@ def test_the_cost_of_one_convolution() -> None:
     assert profile.to_dict()["size"] == (10, 20)
 
 
-def test_threads_are_those_asked_for_and_restored() -> None:
+def test_the_number_of_threads_is_set_and_restored() -> None:
     before = torch.get_num_threads()
     model = _OneConvolution()
     assert profile_model(model, (4, 4), threads=2, repeats=1).threads == 2
@@ -54,7 +54,7 @@ def test_threads_are_those_asked_for_and_restored() -> None:
     assert torch.get_num_threads() == before
 
 
-def test_the_size_of_the_file_counts(tmp_path: Path) -> None:
+def test_the_size_of_the_file_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"12345")
     assert profile_model(_OneConvolution(), (4, 4), weights=path, repeats=1).model_bytes == 5
@@ -68,14 +68,14 @@ def test_a_given_image_is_used() -> None:
         profile_model(_OneConvolution(), (8, 8), image=image)
 
 
-def test_senseless_numbers_are_refused() -> None:
+def test_invalid_numbers_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 1 repeat"):
         profile_model(_OneConvolution(), (4, 4), repeats=0)
 
 
 @pytest.mark.parametrize("family", ["retinanet", "faster_rcnn"])
 def test_operations_inside_a_real_detector_are_counted(family: str) -> None:
-    # The first convolution of a ResNet alone: 64 channels, 7 x 7 x 3 weights, half of 64 x 64 pixels a side.
+    # The first convolution of a ResNet only: 64 channels, 7 x 7 x 3 weights, stride 2 on 64 x 64 pixels.
     detector = build(DetectorSpec(family, "resnet18", ("cat",), size=64), weights="none")
     profile = profile_model(detector, (64, 64), repeats=1, warmup=0)
     assert profile.gflops > 2 * 32 * 32 * 64 * 147 / 1e9

@@ -1,4 +1,4 @@
-"""`defeat taps`, and a teacher that is a function of one's own code."""
+"""`defeat taps`, and a teacher from a function of the user's code."""
 
 import pytest
 
@@ -40,7 +40,7 @@ def code(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_command_lists_maps_with_shape_and_stride(code, capsys):
+def test_the_command_lists_feature_maps_with_shape_and_stride(code, capsys):
     assert main(["taps", "own_net.py:make", "--size", "64"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["stem", "1", "x", "4", "x", "16", "x", "20", "4", "maps"] in rows
@@ -48,35 +48,56 @@ def test_the_command_lists_maps_with_shape_and_stride(code, capsys):
     assert ["neck:", "{4:", "stem,", "8:", "deep,", "16:", "deeper}"] in rows
 
 
-def test_a_function_of_ones_own_code_is_a_teacher_on_the_command_line(code, capsys):
+def test_a_network_of_the_users_code_is_a_teacher_on_the_command_line(code, capsys):
     given = settings(code / "run", max_steps=2)
-    words = ["distill", "--data", "demo", "--out", "run", "--teacher", "own_net:make", "--teacher-taps", "taps.yaml"]
-    words += ["--backbone", given.backbone, "--weights", "none", "--size", "64", "--max-steps", "2", "--workers", "0"]
-    words += ["--detector", "retinanet", "--neck-channels", "8", "--log-every", "1", "--accelerator", "cpu"]
-    assert main(words) == 0
+    arguments = [
+        "distill",
+        "--data",
+        "demo",
+        "--out",
+        "run",
+        "--teacher",
+        "own_net:make",
+        "--teacher-taps",
+        "taps.yaml",
+    ]
+    arguments += [
+        "--backbone",
+        given.backbone,
+        "--weights",
+        "none",
+        "--size",
+        "64",
+        "--max-steps",
+        "2",
+        "--workers",
+        "0",
+    ]
+    arguments += ["--detector", "retinanet", "--neck-channels", "8", "--log-every", "1", "--accelerator", "cpu"]
+    assert main(arguments) == 0
     assert "The teacher gives no detections" in " ".join(capsys.readouterr().err.split())
     assert results(code / "run")["teacher"] == "own_net:make"
     assert '"train/neck_object"' in (code / "run" / "metrics.jsonl").read_text()
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "message"),
     [
         ("own_net.py", "names no function"),
-        ("nowhere.py:make", r"nowhere.py: there is no such file"),
+        ("nowhere.py:make", r"nowhere.py does not exist"),
         ("no_such_module:make", "no_such_module can't be imported: ModuleNotFoundError"),
         ("own_net.py:mak", "Unknown function of own_net.py .mak.. Did you mean .make."),
         ("own_net.py:broken", "own_net.py:broken failed: OSError: no weights"),
-        ("own_net.py:number", "gives a int, not an nn.Module"),
+        ("own_net.py:number", "returns a int, not an nn.Module"),
     ],
 )
-def test_what_is_no_network_is_said_in_a_sentence(name, says, code):
-    with pytest.raises(InputError, match=says):
+def test_what_is_not_a_network_is_refused(name, message, code):
+    with pytest.raises(InputError, match=message):
         own_network(name)
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("- 3", "give lines such as `neck:"),
         ("neck: 3", "give lines such as `neck:"),
@@ -86,12 +107,12 @@ def test_what_is_no_network_is_said_in_a_sentence(name, says, code):
         ("neck: {8: deeep}", "deep"),
     ],
 )
-def test_taps_that_do_not_fit_are_said_in_a_sentence(text, says, code):
+def test_invalid_taps_are_refused(text, message, code):
     (code / "taps.yaml").write_text(text)
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=message):
         tapped_teacher("own_net.py:make", "taps.yaml")
 
 
-def test_a_file_of_taps_that_is_not_there_is_named(code):
+def test_a_missing_file_of_taps_is_named(code):
     with pytest.raises(InputError, match=r"--teacher-taps nowhere\.yaml can.t be read"):
         tapped_teacher("own_net.py:make", "nowhere.yaml")

@@ -30,7 +30,7 @@ DIFFERENCE_NAMES = {"l2": "squared", "l1": "absolute", "div": "divisive"}
 
 
 class Golden:
-    """One golden file: inputs, regions, and the value that we compute for each of its outputs."""
+    """A golden file: its inputs, and the values that DeFeat computes from them."""
 
     def __init__(self, path):
         self.values = load_file(path)
@@ -50,7 +50,7 @@ class Golden:
         return list(REGIONS[name](self.boxes, self.shapes).values())
 
     def neck(self, regions, difference="squared"):
-        """Mean over the levels of the difference on one region of each."""
+        """Mean over the levels of the difference on a region of each."""
         pairs = zip(self.maps("student"), self.maps("teacher"), regions, strict=True)
         terms = [region_mean(DIFFERENCES[difference](s, t), region, s.shape[1]) for s, t, region in pairs]
         return torch.stack(terms).mean()
@@ -111,7 +111,7 @@ def cross_entropy(golden, group):
     return golden.head(group, "bce")
 
 
-# A pattern of output names, and what computes such an output from the groups of the pattern.
+# Functions that compute an output, by a pattern of its name; the groups of the pattern are their arguments.
 CHECKS = {
     r"out\.mask\.(gt|anchor_phi0\.5|gaussian)\.(\d+)": mask,
     r"out\.mask\.backbone_gt": backbone_mask,
@@ -131,10 +131,10 @@ def golden_files():
 
 def computed(golden, name):
     for pattern, compute in CHECKS.items():
-        if found := re.fullmatch(pattern, name):
-            named = found.groupdict()
-            return compute(golden, **named) if named else compute(golden, *found.groups())
-    raise AssertionError(f"no test looks at {name}")
+        if match := re.fullmatch(pattern, name):
+            named = match.groupdict()
+            return compute(golden, **named) if named else compute(golden, *match.groups())
+    raise AssertionError(f"no test covers {name}")
 
 
 def test_there_are_golden_files():
@@ -147,18 +147,18 @@ def test_every_output_equals_the_original():
         golden = Golden(path)
         assert golden.outputs
         for name, expected in golden.outputs.items():
-            found = computed(golden, name)
+            value = computed(golden, name)
             if expected.dtype == torch.bool:
-                equal = torch.equal(found, expected)
+                equal = torch.equal(value, expected)
             elif ".mask." in name:
-                equal = torch.allclose(found.double(), expected.double(), rtol=0, atol=1e-6)
+                equal = torch.allclose(value.double(), expected.double(), rtol=0, atol=1e-6)
             else:
-                equal = torch.allclose(found.double(), expected.double(), rtol=1e-5, atol=0)
+                equal = torch.allclose(value.double(), expected.double(), rtol=1e-5, atol=0)
             if not equal:
                 wrong.append(f"{path.name} {name}")
     assert not wrong
 
 
-def test_an_output_that_no_test_looks_at_is_an_error():
-    with pytest.raises(AssertionError, match=r"no test looks at out\.neck\.unheard_of"):
-        computed(None, "out.neck.unheard_of")
+def test_an_output_that_no_test_covers_is_an_error():
+    with pytest.raises(AssertionError, match=r"no test covers out\.neck\.unknown"):
+        computed(None, "out.neck.unknown")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from defeat.evaluation.average_precision import Scene, mean_of_known, voc_average_precision
+from defeat.evaluation.average_precision import Scene, mean_without_none, voc_average_precision
 from defeat.types import Detections, Target
 from tests.shared_data import shared_folder
 
@@ -15,10 +15,10 @@ def _scenes(tensors: Tensors) -> list[Scene]:
     images = sorted({int(name.split(".")[1]) for name in tensors if name.startswith("in.")})
     scenes = []
     for image in images:
-        given = {name: tensors[f"in.{image}.{name}"] for name in ("boxes", "scores", "labels")}
-        truth = {name: tensors[f"in.{image}.gt_{name}"] for name in ("boxes", "labels", "difficult")}
-        target = Target(**truth, crowd=torch.zeros_like(truth["difficult"]), image_id=image, size=(512, 512))
-        scenes.append(Scene.of(Detections(**given), target))
+        detected = {name: tensors[f"in.{image}.{name}"] for name in ("boxes", "scores", "labels")}
+        objects = {name: tensors[f"in.{image}.gt_{name}"] for name in ("boxes", "labels", "difficult")}
+        target = Target(**objects, crowd=torch.zeros_like(objects["difficult"]), image_id=image, size=(512, 512))
+        scenes.append(Scene.from_image(Detections(**detected), target))
     return scenes
 
 
@@ -32,4 +32,4 @@ def test_average_precision_equals_the_original() -> None:
         for rule, values in (("voc07_11point", result.eleven_points), ("voc_area", result.area)):
             assert values == pytest.approx(expected[rule], abs=1e-6), (file.name, rule)
             mean = float(tensors[f"out.{rule}.mean_ap"])
-            assert mean_of_known(values) == pytest.approx(mean, abs=1e-6), (file.name, rule)
+            assert mean_without_none(values) == pytest.approx(mean, abs=1e-6), (file.name, rule)

@@ -1,4 +1,4 @@
-"""What the properties are drawn from, and how: the same examples in every run."""
+"""Hypothesis strategies of the property tests; every run has the same examples."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Intervals over seeds and images: they follow shifts and scales, and equal runs have no gain."""
+"""Confidence intervals over seeds and images are equivariant to shifts and scales."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ FIGURES = st.lists(POINTS, min_size=1, max_size=60)
 
 @properties
 @given(st.integers(1, 200), st.integers(1, 50), st.integers(0, 9))
-def test_every_sample_holds_as_many_images_as_there_are(images, samples, seed):
+def test_every_sample_has_the_size_of_the_test_set(images, samples, seed):
     weights = bootstrap_weights(images, samples, seed)
     assert weights.shape == (samples, images)
     assert (weights >= 0).all()
@@ -26,13 +26,13 @@ def test_every_sample_holds_as_many_images_as_there_are(images, samples, seed):
 
 @properties
 @given(SEEDS, POINTS, st.sampled_from([-2.0, -1.0, 0.5, 3.0]))
-def test_an_interval_over_seeds_holds_the_mean_and_follows_shift_scale_and_order(values, shift, scale):
-    found = interval_over_seeds(values)
-    assert found.low <= np.mean(values) + 1e-9
-    assert found.high >= np.mean(values) - 1e-9
-    assert (found.low + found.high) / 2 == pytest.approx(np.mean(values), abs=1e-6)
+def test_an_interval_over_seeds_contains_the_mean_and_follows_shift_scale_and_order(values, shift, scale):
+    result = interval_over_seeds(values)
+    assert result.low <= np.mean(values) + 1e-9
+    assert result.high >= np.mean(values) - 1e-9
+    assert (result.low + result.high) / 2 == pytest.approx(np.mean(values), abs=1e-6)
     again = interval_over_seeds([scale * value + shift for value in reversed(values)])
-    ends = sorted(scale * end + shift for end in (found.low, found.high))
+    ends = sorted(scale * end + shift for end in (result.low, result.high))
     assert [again.low, again.high] == pytest.approx(ends, abs=1e-6)
 
 
@@ -50,14 +50,14 @@ def test_a_seed_at_the_mean_of_the_others_narrows_the_interval(values, middle):
 
 @properties
 @given(FIGURES, POINTS, st.sampled_from([0.5, 1.0, 3.0]), st.integers(0, 3))
-def test_an_interval_over_images_lies_within_the_figures_and_follows_them(values, shift, scale, missing):
+def test_an_interval_over_images_lies_within_the_values_and_follows_them(values, shift, scale, missing):
     samples = np.array(values + [np.nan] * missing)
-    found = interval_over_images(samples)
-    assert min(values) <= found.low <= np.median(values) <= found.high <= max(values)
+    result = interval_over_images(samples)
+    assert min(values) <= result.low <= np.median(values) <= result.high <= max(values)
     again = interval_over_images(scale * samples[::-1] + shift)
-    assert (again.low, again.high) == pytest.approx((scale * found.low + shift, scale * found.high + shift), abs=1e-6)
-    turned = interval_over_images(-samples)
-    assert (turned.low, turned.high) == pytest.approx((-found.high, -found.low), abs=1e-6)
+    assert (again.low, again.high) == pytest.approx((scale * result.low + shift, scale * result.high + shift), abs=1e-6)
+    negated = interval_over_images(-samples)
+    assert (negated.low, negated.high) == pytest.approx((-result.high, -result.low), abs=1e-6)
 
 
 @st.composite
@@ -67,10 +67,10 @@ def matches(draw, images=None):
     objects = np.array(draw(st.lists(st.integers(0, 3), min_size=images, max_size=images)))
     image, correct, left = [], [], objects.copy()
     for _ in range(draw(st.integers(0, 10))):
-        place = draw(st.integers(0, images - 1))
-        hit = bool(left[place]) and draw(st.booleans())
-        left[place] -= hit
-        image.append(place)
+        index = draw(st.integers(0, images - 1))
+        hit = bool(left[index]) and draw(st.booleans())
+        left[index] -= hit
+        image.append(index)
         correct.append((hit, hit and draw(st.booleans())))
     flags = np.array(correct, dtype=np.bool_).reshape(-1, 2).T
     scores = np.linspace(1, 0.1, len(image))
@@ -79,18 +79,18 @@ def matches(draw, images=None):
 
 @st.composite
 def sampled(draw):
-    found = draw(matches())
-    images = len(found.objects)
+    result = draw(matches())
+    images = len(result.objects)
     rows = st.lists(st.integers(0, 3), min_size=images, max_size=images)
-    return found, np.array(draw(st.lists(rows, min_size=1, max_size=5)))
+    return result, np.array(draw(st.lists(rows, min_size=1, max_size=5)))
 
 
 @properties
 @given(sampled())
-def test_the_precision_of_a_sample_is_a_share_and_missing_only_without_objects(drawn):
-    found, weights = drawn
-    figures = average_precision_of_samples([found], weights)[:, 0]
-    without = (weights * found.objects).sum(axis=1) == 0
+def test_the_precision_of_a_sample_is_in_0_to_1_and_nan_only_without_objects(drawn):
+    result, weights = drawn
+    figures = average_precision_of_samples([result], weights)[:, 0]
+    without = (weights * result.objects).sum(axis=1) == 0
     assert (np.isnan(figures) == without).all()
     assert ((figures[~without] >= 0) & (figures[~without] <= 1)).all()
 
@@ -98,30 +98,33 @@ def test_the_precision_of_a_sample_is_a_share_and_missing_only_without_objects(d
 @properties
 @given(sampled(), st.integers(2, 5))
 def test_a_sample_that_is_repeated_has_the_same_precision(drawn, times):
-    found, weights = drawn
-    one, more = (average_precision_of_samples([found], factor * weights) for factor in (1, times))
-    assert np.allclose(one, more, equal_nan=True)
+    result, weights = drawn
+    single, repeated = (average_precision_of_samples([result], factor * weights) for factor in (1, times))
+    assert np.allclose(single, repeated, equal_nan=True)
 
 
 @properties
 @given(sampled(), st.randoms(use_true_random=False))
 def test_the_numbers_of_images_do_not_matter(drawn, random):
-    found, weights = drawn
-    order = np.array(random.sample(range(len(found.objects)), len(found.objects)))  # new place -> old place
-    place = np.argsort(order)
-    moved = ClassMatches(place[found.image], found.scores, found.correct, found.counted, found.objects[order])
-    one, other = (average_precision_of_samples([m], w) for m, w in ((found, weights), (moved, weights[:, order])))
-    assert np.allclose(one, other, equal_nan=True)
+    result, weights = drawn
+    order = np.array(random.sample(range(len(result.objects)), len(result.objects)))  # new place -> old place
+    index = np.argsort(order)
+    moved = ClassMatches(index[result.image], result.scores, result.correct, result.counted, result.objects[order])
+    before, after = (
+        average_precision_of_samples([variant], sample)
+        for variant, sample in ((result, weights), (moved, weights[:, order]))
+    )
+    assert np.allclose(before, after, equal_nan=True)
 
 
 @properties
 @given(sampled())
-def test_what_finds_more_is_never_worse(drawn):
-    found, weights = drawn
-    nothing = ClassMatches(found.image, found.scores, np.zeros_like(found.correct), found.counted, found.objects)
-    best = found.correct[0].copy()
-    strict = ClassMatches(found.image, found.scores, np.stack([best, best]), found.counted, found.objects)
-    figures = [average_precision_of_samples([one], weights)[:, 0] for one in (nothing, found, strict)]
+def test_more_correct_detections_never_lower_the_precision(drawn):
+    result, weights = drawn
+    nothing = ClassMatches(result.image, result.scores, np.zeros_like(result.correct), result.counted, result.objects)
+    best = result.correct[0].copy()
+    strict = ClassMatches(result.image, result.scores, np.stack([best, best]), result.counted, result.objects)
+    figures = [average_precision_of_samples([variant], weights)[:, 0] for variant in (nothing, result, strict)]
     seen = ~np.isnan(figures[0])
     assert (figures[0][seen] == 0).all()
     assert (figures[1][seen] <= figures[2][seen] + 1e-12).all()

@@ -28,14 +28,14 @@ def samples(draw):
     return image, Target(boxes(rows), labels, *flags, draw(st.integers(0, 9)), (height, width))
 
 
-def same(one, other):
+def same(left, right):
     fields = ("boxes", "labels", "difficult", "crowd")
-    tensors = all(torch.equal(getattr(one, field), getattr(other, field)) for field in fields)
-    return tensors and (one.image_id, one.size, one.view, one.scale) == (
-        other.image_id,
-        other.size,
-        other.view,
-        other.scale,
+    tensors = all(torch.equal(getattr(left, field), getattr(right, field)) for field in fields)
+    return tensors and (left.image_id, left.size, left.view, left.scale) == (
+        right.image_id,
+        right.size,
+        right.view,
+        right.scale,
     )
 
 
@@ -90,7 +90,7 @@ def test_resizing_keeps_each_boxs_share_of_the_image_and_commutes_with_a_flip(sa
     image, target = sample
     resized = target.resized((height, width))
     assert resized.size == (height, width)
-    whole = [torch.tensor([*one.size[::-1]] * 2, dtype=torch.float64) for one in (target, resized)]
+    whole = [torch.tensor([*image_target.size[::-1]] * 2, dtype=torch.float64) for image_target in (target, resized)]
     assert torch.allclose(target.boxes / whole[0], resized.boxes / whole[1], atol=1e-6)
     _, flipped = flip(image, target)
     _, other = flip(image, resized)
@@ -101,7 +101,7 @@ def test_resizing_keeps_each_boxs_share_of_the_image_and_commutes_with_a_flip(sa
 @given(samples())
 def test_trainable_boxes_are_those_that_are_neither_difficult_nor_crowds_in_their_order(sample):
     _, target = sample
-    kept = [place for place in range(len(target.labels)) if not target.difficult[place] and not target.crowd[place]]
+    kept = [index for index in range(len(target.labels)) if not target.difficult[index] and not target.crowd[index]]
     trainable = target.trainable()
     assert torch.equal(trainable.boxes, target.boxes[kept])
     assert torch.equal(trainable.labels, target.labels[kept])
@@ -123,7 +123,7 @@ def any_boxes(draw):
     height, width = draw(st.integers(1, most)), draw(st.integers(1, most))
     anywhere = st.tuples(*[st.floats(-1.5 * most, 1.5 * most)] * 4)
     thin = st.tuples(st.floats(0, width), st.floats(0, height), st.floats(0, 0.1), st.floats(0, 0.1)).map(
-        lambda one: (one[0], one[1], one[0] + one[2], one[1] + one[3])
+        lambda box: (box[0], box[1], box[0] + box[2], box[1] + box[3])
     )
     return draw(st.lists(anywhere | thin, max_size=8)), (height, width)
 
@@ -133,8 +133,8 @@ def gathered(rows, size):
     builder = SplitBuilder(CLASSES)
     everything = (0.0, 0.0, float(size[1]), float(size[0]))
     names = ("cat", "dog", "owl")
-    found = [Annotation(tuple(row), names[place % 3]) for place, row in enumerate([everything, *rows])]
-    builder.add("a.png", "a.png", size, found)
+    result = [Annotation(tuple(row), names[index % 3]) for index, row in enumerate([everything, *rows])]
+    builder.add("a.png", "a.png", size, result)
     return builder.finish("made up", "train", "here")
 
 
@@ -163,9 +163,9 @@ def test_clipping_is_final_and_every_box_is_accounted_for(rows):
     again.add("a.png", "a.png", size, [Annotation(tuple(row), "cat") for row in kept.tolist()])
     second = again.finish("made up", "train", "here")
     assert torch.equal(second.target(0).boxes, kept)
-    assert all("given again" in text for text in second.problems)
+    assert all("duplicated" in text for text in second.problems)
     left_out = [
-        int(text.split()[0]) for text in dataset.problems if "clipped to" not in text and "given again" not in text
+        int(text.split()[0]) for text in dataset.problems if "clipped to" not in text and "duplicated" not in text
     ]
     assert len(kept) + sum(left_out) == 1 + len(rows)
 
@@ -176,7 +176,7 @@ def test_boxes_inside_the_image_stay_as_they_are(sample):
     _, target = sample
     rows = target.boxes.tolist()
     kept = gathered([row for row in rows for _ in range(3)], target.size).target(0).boxes[1:]
-    expected = [row for place, row in enumerate([row for row in rows for _ in range(3)], 1) if place % 3 != 2]
+    expected = [row for index, row in enumerate([row for row in rows for _ in range(3)], 1) if index % 3 != 2]
     assert kept.tolist() == expected
 
 

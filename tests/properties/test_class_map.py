@@ -1,4 +1,4 @@
-"""Class maps: names decide who meets whom, and probabilities stay probabilities."""
+"""Class maps: classes are matched by name, and probabilities stay probabilities."""
 
 import torch
 from hypothesis import given
@@ -16,25 +16,25 @@ THEIRS = st.lists(NAMES, min_size=1, max_size=6).map(tuple)  # several of the te
 
 
 @st.composite
-def meetings(draw):
-    """Classes of a student and a teacher who share at least one."""
+def class_maps(draw):
+    """Class maps with at least one shared class."""
     own, theirs = draw(OWN), draw(THEIRS)
     return ClassMap(own, (*theirs, draw(st.sampled_from(own))))
 
 
 @properties
 @given(OWN, THEIRS)
-def test_who_meets_has_the_same_name_and_who_does_not_has_none(own, theirs):
+def test_classes_are_matched_if_and_only_if_they_have_the_same_name(own, theirs):
     classes = ClassMap(own, theirs)
-    met = [place for places in classes.pairs.values() for place in places]
+    met = [index for indices in classes.pairs.values() for index in indices]
     assert len(met) == len(set(met))
-    assert {theirs[place] for place in met} == set(own) & set(theirs)
-    for label, places in classes.pairs.items():
-        assert [theirs[place] for place in places] == [own[label]] * len(places)
-        assert list(places) == sorted(places)
+    assert {theirs[index] for index in met} == set(own) & set(theirs)
+    for label, indices in classes.pairs.items():
+        assert [theirs[index] for index in indices] == [own[label]] * len(indices)
+        assert list(indices) == sorted(indices)
     to_student = classes.to_student.tolist()
-    assert [place for place, label in enumerate(to_student) if label == UNKNOWN] == [
-        place for place in range(len(theirs)) if place not in met
+    assert [index for index, label in enumerate(to_student) if label == UNKNOWN] == [
+        index for index in range(len(theirs)) if index not in met
     ]
 
 
@@ -49,91 +49,94 @@ def test_equal_classes_change_nothing(own):
 
 
 @properties
-@given(meetings())
-def test_labels_become_places_among_the_shared_classes_in_their_order(classes):
+@given(class_maps())
+def test_labels_become_indices_among_the_shared_classes_in_their_order(classes):
     count, shared = len(classes.student), len(classes.pairs)
-    found = classes.labels(torch.arange(-1, count + 1)).tolist()
-    assert found[0] == UNKNOWN
-    assert found[-1] == shared  # the background
-    kept = [label for label in found[1:-1] if label != UNKNOWN]
+    result = classes.labels(torch.arange(-1, count + 1)).tolist()
+    assert result[0] == UNKNOWN
+    assert result[-1] == shared  # the background
+    kept = [label for label in result[1:-1] if label != UNKNOWN]
     assert kept == list(range(shared))
 
 
 @properties
-@given(meetings(), st.data())
+@given(class_maps(), st.data())
 def test_softmax_probabilities_of_shared_classes_keep_their_ratios_and_add_up_to_one(classes, data):
     logits = data.draw(numbers((3, len(classes.teacher) + 1), 30.0)).double()
-    found = classes.teacher_logits(logits).softmax(dim=1)
+    result = classes.teacher_logits(logits).softmax(dim=1)
     given_ = logits.softmax(dim=1)
-    columns = [given_[:, list(places)].sum(dim=1) for places in classes.pairs.values()]
+    columns = [given_[:, list(indices)].sum(dim=1) for indices in classes.pairs.values()]
     expected = torch.stack([*columns, given_[:, -1]], dim=1)
-    assert torch.allclose(found, expected / expected.sum(dim=1, keepdim=True), atol=1e-9)
+    assert torch.allclose(result, expected / expected.sum(dim=1, keepdim=True), atol=1e-9)
 
 
 @properties
-@given(meetings(), st.data())
-def test_a_merged_class_is_there_where_any_of_its_parts_is(classes, data):
+@given(class_maps(), st.data())
+def test_a_merged_class_is_present_where_any_of_its_parts_is(classes, data):
     logits = data.draw(numbers((3, len(classes.teacher)), 30.0)).double()
-    found = classes.teacher_logits(logits).sigmoid()
-    none = torch.stack([(1 - logits[:, list(one)].sigmoid()).prod(dim=1) for one in classes.pairs.values()], dim=1)
-    assert torch.allclose(found, 1 - none, atol=1e-6)
+    result = classes.teacher_logits(logits).sigmoid()
+    none = torch.stack(
+        [(1 - logits[:, list(labels)].sigmoid()).prod(dim=1) for labels in classes.pairs.values()], dim=1
+    )
+    assert torch.allclose(result, 1 - none, atol=1e-6)
 
 
 @properties
-@given(meetings(), st.booleans(), st.data(), DTYPES)
-def test_shared_logits_are_finite_for_finite_logits_and_so_is_what_they_teach(classes, softmax, data, dtype):
+@given(class_maps(), st.booleans(), st.data(), DTYPES)
+def test_shared_logits_and_their_divergence_are_finite_for_finite_logits(classes, softmax, data, dtype):
     logits = data.draw(numbers((3, len(classes.teacher) + softmax), 1e30, dtype)).float()
-    wanted = classes.teacher_logits(logits)
-    assert wanted.isfinite().all()
-    assert wanted.shape == (3, (len(classes.teacher) if classes.identical else len(classes.pairs)) + softmax)
-    assert sigmoid_divergence(torch.zeros_like(wanted), wanted, 1.0).isfinite().all()
+    expected = classes.teacher_logits(logits)
+    assert expected.isfinite().all()
+    assert expected.shape == (3, (len(classes.teacher) if classes.identical else len(classes.pairs)) + softmax)
+    assert sigmoid_divergence(torch.zeros_like(expected), expected, 1.0).isfinite().all()
 
 
 @properties
-@given(meetings(), st.booleans(), st.data())
+@given(class_maps(), st.booleans(), st.data())
 def test_the_order_of_the_teachers_classes_does_not_matter(classes, softmax, data):
     order = shuffled(data.draw, len(classes.teacher))
-    turned = ClassMap(classes.student, tuple(classes.teacher[place] for place in order))
+    permuted = ClassMap(classes.student, tuple(classes.teacher[index] for index in order))
     logits = data.draw(numbers((2, len(classes.teacher) + softmax), 30.0)).double()
     other = logits[:, [*order, *[len(order)] * softmax]]
-    assert turned.pairs.keys() == classes.pairs.keys()
-    one, two = classes.teacher_logits(logits), turned.teacher_logits(other)
-    assert torch.allclose(one, two, atol=1e-6)
+    assert permuted.pairs.keys() == classes.pairs.keys()
+    original, reordered = classes.teacher_logits(logits), permuted.teacher_logits(other)
+    assert torch.allclose(original, reordered, atol=1e-6)
 
 
 @properties
-@given(meetings(), st.booleans(), st.data())
+@given(class_maps(), st.booleans(), st.data())
 def test_students_logits_are_those_of_the_shared_classes_in_their_order(classes, softmax, data):
     logits = data.draw(numbers((2, len(classes.student) + softmax), 30.0))
-    found = classes.student_logits(logits)
-    assert torch.equal(found, logits[:, [*classes.pairs, *[len(classes.student)] * softmax]])
+    result = classes.student_logits(logits)
+    assert torch.equal(result, logits[:, [*classes.pairs, *[len(classes.student)] * softmax]])
 
 
 @properties
-@given(meetings(), st.data())
+@given(class_maps(), st.data())
 def test_detections_keep_their_order_and_get_labels_of_the_student(classes, data):
     labels = data.draw(st.lists(st.integers(0, len(classes.teacher) - 1), max_size=6))
     scores = torch.linspace(1, 0.1, max(1, len(labels)))[: len(labels)]
-    found = classes.detections(Detections(torch.zeros(len(labels), 4), scores, torch.tensor(labels, dtype=torch.int64)))
-    expected = [place for place, label in enumerate(labels) if classes.teacher[label] in classes.student]
-    assert torch.equal(found.scores, scores[expected])
-    assert [classes.student[label] for label in found.labels] == [classes.teacher[labels[place]] for place in expected]
+    detections = Detections(torch.zeros(len(labels), 4), scores, torch.tensor(labels, dtype=torch.int64))
+    result = classes.detections(detections)
+    expected = [index for index, label in enumerate(labels) if classes.teacher[label] in classes.student]
+    assert torch.equal(result.scores, scores[expected])
+    assert [classes.student[label] for label in result.labels] == [classes.teacher[labels[index]] for index in expected]
 
 
 @properties
 @given(OWN, st.lists(NAMES, min_size=1, max_size=6, unique=True), st.data())
-def test_renamed_classes_change_the_names_that_were_given_and_no_other(own, theirs, data):
+def test_only_the_given_names_are_changed(own, theirs, data):
     names = data.draw(st.dictionaries(st.sampled_from(theirs), st.none() | st.sampled_from(own)))
     teacher = info({8: 1}, classes=tuple(theirs))
-    found = renamed_classes(teacher, own, names).classes
-    for before, after in zip(theirs, found, strict=True):
+    result = renamed_classes(teacher, own, names).classes
+    for before, after in zip(theirs, result, strict=True):
         assert after == (names[before] or "" if before in names else before)
     assert renamed_classes(teacher, own, {}) == teacher
 
 
 @properties
 @given(st.lists(st.text("xyz", min_size=1, max_size=3), max_size=12), st.integers(1, 6))
-def test_a_list_of_names_says_how_many_it_leaves_out(names, shown):
+def test_a_shortened_list_of_names_ends_with_the_number_of_the_others(names, shown):
     text = listed(names, shown)
     assert text.startswith(", ".join(names[:shown]))
     assert text.endswith(f" and {len(names) - shown} more") == (len(names) > shown)

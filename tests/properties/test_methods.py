@@ -1,4 +1,4 @@
-"""Whole methods: finite for maps of any size that a convolution bears, and blind to order and mirror images."""
+"""Whole methods: finite for all maps that a convolution can process, and invariant to order and flips."""
 
 from dataclasses import replace
 from inspect import signature
@@ -25,15 +25,15 @@ ANY = st.integers(0, 32)
 @st.composite
 def targets(draw, images=2, unit=1):
     """Boxes with corners at multiples of a unit in images of 32 x 32 pixels."""
-    found = []
+    result = []
     for _ in range(images):
         rows = []
         for _ in range(draw(st.integers(0, 3))):
             (x1, x2), (y1, y2) = (sorted(draw(st.lists(ANY, min_size=2, max_size=2, unique=True))) for _ in "xy")
             rows.append([unit * (corner // unit) for corner in (x1, y1, x2 + unit - 1, y2 + unit - 1)])
         kept = [row for row in rows if row[0] < row[2] <= 32 and row[1] < row[3] <= 32]
-        found.append(boxed(*kept, size=(32, 32)))
-    return found
+        result.append(boxed(*kept, size=(32, 32)))
+    return result
 
 
 @st.composite
@@ -44,17 +44,17 @@ def maps(draw, limit, images=2):
 
 @st.composite
 def pairs(draw, limit):
-    """What a student and a teacher gave for two images: maps, and predictions of proposals and of anchors."""
+    """Outputs of a student and a teacher for two images: maps, and predictions of proposals and of anchors."""
     scored, labels = draw(numbers((2, 3, 3), limit)), torch.tensor([0, 2, -1])
     sides = []
-    for place in range(2):
+    for index in range(2):
         rows = [torch.zeros(2, 4), torch.zeros(1, 4)]
         sides.append(
             output(
                 draw(maps(limit)),
-                proposals=proposals(rows, scored[place], labels),
-                score_proposals=lambda _, place=place: scored[place],
-                dense=dense(scored[place, None, :, :2], labels[None]),
+                proposals=proposals(rows, scored[index], labels),
+                score_proposals=lambda _, index=index: scored[index],
+                dense=dense(scored[index, None, :, :2], labels[None]),
             )
         )
     return sides
@@ -67,7 +67,7 @@ def known(kind):
 
 
 def built(name, kind, **options):
-    every = {one: 1.0 for one in signature(METHODS[name]).parameters if one.endswith("_weight")}
+    every = {option: 1.0 for option in signature(METHODS[name]).parameters if option.endswith("_weight")}
     torch.manual_seed(0)
     return build_method(name, known(kind), known(kind), every | options)
 
@@ -82,11 +82,11 @@ def test_losses_and_gradients_are_finite_for_maps_up_to_1e30(name, kind, sides, 
     method = built(name, kind)
     losses = method(replace(student, neck=leaves, backbone=leaves), teacher, boxes, progress)
     assert losses
-    for one, loss in losses.items():
+    for term, loss in losses.items():
         assert loss.dtype == torch.float32
-        assert loss.isfinite(), one
-        rounding = 1e-5 * max(float(side.proposals.logits.abs().max()) for side in sides) if "head" in one else 0
-        assert loss >= -rounding, one
+        assert loss.isfinite(), term
+        rounding = 1e-5 * max(float(side.proposals.logits.abs().max()) for side in sides) if "head" in term else 0
+        assert loss >= -rounding, term
     total = sum(losses.values())
     if total.requires_grad:
         total.backward()
@@ -95,7 +95,7 @@ def test_losses_and_gradients_are_finite_for_maps_up_to_1e30(name, kind, sides, 
 
 
 def transparent(imitation):
-    """Let the adaptation layers hand on what they get."""
+    """Initialise the adaptation layers as identity."""
     for layer in imitation.adaptation.layers.values():
         nn.init.dirac_(layer.weight)
         nn.init.zeros_(layer.bias)
@@ -111,9 +111,9 @@ def imitations(draw):
     return transparent(MapImitation(info(CHANNELS), info(CHANNELS), "neck", region, **options))
 
 
-def close(one, other):
-    return one.keys() == other.keys() and all(
-        torch.allclose(one[name], other[name], rtol=1e-3, atol=1e-4 * (1 + one[name].item())) for name in one
+def close(first, second):
+    return first.keys() == second.keys() and all(
+        torch.allclose(first[name], second[name], rtol=1e-3, atol=1e-4 * (1 + first[name].item())) for name in first
     )
 
 
@@ -125,7 +125,7 @@ def whole_numbers(levels):
 @given(imitations(), maps(100.0), targets())
 def test_equal_features_give_no_loss(imitation, levels, boxes):
     same = levels = whole_numbers(levels)
-    if imitation.scale == "teacher":  # which standardises one side alone: the student must be so already
+    if imitation.scale == "teacher":  # standardises only the teacher: the student must be standardised already
         same = {stride: standardise(level, torch.ones_like(level[:, 0]).bool()) for stride, level in levels.items()}
     assert all(loss == 0 for loss in imitation(output(same), output(levels), boxes).values())
 
@@ -134,17 +134,17 @@ def test_equal_features_give_no_loss(imitation, levels, boxes):
 @given(imitations(), maps(100.0), maps(100.0), targets(unit=16))
 def test_mirrored_features_with_mirrored_boxes_give_the_same_loss(imitation, own, theirs, boxes):
     own, theirs = whole_numbers(own), whole_numbers(theirs)
-    found = imitation(output(own), output(theirs), boxes)
+    result = imitation(output(own), output(theirs), boxes)
     flipped = [{stride: level.flip(-1) for stride, level in levels.items()} for levels in (own, theirs)]
-    mirrored = [boxed(*[[32 - x2, y1, 32 - x1, y2] for x1, y1, x2, y2 in one.boxes.tolist()]) for one in boxes]
-    assert close(found, imitation(output(flipped[0]), output(flipped[1]), mirrored))
+    mirrored = [boxed(*[[32 - x2, y1, 32 - x1, y2] for x1, y1, x2, y2 in target.boxes.tolist()]) for target in boxes]
+    assert close(result, imitation(output(flipped[0]), output(flipped[1]), mirrored))
 
 
 @properties
 @given(st.data(), imitations(), maps(100.0), maps(100.0), targets())
 def test_the_order_of_images_and_channels_does_not_matter(data, imitation, own, theirs, boxes):
     own, theirs = whole_numbers(own), whole_numbers(theirs)
-    found = imitation(output(own), output(theirs), boxes)
+    result = imitation(output(own), output(theirs), boxes)
     images, channels = shuffled(data.draw, 2), shuffled(data.draw, 2)
     mixed = [{stride: level[images][:, channels] for stride, level in levels.items()} for levels in (own, theirs)]
-    assert close(found, imitation(output(mixed[0]), output(mixed[1]), [boxes[place] for place in images]))
+    assert close(result, imitation(output(mixed[0]), output(mixed[1]), [boxes[index] for index in images]))

@@ -1,4 +1,4 @@
-"""Regions: within the map, shrinking with the boxes, and blind to the order of boxes and images."""
+"""Regions: inside the map, shrinking with the boxes, and invariant to the order of boxes and images."""
 
 import pytest
 import torch
@@ -22,20 +22,20 @@ OF_BOXES = st.sampled_from([object_regions, near_object_regions, gaussian_region
 SIZE = (256, 320)
 
 
-def equal(one, other):
-    return one.keys() == other.keys() and all(
-        torch.allclose(one[stride].float(), other[stride].float()) for stride in one
+def equal(left, right):
+    return left.keys() == right.keys() and all(
+        torch.allclose(left[stride].float(), right[stride].float()) for stride in left
     )
 
 
 @properties
 @given(EVERY, BATCH, st.integers(1, 300), st.integers(1, 300))
 def test_regions_have_the_shape_of_their_map_and_weights_from_zero_to_one(paint, batch, height, width):
-    found = paint([boxes(one) for one in batch], shapes(height, width))
-    assert {stride: tuple(region.shape) for stride, region in found.items()} == {
+    result = paint([boxes(rows) for rows in batch], shapes(height, width))
+    assert {stride: tuple(region.shape) for stride, region in result.items()} == {
         stride: (len(batch), *shape) for stride, shape in shapes(height, width).items()
     }
-    for region in found.values():
+    for region in result.values():
         assert region.dtype == (torch.float32 if paint is gaussian_regions else torch.bool)
         assert region.float().isfinite().all()
         assert ((region >= 0) & (region <= 1)).all()
@@ -43,7 +43,7 @@ def test_regions_have_the_shape_of_their_map_and_weights_from_zero_to_one(paint,
 
 @properties
 @given(BOX, st.sampled_from(STRIDES))
-def test_painted_cells_are_touched_by_the_box(box, stride):
+def test_painted_cells_overlap_the_box(box, stride):
     region = paint_boxes([boxes([box])], stride, shapes()[stride])[0]
     x1, y1, x2, y2 = box
     for row, column in region.nonzero().tolist():
@@ -69,7 +69,7 @@ def nested(draw):
 
 @properties
 @given(nested(), st.sampled_from(STRIDES))
-def test_a_smaller_box_paints_a_part_of_what_the_larger_one_paints(pair, stride):
+def test_a_box_inside_another_paints_a_subset_of_its_cells(pair, stride):
     smaller, larger = (paint_boxes([boxes([box])], stride, shapes()[stride]) for box in pair)
     assert not (smaller & ~larger).any()
 
@@ -90,8 +90,8 @@ def test_backbone_regions_shrink_with_the_box(pair):
 
 @properties
 @given(BATCH, BOX)
-def test_a_box_less_never_adds_a_cell(batch, box):
-    fewer, more = [boxes(one) for one in batch], [boxes([box, *one]) for one in batch]
+def test_removing_a_box_never_adds_a_cell(batch, box):
+    fewer, more = [boxes(rows) for rows in batch], [boxes([box, *rows]) for rows in batch]
     for paint in (object_regions, near_object_regions, gaussian_regions, backbone_regions):
         before, after = paint(fewer, shapes()), paint(more, shapes())
         assert all((before[stride].float() <= after[stride].float()).all() for stride in STRIDES), paint
@@ -99,28 +99,28 @@ def test_a_box_less_never_adds_a_cell(batch, box):
 
 @properties
 @given(st.integers(0, 255), st.integers(0, 319), st.integers(1, 320), st.integers(1, 256))
-def test_a_box_in_the_image_is_painted_on_one_level_and_not_off_the_map(y, x, width, height):
+def test_a_box_in_the_image_is_painted_on_exactly_one_level(y, x, width, height):
     box = boxes([(x, y, min(x + width, SIZE[1]), min(y + height, SIZE[0]))])
-    found = object_regions([box], shapes(*SIZE))
-    assert [stride for stride, region in found.items() if region.any()] == box_strides(box, STRIDES).tolist()
+    result = object_regions([box], shapes(*SIZE))
+    assert [stride for stride, region in result.items() if region.any()] == box_strides(box, STRIDES).tolist()
     everywhere = backbone_regions([box], shapes(*SIZE))
     assert everywhere[4].any()
 
 
 @properties
 @given(BATCH, st.floats(0, 1), st.floats(0, 1))
-def test_near_means_less_the_nearer_it_is_asked_to_be(batch, one, other):
+def test_a_larger_phi_gives_a_smaller_region(batch, phi, other_phi):
     rows = [boxes(image) for image in batch]
-    wide, narrow = (near_object_regions(rows, shapes(), phi) for phi in sorted((one, other)))
+    wide, narrow = (near_object_regions(rows, shapes(), threshold) for threshold in sorted((phi, other_phi)))
     assert not any((narrow[stride] & ~wide[stride]).any() for stride in STRIDES)
     assert not any(region.any() for region in near_object_regions(rows, shapes(), 1.0).values())
 
 
 @properties
 @given(BOX, st.floats(0, 1))
-def test_near_cells_have_an_anchor_that_touches_the_box(box, phi):
-    found = near_object_regions([boxes([box])], shapes(), phi)
-    for stride, region in found.items():
+def test_near_cells_have_an_anchor_that_overlaps_the_box(box, phi):
+    result = near_object_regions([boxes([box])], shapes(), phi)
+    for stride, region in result.items():
         reach = 8 * stride / 2 * 2**0.5  # half of the longest side of an anchor
         for row, column in region[0].nonzero().tolist():
             assert box[0] - reach < column * stride < box[2] + reach
@@ -129,8 +129,8 @@ def test_near_cells_have_an_anchor_that_touches_the_box(box, phi):
 
 @properties
 @given(BATCH)
-def test_gaussians_lie_on_the_cells_that_are_painted(batch):
-    rows = [boxes(one) for one in batch]
+def test_gaussians_cover_the_painted_cells(batch):
+    rows = [boxes(rows) for rows in batch]
     weights, cells = gaussian_regions(rows, shapes()), object_regions(rows, shapes())
     assert all(torch.equal(weights[stride] > 0, cells[stride]) for stride in STRIDES)
     # No weight is below that of a box's corner, exp(-1).
@@ -141,13 +141,13 @@ def test_gaussians_lie_on_the_cells_that_are_painted(batch):
 @properties
 @given(BATCH)
 def test_the_region_of_many_boxes_is_the_union_of_their_regions(paint, batch):
-    together = paint([boxes(one) for one in batch], shapes())
+    together = paint([boxes(rows) for rows in batch], shapes())
     for number, image in enumerate(batch):
         apart = [paint([boxes([box])], shapes()) for box in image]
         for stride, region in together.items():
             union = torch.zeros(region.shape[1:])
-            for one in apart:
-                union = torch.maximum(union, one[stride][0].float())
+            for regions in apart:
+                union = torch.maximum(union, regions[stride][0].float())
             assert torch.allclose(region[number].float(), union)
 
 
@@ -155,17 +155,17 @@ def test_the_region_of_many_boxes_is_the_union_of_their_regions(paint, batch):
 @given(EVERY, BATCH, st.randoms(use_true_random=False))
 def test_the_order_of_images_and_boxes_does_not_matter(paint, batch, random):
     order = random.sample(range(len(batch)), len(batch))
-    mixed = [random.sample(batch[place], len(batch[place])) for place in order]
-    before, after = (paint([boxes(one) for one in images], shapes()) for images in (batch, mixed))
+    mixed = [random.sample(batch[index], len(batch[index])) for index in order]
+    before, after = (paint([boxes(rows) for rows in images], shapes()) for images in (batch, mixed))
     assert equal({stride: region[order] for stride, region in before.items()}, after)
 
 
 @properties
 @given(EVERY, BATCH)
-def test_rows_and_columns_are_treated_alike(paint, batch):
-    found = paint([boxes(one) for one in batch], shapes(256, 320))
-    turned = paint([boxes(one)[:, [1, 0, 3, 2]] for one in batch], shapes(320, 256))
-    assert equal({stride: region.transpose(1, 2) for stride, region in found.items()}, turned)
+def test_regions_are_transposed_with_their_boxes(paint, batch):
+    result = paint([boxes(rows) for rows in batch], shapes(256, 320))
+    permuted = paint([boxes(rows)[:, [1, 0, 3, 2]] for rows in batch], shapes(320, 256))
+    assert equal({stride: region.transpose(1, 2) for stride, region in result.items()}, permuted)
 
 
 @st.composite
@@ -186,8 +186,8 @@ def mirrored(rows, width):
 @properties
 @given(on_the_grid())
 def test_painted_regions_are_flipped_with_their_boxes(rows):
-    found, flipped = object_regions([rows], shapes(*SIZE)), object_regions([mirrored(rows, SIZE[1])], shapes(*SIZE))
-    assert equal({stride: region.flip(2) for stride, region in found.items()}, flipped)
+    result, flipped = object_regions([rows], shapes(*SIZE)), object_regions([mirrored(rows, SIZE[1])], shapes(*SIZE))
+    assert equal({stride: region.flip(2) for stride, region in result.items()}, flipped)
 
 
 @properties
@@ -195,15 +195,17 @@ def test_painted_regions_are_flipped_with_their_boxes(rows):
 def test_near_regions_are_flipped_with_their_boxes(batch, stride, phi):
     # Anchors stand on the left border of their cell: the mirror is that of the first and the last column.
     level = {stride: shapes(*SIZE)[stride]}
-    rows = [boxes(one) for one in batch]
-    found = near_object_regions(rows, level, phi)[stride]
-    other = near_object_regions([mirrored(one, (level[stride][1] - 1) * stride) for one in rows], level, phi)[stride]
-    assert torch.equal(found.flip(2), other)
+    rows = [boxes(rows) for rows in batch]
+    result = near_object_regions(rows, level, phi)[stride]
+    other = near_object_regions(
+        [mirrored(image_boxes, (level[stride][1] - 1) * stride) for image_boxes in rows], level, phi
+    )[stride]
+    assert torch.equal(result.flip(2), other)
 
 
 @properties
 @given(st.integers(1, 3), OF_BOXES)
-def test_without_boxes_there_is_no_region_but_the_whole_map(images, paint):
+def test_without_boxes_only_the_whole_region_contains_cells(images, paint):
     nothing = [boxes([])] * images
     assert not any(region.any() for region in paint(nothing, shapes()).values())
     assert all(region.all() for region in whole_regions(nothing, shapes()).values())

@@ -1,4 +1,4 @@
-"""Schedules: factors that rise once, fall as they say, and multiply every term alike."""
+"""Schedules: factors rise and fall as documented, and are equal for all terms."""
 
 import itertools
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from defeat.distillation.schedule import DECAYS, Schedule, decayed, warm_up
+from defeat.distillation.schedule import DECAYS, Schedule, decay_factor, warmup_factor
 from defeat.types import Progress
 from tests.properties.draws import properties
 
@@ -17,7 +17,7 @@ SHARES = st.floats(0, 1)
 
 @st.composite
 def standing(draw):
-    """Where a run may stand."""
+    """Any step and epoch of a run."""
     steps, epochs = draw(STEPS), draw(EPOCHS)
     return Progress(draw(st.integers(0, steps - 1)), steps, draw(st.integers(0, epochs - 1)), epochs)
 
@@ -27,13 +27,13 @@ def standing(draw):
 def test_factors_are_positive_and_bounded_while_a_run_lasts(decay, warmup, progress):
     factor = Schedule(decay, warmup)(progress)
     assert 0 < factor <= (2 if decay == "up_down" else 1)
-    assert factor == warm_up(progress, warmup) * decayed(progress, decay)
+    assert factor == warmup_factor(progress, warmup) * decay_factor(progress, decay)
 
 
 @properties
 @given(STEPS, SHARES)
-def test_a_warm_up_never_falls_and_ends_at_one_when_it_said(steps, share):
-    factors = [warm_up(Progress(step, steps), share) for step in range(steps)]
+def test_a_warm_up_never_falls_and_reaches_one_at_its_end(steps, share):
+    factors = [warmup_factor(Progress(step, steps), share) for step in range(steps)]
     assert factors == sorted(factors)
     assert factors[0] > 0
     assert factors[-1] == 1
@@ -43,8 +43,8 @@ def test_a_warm_up_never_falls_and_ends_at_one_when_it_said(steps, share):
 
 @properties
 @given(st.sampled_from(["constant", "linear", "cosine"]), st.integers(2, 60))
-def test_decays_begin_at_one_and_never_rise(decay, epochs):
-    factors = [decayed(Progress(0, 1, epoch, epochs), decay) for epoch in range(epochs + 1)]
+def test_decays_start_at_one_and_never_rise(decay, epochs):
+    factors = [decay_factor(Progress(0, 1, epoch, epochs), decay) for epoch in range(epochs + 1)]
     assert factors[0] == 1
     assert all(after <= before + 1e-12 for before, after in itertools.pairwise(factors))
     assert factors[-1] == pytest.approx(1 if decay == "constant" else 0, abs=1e-12)
@@ -52,8 +52,8 @@ def test_decays_begin_at_one_and_never_rise(decay, epochs):
 
 @properties
 @given(st.integers(4, 200))
-def test_up_down_has_one_top_of_two_and_ends_at_nothing(epochs):
-    factors = [decayed(Progress(0, 1, epoch, epochs), "up_down") for epoch in range(epochs + 1)]
+def test_up_down_has_its_maximum_of_two_after_a_quarter_and_ends_at_zero(epochs):
+    factors = [decay_factor(Progress(0, 1, epoch, epochs), "up_down") for epoch in range(epochs + 1)]
     top = factors.index(max(factors))
     assert factors[top] == 2
     assert top == epochs // 4
@@ -67,7 +67,7 @@ def test_up_down_has_one_top_of_two_and_ends_at_nothing(epochs):
 @given(st.sampled_from(DECAYS), SHARES, standing(), st.lists(st.floats(0, 1e3), min_size=1, max_size=4))
 def test_every_term_is_multiplied_by_the_same_factor(decay, warmup, progress, values):
     schedule = Schedule(decay, warmup)
-    losses = {str(place): torch.tensor(value, dtype=torch.float64) for place, value in enumerate(values)}
-    found = schedule.scaled(losses, progress)
-    assert found.keys() == losses.keys()
-    assert all(found[name] == losses[name] * schedule(progress) for name in losses)
+    losses = {str(index): torch.tensor(value, dtype=torch.float64) for index, value in enumerate(values)}
+    result = schedule.scaled(losses, progress)
+    assert result.keys() == losses.keys()
+    assert all(result[name] == losses[name] * schedule(progress) for name in losses)

@@ -1,4 +1,4 @@
-"""The real data sets are read as their description says."""
+"""Real data sets have the published numbers of images, boxes and classes."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def read(name: str) -> dict[str, DetectionDataset]:
 
 
 def counts(splits: dict[str, DetectionDataset]) -> dict[str, tuple[int, int]]:
-    """Images and boxes of each split."""
+    """Numbers of images and boxes of each split."""
     return {split: (len(dataset), len(dataset.table.labels)) for split, dataset in splits.items()}
 
 
@@ -25,9 +25,9 @@ def check_first_image(dataset: DetectionDataset) -> None:
 
 def test_voc15():
     splits = read("voc15")
-    found = counts(splits)
-    assert {split: images for split, (images, _) in found.items()} == {"train": 732, "test": 196}
-    assert sum(boxes for _, boxes in found.values()) == 2013
+    split_counts = counts(splits)
+    assert {split: images for split, (images, _) in split_counts.items()} == {"train": 732, "test": 196}
+    assert sum(boxes for _, boxes in split_counts.values()) == 2013
     assert splits["train"].classes == splits["test"].classes
     assert len(splits["train"].classes) == 15
     assert splits["train"].report() is None
@@ -36,10 +36,15 @@ def test_voc15():
 
 def test_bccd():
     splits = read("bccd")
-    found = counts(splits)
-    assert {split: n for split, (n, _) in found.items()} == {"train": 205, "val": 87, "trainval": 292, "test": 72}
+    split_counts = counts(splits)
+    assert {split: images for split, (images, _) in split_counts.items()} == {
+        "train": 205,
+        "val": 87,
+        "trainval": 292,
+        "test": 72,
+    }
     # 4888 boxes, two of which are points.
-    assert found["trainval"][1] + found["test"][1] == 4886
+    assert split_counts["trainval"][1] + split_counts["test"][1] == 4886
     assert splits["trainval"].report() == "2 of 3943 boxes dropped (no extent after clipping)"
     assert splits["test"].classes == ("Platelets", "RBC", "WBC")
     check_first_image(splits["test"])
@@ -47,9 +52,9 @@ def test_bccd():
 
 def test_neu_det():
     splits = read("neu-det")
-    found = counts(splits)
-    assert {split: images for split, (images, _) in found.items()} == {"train": 1620, "val": 180}
-    assert sum(boxes for _, boxes in found.values()) == 4189
+    split_counts = counts(splits)
+    assert {split: images for split, (images, _) in split_counts.items()} == {"train": 1620, "val": 180}
+    assert sum(boxes for _, boxes in split_counts.values()) == 4189
     assert len(splits["train"].classes) == 6
     check_first_image(splits["val"])
 

@@ -1,7 +1,7 @@
-"""Runs in processes of their own, which are killed at a chosen event.
+"""Runs in child processes, which are killed at a chosen event.
 
-An event is anything after which the disk or the run differs: a file is opened for writing, half written, renamed or
-removed, a step or an evaluation gets further. Events are counted, so that a kill comes at the same moment each time.
+An event is anything that changes the disk or the run: a file is opened for writing, half written, renamed or removed,
+a step or an evaluation advances. Events are counted, so that a kill can be repeated at the same moment.
 """
 
 import json
@@ -42,9 +42,9 @@ class Events:
 
     Attributes:
         folder: where files are counted.
-        kill_at: number of the fatal event, from 1 on; None for none.
-        kind: with it, only events of this kind count.
-        seen: the events that counted.
+        kill_at: number of the fatal event, from 1; None for none.
+        kind: only events of this kind count; None for all.
+        seen: the counted events.
     """
 
     folder: Path
@@ -53,7 +53,7 @@ class Events:
     seen: list[str] = field(default_factory=list)
 
     def watch(self) -> None:
-        """Begin to count, in this process and not in those that it starts."""
+        """Start counting in this process, but not in its children."""
         self.process = os.getpid()
         sys.addaudithook(self._audit)
         sync = os.fsync
@@ -61,7 +61,7 @@ class Events:
         def synced(number: int) -> None:
             sync(number)
             path = Path(f"/proc/self/fd/{number}").readlink()
-            if self.process == os.getpid() and is_beside(path):
+            if self.process == os.getpid() and is_temporary(path):
                 self.happen(f"half {kind_of(path)}", lambda: os.ftruncate(number, os.fstat(number).st_size // 2))
 
         os.fsync = synced
@@ -70,7 +70,7 @@ class Events:
                 self._wrap(owner, name)
 
     def happen(self, kind: str, worse: Callable[[], Any] = lambda: None) -> None:
-        """Take in an event; `worse` is what the kill leaves behind."""
+        """Count an event; `worse` damages files before the kill."""
         if self.kind in (None, kind):
             self.seen.append(kind)
             if len(self.seen) == self.kill_at:
@@ -80,8 +80,8 @@ class Events:
     def _wrap(self, owner: type, name: str) -> None:
         original = getattr(owner, name)
 
-        def wrapped(*arguments: Any, **more: Any) -> Any:
-            result = original(*arguments, **more)
+        def wrapped(*arguments: Any, **keywords: Any) -> Any:
+            result = original(*arguments, **keywords)
             self.happen(name)
             return result
 
@@ -98,13 +98,13 @@ class Events:
             self.happen(f"{event[3:]} {kind_of(path)}")
             return
         mode, flags = arguments[1:]
-        # A run is begun with its lock: before that there is nothing to resume.
-        if flags & (os.O_WRONLY | os.O_RDWR) and not is_beside(path) and path.name != ".lock":
+        # The lock is the first file of a run: before it, there is nothing to resume.
+        if flags & (os.O_WRONLY | os.O_RDWR) and not is_temporary(path) and path.name != ".lock":
             self.happen(f"open {kind_of(path)}", (lambda: tear(path)) if mode == "a" else lambda: None)
 
 
-def is_beside(path: Path) -> bool:
-    """Whether a file will take the place of another one as soon as it is complete."""
+def is_temporary(path: Path) -> bool:
+    """Whether a file is temporary, to be renamed when it is complete."""
     return path.name.startswith(".") and path.name.endswith(f".{os.getpid()}")
 
 
@@ -115,7 +115,7 @@ def tear(path: Path) -> None:
 
 
 def kind_of(path: Path) -> str:
-    """What a file is, without what differs from process to process."""
+    """Name of a file without the parts that differ between processes."""
     return "cache" if "cache" in path.parts else path.name.removesuffix(f".{os.getpid()}").lstrip(".")
 
 
@@ -125,8 +125,8 @@ class Ended:
 
     Attributes:
         killed: whether it was killed.
-        value: what the job gave back, or the traceback of what it raised.
-        seen: the events that counted; none of a child that was killed.
+        value: result of the job, or the traceback of its exception.
+        seen: the counted events; empty for a killed child.
     """
 
     killed: bool
@@ -137,15 +137,15 @@ class Ended:
 def forked(
     job: Callable[[], Any], events: Events | None = None, meanwhile: Callable[[int], None] = lambda _: None
 ) -> Ended:
-    """Do something in a copy of this process, which has all that is imported already.
+    """Run a job in a fork of this process, which has all modules imported already.
 
     Args:
-        job: what to do there.
-        events: counts what happens there.
-        meanwhile: called here with the number of the other process.
+        job: the job of the child.
+        events: counts events in the child.
+        meanwhile: called in the parent with the child's process id.
 
     Raises:
-        AssertionError: it raised anything.
+        AssertionError: the job raised an exception.
     """
     reading, writing = os.pipe()
     child = os.fork()
@@ -173,9 +173,9 @@ def forked(
 
 
 def require_whole_files(folder: Path) -> None:
-    """What a reader would find now: each file whole, but for the last line of the log."""
+    """Check that all files are complete, except for the last line of the log."""
     for path in folder.rglob("*"):
-        if path.name.startswith("."):  # half written, or the lock
+        if path.name.startswith("."):  # incomplete, or the lock
             continue
         if path.suffix == ".ckpt":
             torch.load(path, weights_only=True)
@@ -186,27 +186,27 @@ def require_whole_files(folder: Path) -> None:
 
 
 def require_same(run: Path, whole: Path) -> None:
-    """Make sure that an interrupted run came to what an uninterrupted one does, to the last bit."""
+    """Check that the results of an interrupted run equal those of an uninterrupted one, bit for bit."""
     assert weights(run) == weights(whole)
     assert (run / "detections.safetensors").read_bytes() == (whole / "detections.safetensors").read_bytes()
     for name in ("metrics", "per_class", "steps", "images", "objects", "ended", "kept", "curve"):
         assert results(run)[name] == results(whole)[name], name
     assert lines(run) == lines(whole)
-    one, other = (torch.load(folder / "checkpoints/last.ckpt", weights_only=True) for folder in (run, whole))
+    left, right = (torch.load(folder / "checkpoints/last.ckpt", weights_only=True) for folder in (run, whole))
     for name in (
         *("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"),
         *("first_steps", "watches", "selection"),
     ):
-        assert equal(one[name], other[name]), name
-    assert [path.name for path in run.rglob(".*")] == []  # neither a lock nor anything half written
+        assert equal(left[name], right[name]), name
+    assert [path.name for path in run.rglob(".*")] == []  # no lock and no incomplete file
 
 
-def equal(one: Any, other: Any) -> bool:
+def equal(left: Any, right: Any) -> bool:
     """Whether nested lists, dicts and tensors are the same."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(equal, one, other))
-    return bool(one == other)
+    if isinstance(left, torch.Tensor):
+        return torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(equal(left[key], right[key]) for key in left)
+    if isinstance(left, list | tuple):
+        return len(left) == len(right) and all(map(equal, left, right))
+    return bool(left == right)

@@ -1,4 +1,4 @@
-"""A full disk, a folder that can't be written, data that goes away: one sentence, and the last checkpoint stays."""
+"""A full disk, a folder that can't be written, removed data: one message, and the last checkpoint stays intact."""
 
 import os
 import re
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("small_demo")
 
 
 def at_step(step: int, happens: Callable[[], object]) -> None:
-    """Let something happen at the beginning of a step, in this process from now on."""
+    """Call a function at the start of a step, in this process from now on."""
     original = DetectionModule.training_step
 
     def training_step(self, *arguments):
@@ -36,7 +36,7 @@ def at_step(step: int, happens: Callable[[], object]) -> None:
 
 
 def refused(out: Path, step: int, happens: Callable[[], object], **settings) -> str:
-    """The sentence with which a run ends, in another process, after something happened at a step."""
+    """The message with which a run ends, in another process, after a function was called at a step."""
 
     def job() -> str:
         at_step(step, happens)
@@ -49,8 +49,8 @@ def refused(out: Path, step: int, happens: Callable[[], object], **settings) -> 
     return sentence
 
 
-def require_goes_on(out: Path, whole: Path, steps: Collection[int] = (4,), **settings) -> None:
-    """Make sure that a run that ended early left a checkpoint from which it comes to what an undisturbed one does."""
+def require_resumable(out: Path, whole: Path, steps: Collection[int] = (4,), **settings) -> None:
+    """Check that a run that ended early can be resumed, with the result of an undisturbed one."""
     assert torch.load(out / "checkpoints/last.ckpt", weights_only=True)["global_step"] in steps
     assert load(out).info.classes
     assert not (out / ".lock").exists()
@@ -64,14 +64,14 @@ def small_disk(tmp_path):
     """A disk of 16 MB in memory."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    words = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(words, capture_output=True, check=False).returncode != 0:
+    arguments = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(arguments, capture_output=True, check=False).returncode != 0:
         pytest.skip("only root can mount a small disk; the next test limits the size of files instead")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_ends_a_run_with_what_it_needs(small_disk, tmp_path):
+def test_a_full_disk_ends_a_run_with_the_required_space(small_disk, tmp_path):
     tiny_run(tmp_path / "whole", epochs=2)
     out, filler = small_disk / "run", small_disk / "filler"
 
@@ -80,19 +80,19 @@ def test_a_full_disk_ends_a_run_with_what_it_needs(small_disk, tmp_path):
             file.write(bytes(shutil.disk_usage(small_disk).free - 200_000))  # the log still fits
 
     sentence = refused(out, 6, fill, epochs=2)
-    found = re.search(
+    result = re.search(
         r"last\.ckpt can't be written \(No space left on device\): it needs ([\d,]+) bytes, ([\d,]+)", sentence
     )
-    assert found, sentence
-    needed, free = (int(text.replace(",", "")) for text in found.groups())
+    assert result, sentence
+    needed, free = (int(text.replace(",", "")) for text in result.groups())
     assert needed == pytest.approx((out / "checkpoints/last.ckpt").stat().st_size, rel=0.01)
     assert free < 200_000
     filler.unlink()
-    require_goes_on(out, tmp_path / "whole", epochs=2)
+    require_resumable(out, tmp_path / "whole", epochs=2)
 
 
 @pytest.mark.slow
-def test_not_even_a_line_fits(small_disk, tmp_path):
+def test_a_disk_without_space_for_a_log_line_ends_a_run(small_disk, tmp_path):
     tiny_run(tmp_path / "whole", epochs=2)
     out, filler = small_disk / "run", small_disk / "filler"
 
@@ -104,12 +104,12 @@ def test_not_even_a_line_fits(small_disk, tmp_path):
     sentence = refused(out, 6, fill, epochs=2)
     assert re.search(rf"{out}.* can't be written \(No space left on device\)", sentence)
     filler.unlink()
-    require_goes_on(out, tmp_path / "whole", epochs=2)
+    require_resumable(out, tmp_path / "whole", epochs=2)
 
 
 @pytest.mark.parametrize("settings", [{}, {"eval_every": 1, "keep": "best", "ema": 0.9}], ids=["last", "best"])
-def test_a_limit_for_files_ends_a_run_likewise(settings, tmp_path):
-    """The write itself fails here, half-way: there is room on the disk."""
+def test_a_limit_of_file_sizes_ends_a_run(settings, tmp_path):
+    """The write itself fails, although there is space on the disk."""
     settings = {"epochs": 2} | settings
     tiny_run(tmp_path / "whole", **settings)
     out = tmp_path / "run"
@@ -118,20 +118,20 @@ def test_a_limit_for_files_ends_a_run_likewise(settings, tmp_path):
         rf"{out}/checkpoints/last\.ckpt can't be written \(File too large\): it needs [\d,]+ bytes", sentence
     )
     assert [path.name for path in out.rglob(".*")] == []
-    require_goes_on(out, tmp_path / "whole", **settings)
+    require_resumable(out, tmp_path / "whole", **settings)
 
 
 @pytest.mark.slow
-def test_a_folder_that_goes_away_is_named(tmp_path):
+def test_a_removed_folder_is_reported(tmp_path):
     tiny_run(tmp_path / "whole", epochs=2)
     out = tmp_path / "run"
     sentence = refused(out, 6, lambda: (out / "checkpoints").rename(tmp_path / "elsewhere"), epochs=2)
     assert f"{out}/checkpoints/last.ckpt can't be written (No such file or directory)" in sentence
     (tmp_path / "elsewhere").rename(out / "checkpoints")
-    require_goes_on(out, tmp_path / "whole", epochs=2)
+    require_resumable(out, tmp_path / "whole", epochs=2)
 
 
-def test_an_out_that_cannot_be_written_is_named(tmp_path):
+def test_a_folder_that_cannot_be_created_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=re.escape(f"{tmp_path}/file/run can't be written (Not a directory)")):
         tiny_run(tmp_path / "file/run")
@@ -152,7 +152,7 @@ def test_a_cache_on_a_full_disk_does_not_end_the_run(small_disk, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_data_that_goes_away_is_named_and_the_run_goes_on_when_it_is_back(workers, tmp_path):
+def test_removed_data_is_reported_and_the_run_is_resumed_when_it_is_restored(workers, tmp_path):
     objects = voc_object("cat", [4, 5, 24, 25]) + voc_object("dog", [10, 8, 36, 28])
     splits = {"train": {f"t{number}": objects for number in range(8)}, "val": {"v0": objects, "v1": objects}}
     data = write_voc(tmp_path / "data", splits)
@@ -163,10 +163,10 @@ def test_data_that_goes_away_is_named_and_the_run_goes_on_when_it_is_back(worker
     assert re.search(rf"{data}/JPEGImages/t\d\.png does not exist", sentence)
     (tmp_path / "away").rename(data / "JPEGImages")
     steps = (4, 8) if workers else (4,)  # a worker reads ahead
-    require_goes_on(out, tmp_path / "whole", steps, **settings)
+    require_resumable(out, tmp_path / "whole", steps, **settings)
 
 
-def test_data_that_has_changed_is_not_gone_on_with(tmp_path):
+def test_resuming_with_changed_data_is_refused(tmp_path):
     objects = voc_object("cat", [4, 5, 24, 25])
     data = write_voc(
         tmp_path / "data", {"train": {f"t{number}": objects for number in range(4)}, "val": {"v": objects}}
@@ -180,7 +180,7 @@ def test_data_that_has_changed_is_not_gone_on_with(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         (
             lambda content: content["defeat"].update(format=99),
@@ -191,19 +191,19 @@ def test_data_that_has_changed_is_not_gone_on_with(tmp_path):
     ],
     ids=["format", "processes", "layers"],
 )
-def test_a_checkpoint_that_does_not_fit_is_refused(change, says, tmp_path):
+def test_a_checkpoint_that_does_not_fit_is_refused(change, message, tmp_path):
     path = tiny_run(tmp_path / "run", max_steps=1).folder / "checkpoints/last.ckpt"
     content = torch.load(path, weights_only=True)
     change(content)
     torch.save(content, path)
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=message):
         tiny_run(tmp_path / "run", max_steps=1, resume=True)
 
 
 def test_a_checkpoint_from_before_the_number_of_the_format_is_read(tmp_path):
     path = tiny_run(tmp_path / "run", max_steps=1).folder / "checkpoints/last.ckpt"
     content = torch.load(path, weights_only=True)
-    for name in (checkpoint_file.ABOUT, "first_steps", "watches", "log_bytes", "evaluated_step", "selection"):
+    for name in (checkpoint_file.METADATA, "first_steps", "watches", "log_bytes", "evaluated_step", "selection"):
         del content[name]
     torch.save(content, path)
     before = weights(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Every input that fuzzing kept is read, or refused in a sentence, without the fuzzer."""
+"""Every input of the fuzzing corpus is read, or refused with a message."""
 
 import pytest
 

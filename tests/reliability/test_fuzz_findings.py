@@ -1,4 +1,4 @@
-"""Inputs that fuzzing or a property found, a traceback, a hang, endless memory or a broken contract, and their like."""
+"""Inputs found by fuzzing and property tests: tracebacks, hangs, excessive memory, broken contracts."""
 
 import json
 import math
@@ -10,7 +10,7 @@ import torch
 from defeat import load
 from defeat.data import open_dataset
 from defeat.data.dataset import Annotation, SplitBuilder
-from defeat.distillation.align import resized_map
+from defeat.distillation.align import resize_map
 from defeat.distillation.class_map import ClassMap
 from defeat.distillation.differences import standardise
 from defeat.distillation.losses import region_mean
@@ -36,10 +36,10 @@ YOLO = "train: images/train\nnames: [cat]\n"
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """A prepared folder of each target."""
-    found = {name: tmp_path_factory.mktemp(name) for name in TARGETS}
-    for name, folder in found.items():
+    result = {name: tmp_path_factory.mktemp(name) for name in TARGETS}
+    for name, folder in result.items():
         TARGETS[name].prepare(folder)
-    return found
+    return result
 
 
 def coco(**changes):
@@ -120,12 +120,12 @@ REFUSED = {
 CASES = [(name, text) for name, texts in REFUSED.items() for text in texts]
 
 
-@pytest.mark.parametrize(("name", "text"), CASES, ids=[f"{name}-{place}" for place, (name, _) in enumerate(CASES)])
+@pytest.mark.parametrize(("name", "text"), CASES, ids=[f"{name}-{index}" for index, (name, _) in enumerate(CASES)])
 def test_hostile_files_are_refused_in_a_sentence(name, text, folders):
     assert not run(TARGETS[name], folders[name], text.encode("latin-1"))
 
 
-def test_what_they_differ_from_is_read(folders):
+def test_the_valid_variants_are_read(folders):
     assert run(TARGETS["coco"], folders["coco"], coco().encode())
     corners = "<xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax>"
     box = f"<object><name>cat</name><bndbox>{corners}</bndbox></object>"
@@ -134,7 +134,7 @@ def test_what_they_differ_from_is_read(folders):
     assert run(TARGETS["model"], folders["model"], json.dumps(DESCRIPTION).encode())
 
 
-def test_a_description_that_asks_for_too_much_takes_no_memory(folders):
+def test_a_description_of_a_huge_detector_allocates_no_memory(folders):
     # Its thirteen convolutions of 2000 x 2000 x 3 x 3 weights would take 1.9 GB.
     before = getrusage(RUSAGE_SELF).ru_maxrss
     assert not run(TARGETS["model"], folders["model"], json.dumps(DESCRIPTION | {"neck_channels": 2000}).encode())
@@ -160,12 +160,12 @@ def test_a_message_escapes_what_cannot_be_printed(folders):
     assert str(caught.value).isprintable()
 
 
-@pytest.mark.parametrize("place", [0, 1])
-def test_a_box_too_thin_for_float32_in_a_wide_image_is_dropped(place):
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_box_too_thin_for_float32_in_a_wide_image_is_dropped(index):
     # From 2^20 on, float32 knows every eighth of a pixel only: both corners would become 2^20.
     size = [1 << 21, 1 << 21]
     corners = [0.0, 0.0, 9.0, 9.0]
-    corners[place], corners[place + 2] = 1048576.0, 1048576.0 + 0.05
+    corners[index], corners[index + 2] = 1048576.0, 1048576.0 + 0.05
     builder = SplitBuilder(("cat",))
     builder.add("a", "a", tuple(size), [Annotation((0.0, 0.0, 9.0, 9.0), "cat"), Annotation(tuple(corners), "cat")])
     dataset = builder.finish("a", "train", "a")
@@ -175,8 +175,8 @@ def test_a_box_too_thin_for_float32_in_a_wide_image_is_dropped(place):
 
 def test_merged_classes_that_are_nearly_impossible_have_finite_logits():
     # At -104, exp and so softplus are 0 in float32; two such events have twice the probability of one.
-    found = ClassMap(("car",), ("car", "car")).teacher_logits(torch.full((1, 2), -104.0))
-    assert found.item() == pytest.approx(-104 + math.log(2), abs=1e-4)
+    result = ClassMap(("car",), ("car", "car")).teacher_logits(torch.full((1, 2), -104.0))
+    assert result.item() == pytest.approx(-104 + math.log(2), abs=1e-4)
 
 
 def test_a_huge_map_is_standardised_like_a_small_one():
@@ -191,6 +191,6 @@ def test_infinity_outside_a_region_does_not_count():
 
 def test_a_map_of_one_column_keeps_its_rows():
     level = torch.tensor([0.0, 0.0, 1.0, 1.0]).view(1, 1, 4, 1).expand(1, 1, 4, 2)
-    found = resized_map(level, 2.0, (2, 1)).flatten().tolist()
+    result = resize_map(level, 2.0, (2, 1)).flatten().tolist()
     # Rows 0 to 2 (weights 3, 3, 1 of 7) and rows 1 to 3.
-    assert found == pytest.approx([1 / 7, 6 / 7])
+    assert result == pytest.approx([1 / 7, 6 / 7])

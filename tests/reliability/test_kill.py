@@ -1,4 +1,4 @@
-"""A run that is killed at any moment goes on, and comes to the same weights, figures and log."""
+"""A run that is killed at any moment can be resumed, with the same weights, metrics and log."""
 
 import os
 import random
@@ -25,22 +25,22 @@ def job(folder: Path, resume: bool, **changes):
 
 
 def uninterrupted(folder: Path, **changes) -> list[str]:
-    """The run that nobody stops; gives back its events."""
+    """An uninterrupted run; returns its events."""
     save_teacher(folder.parent / "teacher")
     return forked(job(folder, False, **changes), Events(folder)).seen
 
 
 def kill_and_resume(folder: Path, kills: list[Callable[[Path, bool], Ended]], whole: Path, **changes) -> int:
-    """Kill runs in a row, each one again and again until it comes to its end, which is compared with the whole one.
+    """Kill and resume runs until they finish, and compare each with the uninterrupted one.
 
     Args:
-        folder: where the runs are made.
-        kills: begin or resume the run in a folder, and may kill it.
+        folder: folder of the runs.
+        kills: functions that start or resume the run in a folder, and may kill it.
         whole: the uninterrupted run.
         changes: settings of all runs.
 
     Returns:
-        How often a run was killed.
+        Number of kills.
     """
     run, begun, killed = folder / "killed0", False, 0
     for kill in kills:
@@ -56,18 +56,18 @@ def kill_and_resume(folder: Path, kills: list[Callable[[Path, bool], Ended]], wh
 
 
 def at(count: int, kind: str | None = None, **changes) -> Callable[[Path, bool], Ended]:
-    """A kill at the event of a number, of a kind or of all."""
+    """A kill at the event with this number, of one kind or of all."""
     return lambda folder, resume: forked(job(folder, resume, **changes), Events(folder, count, kind))
 
 
-def test_a_run_killed_again_and_again_comes_to_the_same(tmp_path):
+def test_a_run_killed_several_times_gives_the_same_result(tmp_path):
     uninterrupted(tmp_path / "whole")
     kills = [at(1, "half balance.json"), at(2, "half last.ckpt"), at(1, "validation_step")]
     assert kill_and_resume(tmp_path, kills, tmp_path / "whole") == len(kills)
 
 
 @pytest.mark.slow
-def test_a_killed_run_keeps_its_average_and_its_best_student(tmp_path):
+def test_a_killed_run_resumes_its_average_and_its_best_student(tmp_path):
     given = {"optimizer": "adamw", "lr": 2e-3, "ema": 0.9, "keep": "best", "patience": 1}
     uninterrupted(tmp_path / "whole", **given)
     kinds = [
@@ -109,7 +109,7 @@ def test_a_kill_at_every_kind_of_event(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_kills_at_random_times(workers, tmp_path):
-    """The moments are the clock's, in whatever the process does then."""
+    """Kills at random times instead of events."""
     whole = tmp_path / "whole"
     began = time.monotonic()
     uninterrupted(whole, workers=workers)

@@ -1,4 +1,4 @@
-"""One process at a time writes into a run directory; the lock of one that is gone holds nobody up."""
+"""Only one process at a time uses a run directory; the lock of a process that has ended is taken over."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from defeat.engine.lock import LockedError, RunLock, started
+from defeat.engine.lock import LockedError, RunLock, start_time
 from defeat.errors import InputError
 from tests.engine.tiny_runs import results, tiny_run, weights
 from tests.reliability.children import forked
@@ -17,15 +17,15 @@ pytestmark = pytest.mark.usefixtures("small_demo")
 
 
 def locked_by(folder, **owner):
-    """A lock as another process leaves it; by default that of the process that started this one."""
+    """Write the lock of another process, by default of the parent process."""
     folder.mkdir(parents=True, exist_ok=True)
     parent = os.getppid()
-    content = {"pid": parent, "host": os.uname().nodename, "started": started(parent)} | owner
+    content = {"pid": parent, "host": os.uname().nodename, "started": start_time(parent)} | owner
     (folder / ".lock").write_text(json.dumps(content))
 
 
-def gone() -> int:
-    """The number of a process that has ended."""
+def ended_process() -> int:
+    """Process id of a process that has ended."""
     child = os.fork()
     if child == 0:
         os._exit(0)
@@ -34,78 +34,78 @@ def gone() -> int:
 
 
 def taken(folder) -> list[str]:
-    """What is said when the lock of a folder is taken."""
-    said: list[str] = []
-    RunLock(folder).take(said.append)
-    return said
+    """The messages when the lock of a folder is taken."""
+    messages: list[str] = []
+    RunLock(folder).take(messages.append)
+    return messages
 
 
-def test_a_lock_holds_until_it_is_released(tmp_path):
+def test_a_lock_is_held_until_it_is_released(tmp_path):
     lock = RunLock(tmp_path / "run")
     assert lock.take() is False
-    with pytest.raises(LockedError, match=rf"{tmp_path}/run is written to by process {os.getpid()} of this machine"):
+    with pytest.raises(LockedError, match=rf"{tmp_path}/run is used by process {os.getpid()} of this machine"):
         RunLock(tmp_path / "run").take()
     lock.release()
     assert not (tmp_path / "run").exists()  # nothing was written into it
     assert taken(tmp_path / "run") == []
 
 
-def test_a_process_that_still_runs_is_not_robbed(tmp_path):
+def test_the_lock_of_a_running_process_is_respected(tmp_path):
     locked_by(tmp_path)
     with pytest.raises(LockedError, match=f"process {os.getppid()} of this machine: wait for it, or stop it"):
         RunLock(tmp_path).take()
 
 
-def test_the_lock_of_a_process_that_is_gone_is_taken_over_with_a_line(tmp_path):
-    pid = gone()
+def test_the_lock_of_an_ended_process_is_taken_over_with_a_message(tmp_path):
+    pid = ended_process()
     locked_by(tmp_path, pid=pid)
-    assert taken(tmp_path) == [f"The process {pid} that wrote into {tmp_path} is gone: going on without it."]
+    assert taken(tmp_path) == [f"The process {pid} that used {tmp_path} has ended: its lock is taken over."]
     assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
 
 
-def test_another_process_with_the_same_number_is_not_the_one_that_wrote_the_lock(tmp_path):
-    locked_by(tmp_path, started=started(os.getppid()) - 1)
+def test_another_process_with_the_same_id_does_not_own_the_lock(tmp_path):
+    locked_by(tmp_path, started=start_time(os.getppid()) - 1)
     assert len(taken(tmp_path)) == 1
 
 
-def test_a_process_that_is_dead_but_not_yet_buried_holds_nothing(tmp_path):
+def test_a_zombie_process_holds_no_lock(tmp_path):
     child = os.fork()
     if child == 0:
         signal.pause()
-    locked_by(tmp_path, pid=child, started=started(child))
+    locked_by(tmp_path, pid=child, started=start_time(child))
     os.kill(child, signal.SIGKILL)
-    while started(child) is not None:
+    while start_time(child) is not None:
         time.sleep(0.01)
     assert len(taken(tmp_path)) == 1
     os.waitpid(child, 0)
 
 
-def test_whether_a_process_of_another_host_runs_is_for_the_user_to_say(tmp_path):
+def test_a_lock_of_another_host_is_left_to_the_user(tmp_path):
     locked_by(tmp_path, host="elsewhere", pid=1)
-    with pytest.raises(LockedError, match=rf"process 1 on elsewhere; if that is gone, delete {tmp_path}/\.lock"):
+    with pytest.raises(LockedError, match=rf"process 1 on elsewhere; if it has ended, delete {tmp_path}/\.lock"):
         RunLock(tmp_path).take()
 
 
 @pytest.mark.parametrize("pid", [10**30, 2**31 - 1])
-def test_no_process_has_such_a_number(pid, tmp_path):
+def test_impossible_process_ids_hold_no_lock(pid, tmp_path):
     locked_by(tmp_path, pid=pid)
     assert len(taken(tmp_path)) == 1
 
 
 @pytest.mark.parametrize("content", [b"", b'{"pid": 1', b"[]", b'{"pid": "x", "host": 1, "started": 2}', b"\xff", b"0"])
-def test_a_torn_lock_is_one_of_a_process_that_is_gone(content, tmp_path):
+def test_an_incomplete_lock_is_stale(content, tmp_path):
     (tmp_path / ".lock").write_bytes(content)
     assert taken(tmp_path) == []
 
 
-def test_of_many_processes_that_find_a_stale_lock_one_gets_it(tmp_path):
-    locked_by(tmp_path, pid=gone())
+def test_only_one_of_many_processes_gets_a_stale_lock(tmp_path):
+    locked_by(tmp_path, pid=ended_process())
     reading, writing = os.pipe()
     children = []
     for _ in range(12):
         child = os.fork()
         if child == 0:
-            os.read(reading, 1)  # all begin at once
+            os.read(reading, 1)  # all start at once
             try:
                 RunLock(tmp_path).take()
             except LockedError:
@@ -121,7 +121,7 @@ def test_of_many_processes_that_find_a_stale_lock_one_gets_it(tmp_path):
     os.waitpid(winner, 0)
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=re.escape(f"{tmp_path}/file/run can't be written")):
         RunLock(tmp_path / "file/run").take()
@@ -132,13 +132,13 @@ def test_a_second_run_into_a_folder_is_refused(resume, tmp_path):
     folder = tiny_run(tmp_path / "run", max_steps=1).folder
     before = weights(folder)
     locked_by(folder)
-    with pytest.raises(LockedError, match="is written to by process"):
+    with pytest.raises(LockedError, match="is used by process"):
         tiny_run(folder, max_steps=1, resume=resume)
     assert weights(folder) == before
     assert (folder / ".lock").exists()  # still that of the other one
 
 
-def test_a_run_keeps_its_folder_locked_and_leaves_it_free(tmp_path, monkeypatch):
+def test_a_run_locks_its_folder_and_releases_it_at_the_end(tmp_path, monkeypatch):
     from defeat.engine.module import DetectionModule
 
     original, refused = DetectionModule.training_step, []
@@ -162,15 +162,15 @@ def test_a_refused_run_leaves_no_folder_behind(tmp_path):
 
 
 @pytest.mark.parametrize("torn", [False, True])
-def test_a_run_that_was_killed_before_its_settings_were_written_is_begun_by_resume(torn, tmp_path):
-    locked_by(tmp_path / "run", pid=gone())
+def test_resume_starts_a_run_that_was_killed_before_its_settings_were_written(torn, tmp_path):
+    locked_by(tmp_path / "run", pid=ended_process())
     if torn:
         (tmp_path / "run/.lock").write_text("")
     assert tiny_run(tmp_path / "run", max_steps=1, resume=True).finished
     assert results(tmp_path / "run")["steps"] == 1
 
 
-def test_half_written_files_of_a_killed_run_are_removed(tmp_path):
+def test_incomplete_files_of_a_killed_run_are_removed(tmp_path):
     folder = tiny_run(tmp_path / "run", max_steps=1).folder
     left = [folder / ".model.safetensors.123", folder / "checkpoints/.last.ckpt.4567"]
     for path in left:
@@ -182,7 +182,7 @@ def test_half_written_files_of_a_killed_run_are_removed(tmp_path):
 
 
 def test_forked_processes_do_not_keep_a_lock(tmp_path):
-    """Workers that load images outlive a killed process by seconds."""
+    """Workers that load images survive a killed process by seconds."""
 
     def killed():
         RunLock(tmp_path).take()

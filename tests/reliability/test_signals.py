@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM leave a run that goes on as if it never stopped; a second Ctrl-C is obeyed at once."""
+"""A run stopped by Ctrl-C or SIGTERM is resumed bit for bit; a second Ctrl-C ends the process at once."""
 
 import os
 import signal
@@ -22,30 +22,30 @@ both_signals = pytest.mark.parametrize("number", CODES)
 
 
 def command(out: Path, *more: str) -> list[str]:
-    words = (
+    arguments = (
         f"train --data demo --detector retinanet --backbone {BACKBONE} --weights none --size 64 --max-size 96 "
         "--neck-channels 16 --epochs 2 --batch-size 2 --workers 0 --accelerator cpu --log-every 1"
     )
-    return [*words.split(), "--out", str(out), *more]
+    return [*arguments.split(), "--out", str(out), *more]
 
 
-def done(words: list[str]) -> None:
-    """Carry out a command in this process, but for its report."""
-    assert run(run_settings(words[1:], "train"), Console(quiet=True)).finished
+def done(arguments: list[str]) -> None:
+    """Run a command in this process, without its report."""
+    assert run(run_settings(arguments[1:], "train"), Console(quiet=True)).finished
 
 
 class Child:
-    """A command in a process and a group of its own, which waits where it was told to, until `go` is there.
+    """A command in a process and process group of its own, which waits in a function until the file `go` exists.
 
     Args:
-        folder: for the files through which the two processes know of each other.
-        words: the command.
-        owner: class or module.
-        name: of its function that waits.
-        call: which call of it.
+        folder: folder of the files by which the two processes communicate.
+        words: arguments of the command.
+        owner: class or module of the function.
+        name: name of the function that waits.
+        call: number of the call that waits.
     """
 
-    def __init__(self, folder: Path, words: list[str], owner: object, name: str, call: int = 1) -> None:
+    def __init__(self, folder: Path, arguments: list[str], owner: object, name: str, call: int = 1) -> None:
         self.reached, self.go, self.output = folder / "reached", folder / "go", folder / "output"
         self.pid = os.fork()
         if self.pid != 0:
@@ -53,25 +53,25 @@ class Child:
         code = 99
         try:
             os.setsid()
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells switch off in the background
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # shells disable it for background processes
             os.dup2(os.open(self.output, os.O_WRONLY | os.O_CREAT), 1)
             os.dup2(1, 2)
             sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1)
             self._hold(owner, name, call)
-            code = main(words)
+            code = main(arguments)
         finally:
             os._exit(code)
 
     def _hold(self, owner: object, name: str, call: int) -> None:
         original, calls = getattr(owner, name), []
 
-        def held(*arguments, **more):
+        def held(*arguments, **keywords):
             calls.append(None)
             if len(calls) == call:
                 self.reached.touch()
                 while not self.go.exists():
                     time.sleep(0.01)
-            return original(*arguments, **more)
+            return original(*arguments, **keywords)
 
         setattr(owner, name, held)
 
@@ -85,12 +85,12 @@ class Child:
             time.sleep(0.01)
 
     def code(self) -> int:
-        """The code that a shell would show, when it has ended."""
+        """Wait for the exit code, as a shell shows it."""
         _, status = os.waitpid(self.pid, 0)
         return os.waitstatus_to_exitcode(status)
 
     def signalled(self, number: int, group: bool = False) -> int:
-        """The code with which it ends after a signal."""
+        """Exit code after a signal."""
         self.wait_until_held()
         (os.killpg if group else os.kill)(self.pid, number)
         self.go.touch()
@@ -104,7 +104,7 @@ class Child:
     [("training_step", 2), ("training_step", 8), ("validation_step", 1)],
     ids=lambda value: str(value),
 )
-def test_a_signal_leaves_a_run_that_goes_on(number, where, call, tmp_path):
+def test_a_run_stopped_by_a_signal_is_resumed_bit_for_bit(number, where, call, tmp_path):
     """In the middle of an epoch, in its last step, and in an evaluation."""
     if number == signal.SIGINT and where == "training_step" and call == 2:
         pytest.skip("tests/test_cli.py does that")
@@ -124,7 +124,7 @@ def test_a_signal_leaves_a_run_that_goes_on(number, where, call, tmp_path):
     assert lines(out) == lines(tmp_path / "whole")
 
 
-def test_a_signal_to_all_processes_of_a_run_does_not_take_its_loaders(tmp_path):
+def test_a_signal_to_all_processes_of_a_run_does_not_kill_its_loaders(tmp_path):
     """As a batch system or a terminal sends it."""
     out = tmp_path / "run"
     child = Child(tmp_path, command(out, "--workers", "2"), DetectionModule, "training_step", 2)
@@ -157,7 +157,7 @@ def test_a_second_sigterm_does_not_disturb_the_checkpoint(tmp_path):
 
 
 @both_signals
-def test_a_run_that_is_stopped_before_its_first_step_is_begun_by_resume(number, tmp_path):
+def test_resume_starts_a_run_that_was_stopped_before_its_first_step(number, tmp_path):
     out = tmp_path / "run"
     child = Child(tmp_path, command(out), run_module, "assemble")
     assert child.signalled(number) == CODES[number]

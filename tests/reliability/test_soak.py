@@ -1,4 +1,4 @@
-"""A long run needs no more memory and files at its end than in its middle; a loader that dies is reported."""
+"""A long run needs no more memory and files at its end than in its middle; a dead loader is reported."""
 
 import multiprocessing
 import os
@@ -15,7 +15,7 @@ from tests.reliability.test_disk import at_step
 
 pytestmark = pytest.mark.usefixtures("small_demo")
 STEPS, HALF = 2000, 1000
-MORE = 8e6  # bytes that an allocator may keep; a leak of one small map a step would be more
+MORE = 8e6  # bytes that an allocator may keep; a leak of one small map per step would be more
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -52,17 +52,17 @@ def test_memory_and_files_stay_flat(workers, tmp_path):
 
     seen = forked(job).value
     assert len(seen) == STEPS // 100
-    later = {step: found for step, found in seen.items() if step > HALF}
+    later = {step: result for step, result in seen.items() if step > HALF}
     middle = min(later)
     growth = max(bytes_ for bytes_, _ in later.values()) - later[middle][0]
     assert growth < MORE, seen
-    # For a moment there may be fewer, while a loader's process ends and the next one has not begun; a leak adds up.
+    # There may briefly be fewer, while a loader's process ends and the next one has not started; a leak adds up.
     before = max(count for step, (_, count) in seen.items() if step <= HALF)
     assert max(count for _, count in later.values()) <= before, seen
 
 
 @pytest.mark.parametrize("step", [5, pytest.param(0, marks=pytest.mark.slow)])
-def test_a_loader_that_dies_is_reported_and_the_run_goes_on(step, tmp_path):
+def test_a_dead_loader_is_reported_and_the_run_is_resumed(step, tmp_path):
     settings = {"epochs": 2, "workers": 2}
     whole = tiny_run(tmp_path / "whole", **settings).folder
 

@@ -1,4 +1,4 @@
-"""Run directories as a training would leave them, with invented figures."""
+"""Run directories with invented figures."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def write_run(folder: Path, ap: float, **changes: Any) -> Path:
         "step_ms_median": 300.0,
         "versions": {"torch": "2.11"},
         "commit": "abc123",
-        "machine": {"cpu": "some processor"},
+        "machine": {"cpu": "some CPU"},
     }
     results |= changes
     (folder / "results.json").write_text(json.dumps(results))
@@ -58,8 +58,8 @@ def _log(ap: float) -> list[dict[str, float]]:
 
 
 def write_story(folder: Path, **distilled: Any) -> list[Path]:
-    """A teacher with AP 40, a student alone with 30, and the same student distilled with 34."""
+    """A teacher with AP 40, a baseline with 30, and the distilled student with 34."""
     teacher = write_run(folder / "teacher", 40.0, backbone="resnet101", parameters=60_000_000, latency_ms=164.0)
-    alone = write_run(folder / "alone", 30.0)
+    baseline = write_run(folder / "baseline", 30.0)
     changes: dict[str, Any] = {"command": "distill", "method": "defeat", "teacher": str(teacher)}
-    return [write_run(folder / "distilled", **({"ap": 34.0} | changes | distilled)), alone, teacher]
+    return [write_run(folder / "distilled", **({"ap": 34.0} | changes | distilled)), baseline, teacher]

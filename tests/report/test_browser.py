@@ -1,4 +1,4 @@
-"""The pages in a real browser: no error, no broken picture, nothing wider than the window, even a phone's."""
+"""The pages in a real browser: no errors, no broken pictures, nothing wider than the window of a desktop or a phone."""
 
 import json
 import os
@@ -14,20 +14,20 @@ from defeat.report.compare import compare
 from tests.engine.tiny_runs import save_teacher, settings, shared_settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_demo")]
-# Tells the window around it what a browser made of the page.
+# Reports the rendered page to the surrounding window.
 PROBE = """<script>
 const errors = [];
 addEventListener("error", (event) => errors.push(String(event.message)));
 addEventListener("load", () => parent.postMessage({
   width: innerWidth,
-  wanted: document.documentElement.scrollWidth,
+  needed: document.documentElement.scrollWidth,
   wide: [...document.querySelectorAll("main *")]
-    .filter((one) => one.getBoundingClientRect().right > innerWidth + 1 && !one.closest(".scroll, pre, svg"))
-    .map((one) => one.tagName + "." + one.className),
+    .filter((item) => item.getBoundingClientRect().right > innerWidth + 1 && !item.closest(".scroll, pre, svg"))
+    .map((item) => item.tagName + "." + item.className),
   images: document.images.length,
-  broken: [...document.images].filter((one) => !one.complete || !one.naturalWidth).length,
+  broken: [...document.images].filter((image) => !image.complete || !image.naturalWidth).length,
   links: [...document.querySelectorAll("[src], [href]")]
-    .map((one) => one.getAttribute("src") || one.getAttribute("href"))
+    .map((element) => element.getAttribute("src") || element.getAttribute("href"))
     .filter((address) => !address.startsWith("data:") && !address.startsWith("#")),
   errors,
 }, "*"));
@@ -39,11 +39,11 @@ addEventListener("message", (event) => { document.title = JSON.stringify(event.d
 
 @pytest.fixture(scope="session")
 def browser():
-    found = shutil.which("chromium") or shutil.which("google-chrome")
-    if found is None and os.environ.get("CI") != "true":
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None and os.environ.get("CI") != "true":
         pytest.skip("no Chromium on this machine")
-    assert found, "CI needs Chromium"
-    return found
+    assert path, "CI needs Chromium"
+    return path
 
 
 @pytest.fixture
@@ -54,15 +54,23 @@ def folder(tmp_path):
     return tmp_path / "m"
 
 
-def look_at(browser, page, width, scratch):
-    """What a browser makes of a page in a frame of this width."""
+def rendered(browser, page, width, scratch):
+    """Measurements of a page in a frame of this width."""
     text = page.read_text().replace(' loading="lazy"', "")
     (scratch / "page.html").write_text(text.replace("</head>", PROBE + "</head>"))
     (scratch / "frame.html").write_text(FRAME.replace("WIDTH", str(width)))
-    words = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1400,1000"]
-    words += ["--virtual-time-budget=10000", "--enable-logging=stderr", f"--user-data-dir={scratch / 'profile'}"]
+    command = [
+        browser,
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        "--window-size=1400,1000",
+    ]
+    command += ["--virtual-time-budget=10000", "--enable-logging=stderr"]
+    command += [f"--user-data-dir={scratch / 'profile'}"]
     done = subprocess.run(
-        [*words, "--dump-dom", f"file://{scratch / 'frame.html'}"], capture_output=True, text=True, timeout=120
+        [*command, "--dump-dom", f"file://{scratch / 'frame.html'}"], capture_output=True, text=True, timeout=120
     )
     title = re.search("<title>(.*?)</title>", done.stdout)
     assert title is not None, done.stderr[-2000:]
@@ -71,31 +79,31 @@ def look_at(browser, page, width, scratch):
     return seen
 
 
-def test_pages_are_whole_at_the_width_of_a_phone_and_of_a_desk(browser, folder, tmp_path):
+def test_pages_fit_the_width_of_a_phone_and_of_a_desktop(browser, folder, tmp_path):
     cells = [folder / name for name in ("none-seed0", "defeat-seed0")]
     compare([str(cell) for cell in cells], str(tmp_path / "compare.html"), console=Console(quiet=True))
-    named = tmp_path / "named.html"  # by a folder whose name is wider than a phone
+    named = tmp_path / "named.html"  # with a folder name wider than a phone
     text = (folder / "report.html").read_text()
     named.write_text(text.replace("demo, split", "my_dataset_of_industrial_surface_defects_2024_final_v2, split"))
     assert named.read_text() != text
     for page in (folder / "report.html", tmp_path / "compare.html", named):
         for width in (390, 1280):
-            seen = look_at(browser, page, width, tmp_path)
+            seen = rendered(browser, page, width, tmp_path)
             assert seen["width"] == width
-            assert seen["wanted"] == width, (page.name, seen["wide"])
+            assert seen["needed"] == width, (page.name, seen["wide"])
             assert seen["wide"] == []
             assert seen["images"] > 0
             assert (seen["broken"], seen["errors"], seen["links"]) == (0, [], [])
 
 
-def test_the_probe_finds_what_it_looks_for(browser, tmp_path):
+def test_the_probe_detects_errors(browser, tmp_path):
     page = tmp_path / "bad.html"
     page.write_text(
         "<html><head></head><body><main><p style='width: 2000px'>wide</p><img src='data:image/png;base64,AAAA'>"
         "<img src='https://example.invalid/x.png'><script>nothing.here()</script></main></body></html>"
     )
-    seen = look_at(browser, page, 390, tmp_path)
-    assert seen["wanted"] > 390
+    seen = rendered(browser, page, 390, tmp_path)
+    assert seen["needed"] > 390
     assert seen["broken"] == 2
     assert seen["links"] == ["https://example.invalid/x.png"]
     assert seen["errors"]

@@ -35,7 +35,7 @@ def test_thinning_keeps_the_mean_and_the_order() -> None:
     assert thinned(points[:3]) == points[:3]
 
 
-def test_a_chart_is_valid_xml_with_a_curve_a_line() -> None:
+def test_a_chart_is_valid_xml_with_one_curve_per_line() -> None:
     lines = [Line("a <b> & c", [(0.0, 1.0), (1.0, 2.0)], 0), Line("one", [(1.0, 1.5)], 1), Line("none", [], 2)]
     svg = ElementTree.fromstring(line_chart(lines, "epoch", "A<P"))  # noqa: S314
     assert [title.text for title in svg.iter("title")] == ["a <b> & c", "one"]
@@ -61,35 +61,35 @@ def test_colours_of_classes_differ() -> None:
 
 def test_a_box_is_drawn_in_the_colour_of_its_class() -> None:
     image = torch.zeros(3, 100, 120, dtype=torch.uint8)
-    found = Detections(
+    detections = Detections(
         torch.tensor([[10.0, 20.0, 60.0, 90.0], [70.0, 20.0, 90.0, 40.0]]),
         torch.tensor([0.9, 0.1]),
         torch.tensor([1, 0]),
     )
-    drawn = draw_detections(image, found, ["cat", "dog"], threshold=0.5)
+    drawn = draw_detections(image, detections, ["cat", "dog"], threshold=0.5)
     assert drawn.shape == image.shape
     assert drawn.dtype == torch.uint8
-    assert not image.any()  # the given image stays as it was
+    assert not image.any()  # the input is unchanged
     assert tuple(drawn[:, 89, 59].tolist()) == class_color(1)  # the box's last pixel
     assert not drawn[:, 90].any()  # the end is exclusive
     assert not drawn[:, :, 62:].any()  # below the threshold
 
 
-def test_an_image_without_detections_stays_as_it_was() -> None:
+def test_an_image_without_detections_is_unchanged() -> None:
     image = torch.full((3, 20, 20), 7, dtype=torch.uint8)
-    nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    empty = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert torch.equal(draw_detections(image, nothing, ["cat"]), image)
+        assert torch.equal(draw_detections(image, empty, ["cat"]), image)
 
 
-def test_boxes_beyond_the_image_and_without_extent_do_no_harm() -> None:
+def test_boxes_beyond_the_image_and_without_extent_are_tolerated() -> None:
     boxes = torch.tensor([[-5.0, -5.0, 500.0, 500.0], [3.0, 3.0, 3.0, 3.0], [5.0, 5.0, 2.0, 2.0]])
-    found = Detections(boxes, torch.full((3,), 0.9), torch.zeros(3, dtype=torch.int64))
-    assert draw_detections(torch.zeros(3, 20, 20, dtype=torch.uint8), found, ["cat"]).shape == (3, 20, 20)
+    detections = Detections(boxes, torch.full((3,), 0.9), torch.zeros(3, dtype=torch.int64))
+    assert draw_detections(torch.zeros(3, 20, 20, dtype=torch.uint8), detections, ["cat"]).shape == (3, 20, 20)
 
 
-def test_more_curves_than_colours_have_strokes_of_their_own() -> None:
+def test_curves_beyond_the_colours_differ_in_their_stroke() -> None:
     lines = [Line(str(shade), [(0.0, 1.0), (1.0, 2.0)], shade) for shade in range(3 * SHADES)]
     looks = [(line.color, line.stroke) for line in lines]
     assert len(set(looks)) == len(lines)

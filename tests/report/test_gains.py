@@ -1,4 +1,4 @@
-"""Intervals over seeds and over images, against values derived elsewhere."""
+"""Intervals over seeds and over images, compared with independently derived values."""
 
 import math
 
@@ -19,24 +19,24 @@ def beyond(point: float, freedom: int) -> float:
 
 
 @pytest.mark.parametrize("freedom", range(1, 31))
-def test_student_leaves_five_percent_outside(freedom):
+def test_the_t_table_leaves_five_percent_outside(freedom):
     assert beyond(T_POINTS[freedom - 1], freedom) == pytest.approx(0.05, abs=1e-4)
 
 
 @pytest.mark.parametrize("count", [32, 41, 61, 121])
 def test_beyond_the_table_five_percent_are_outside_too(count):
     values = [0.0, 1.0] * (count // 2) + [0.5] * (count % 2)
-    found = interval_over_seeds(values)
-    half_width = (found.high - found.low) / 2
+    interval = interval_over_seeds(values)
+    half_width = (interval.high - interval.low) / 2
     point = half_width / (np.std(values, ddof=1) / math.sqrt(count))
     assert beyond(point, count - 1) == pytest.approx(0.05, abs=1e-4)
 
 
 def test_the_interval_over_seeds_by_hand():
     # Mean 2, standard deviation 1, three values: 4.303 / sqrt(3) = 2.484 on either side.
-    found = interval_over_seeds([1.0, 2.0, 3.0])
-    assert (found.low, found.high) == pytest.approx((-0.4843, 4.4843), abs=1e-4)
-    assert found.holds_zero
+    interval = interval_over_seeds([1.0, 2.0, 3.0])
+    assert (interval.low, interval.high) == pytest.approx((-0.4843, 4.4843), abs=1e-4)
+    assert interval.contains_zero
 
 
 def test_one_seed_has_no_interval():
@@ -52,12 +52,12 @@ def test_a_bootstrap_draws_as_many_images_as_there_are():
 
 
 def test_the_interval_over_images_is_the_middle_of_the_samples():
-    found = interval_over_images(np.array([*range(1001), math.nan]))
-    assert (found.low, found.high) == pytest.approx((25, 975))
+    interval = interval_over_images(np.array([*range(1001), math.nan]))
+    assert (interval.low, interval.high) == pytest.approx((25, 975))
 
 
 @pytest.mark.parametrize(
-    ("over_seeds", "over_images", "shown"),
+    ("over_seeds", "over_images", "significant"),
     [
         (Interval(0.1, 2), Interval(0.2, 3), True),
         (Interval(-2, -0.1), Interval(-3, -0.2), True),
@@ -67,5 +67,5 @@ def test_the_interval_over_images_is_the_middle_of_the_samples():
         (Interval(0.1, 2), None, False),
     ],
 )
-def test_a_gain_is_shown_only_where_both_intervals_leave_zero_out(over_seeds, over_images, shown):
-    assert Gain(1.0, (1.0,), over_seeds, over_images).shown is shown
+def test_a_gain_is_significant_only_if_neither_interval_contains_zero(over_seeds, over_images, significant):
+    assert Gain(1.0, (1.0,), over_seeds, over_images).significant is significant

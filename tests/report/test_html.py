@@ -41,7 +41,7 @@ def _check(page: str) -> set[str]:
     return balance.tags
 
 
-def test_the_report_tells_the_story(tmp_path: Path) -> None:
+def test_the_report_contains_gain_cost_and_origin(tmp_path: Path) -> None:
     runs = [read_run(folder) for folder in write_story(tmp_path)]
     path = write_report(runs, tmp_path / "new" / "report.html")
     page = path.read_text(encoding="utf-8")
@@ -57,12 +57,12 @@ def test_the_report_tells_the_story(tmp_path: Path) -> None:
         "loss_classifier",
     ):
         assert expected in page
-    for expected in ("f00d", "abc123", "torch 2.11", "some processor", "--config"):
+    for expected in ("f00d", "abc123", "torch 2.11", "some CPU", "--config"):
         assert expected in page
     assert page.index("resnet101") < page.index("distilled (defeat)")
 
 
-def test_the_report_needs_nothing_else(tmp_path: Path) -> None:
+def test_the_report_needs_no_other_file(tmp_path: Path) -> None:
     page = render([read_run(folder) for folder in write_story(tmp_path)])
     assert not re.search(r"https?:|<script|<link|<img|src=|@import|url\(", page)
     assert 'name="viewport"' in page
@@ -100,6 +100,6 @@ def test_a_run_that_recorded_nothing_is_shown(tmp_path: Path) -> None:
     assert "Trained detectors" in page
 
 
-def test_a_report_on_nothing_is_refused(tmp_path: Path) -> None:
+def test_a_report_without_runs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least one run"):
         write_report([], tmp_path / "report.html")

@@ -1,4 +1,4 @@
-"""Pictures: what is painted where, which images are chosen, and what is said when something is not at hand."""
+"""Pictures of a report: what is drawn, which images are chosen, and the note where data are missing."""
 
 import base64
 import io
@@ -21,22 +21,22 @@ from defeat.types import Detections, Target
 from tests.detector.tiny import tiny_detector
 from tests.engine.tiny_runs import save_teacher, tiny_run
 from tests.report.made_up_runs import write_run
-from tests.report.test_variants import distilled, found_part
+from tests.report.test_variants import distilled, run_with_recall
 
 GREY = torch.full((3, 20, 40), 100, dtype=torch.uint8)
 
 
-def test_a_region_is_tinted_and_the_rest_is_left_alone():
+def test_a_region_is_tinted_and_the_rest_is_unchanged():
     region = torch.zeros(2, 4)  # a cell is 10 x 10 pixels
     region[1, 2] = 1
-    found = paint_regions(GREY, [region], [(255, 0, 0)])
-    changed = (found != GREY).any(dim=0)
+    painted = paint_regions(GREY, [region], [(255, 0, 0)])
+    changed = (painted != GREY).any(dim=0)
     assert changed[10:20, 20:30].all()
     assert changed.sum() == 100
-    assert found[0, 15, 25] > 100 > found[1, 15, 25]
+    assert painted[0, 15, 25] > 100 > painted[1, 15, 25]
 
 
-def test_heat_of_nothing_is_the_grey_image_and_strong_heat_is_warm():
+def test_zero_heat_leaves_a_grey_image_and_full_heat_is_yellow():
     assert torch.equal(paint_heat(GREY, torch.zeros(2, 4)), GREY)
     red, green, blue = paint_heat(GREY, torch.ones(2, 4))[:, 5, 5].tolist()
     assert red > 200
@@ -46,13 +46,13 @@ def test_heat_of_nothing_is_the_grey_image_and_strong_heat_is_warm():
 
 def test_difficult_boxes_are_not_drawn():
     box = torch.tensor([[2.0, 2.0, 30.0, 18.0]])
-    yes, no = torch.tensor([True]), torch.tensor([False])
+    true, false = torch.tensor([True]), torch.tensor([False])
     label = torch.tensor([0])
-    assert torch.equal(draw_target(GREY, Target(box, label, yes, no, 0, (20, 40)), ["cat"]), GREY)
-    assert not torch.equal(draw_target(GREY, Target(box, label, no, no, 0, (20, 40)), ["cat"]), GREY)
+    assert torch.equal(draw_target(GREY, Target(box, label, true, false, 0, (20, 40)), ["cat"]), GREY)
+    assert not torch.equal(draw_target(GREY, Target(box, label, false, false, 0, (20, 40)), ["cat"]), GREY)
 
 
-def test_a_picture_inside_an_address_is_that_picture():
+def test_a_data_uri_contains_the_picture():
     kind, _, content = data_uri(GREY).partition(",")
     assert kind == "data:image/jpeg;base64"
     picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
@@ -61,17 +61,17 @@ def test_a_picture_inside_an_address_is_that_picture():
 
 
 @pytest.mark.parametrize("family", ["retinanet", "faster_rcnn"])
-def test_a_detector_does_not_differ_from_itself_but_from_another(family):
-    one, other = tiny_detector(family, seed=1), tiny_detector(family, seed=2)
-    batch = one.prepare([torch.randint(256, (3, 60, 90), dtype=torch.uint8)], [Target.empty(0, (60, 90))])
-    found = differences_from_teacher({"teacher": one, "same": one, "other": other}, batch)
-    assert found["same"].max() == 0
-    assert found["other"].max() > 0
-    assert found["other"].shape[0] < found["other"].shape[1]
+def test_features_differ_from_those_of_another_detector_only(family):
+    teacher, other = tiny_detector(family, seed=1), tiny_detector(family, seed=2)
+    batch = teacher.prepare([torch.randint(256, (3, 60, 90), dtype=torch.uint8)], [Target.empty(0, (60, 90))])
+    differences = differences_from_teacher({"teacher": teacher, "same": teacher, "other": other}, batch)
+    assert differences["same"].max() == 0
+    assert differences["other"].max() > 0
+    assert differences["other"].shape[0] < differences["other"].shape[1]
 
 
-def test_verdict_mistakes_and_pictures_share_one_reading_of_the_detections(tmp_path, monkeypatch):
-    runs = [found_part(tmp_path / "a", 0.4, seed=0), distilled(tmp_path / "b", 0.8, 0)]
+def test_verdict_mistakes_and_pictures_read_the_detections_once(tmp_path, monkeypatch):
+    runs = [run_with_recall(tmp_path / "a", 0.4, seed=0), distilled(tmp_path / "b", 0.8, 0)]
     read = []
     monkeypatch.setattr("defeat.report.runs.read_detections", lambda path: read.append(path) or read_detections(path))
     assert verdicts(runs)[0].over_images is not None
@@ -80,10 +80,10 @@ def test_verdict_mistakes_and_pictures_share_one_reading_of_the_detections(tmp_p
     assert len(read) == 2
 
 
-def test_the_change_of_an_image_is_its_ap_after_less_its_ap_before(tmp_path):
-    # Every image has one object: found or not, AP 100 or 0. What 0.8 of the images find holds what 0.4 find.
-    alone, better = found_part(tmp_path / "a", 0.4, seed=0), distilled(tmp_path / "b", 0.8, 0)
-    changes = image_changes(better, alone)
+def test_the_change_of_an_image_is_the_difference_of_its_aps(tmp_path):
+    # Each image has one object, so its AP is 100 or 0. The images detected at recall 0.8 include those at 0.4.
+    baseline, better = run_with_recall(tmp_path / "a", 0.4, seed=0), distilled(tmp_path / "b", 0.8, 0)
+    changes = image_changes(better, baseline)
     assert sorted(set(changes.round(9).tolist())) == [0.0, 100.0]
     assert (changes == 100).sum() == 16
     assert (image_changes(better, None) == 100).sum() == 32
@@ -97,44 +97,45 @@ def test_without_the_data_there_is_a_note_instead_of_pictures(tmp_path):
 
 
 @pytest.mark.usefixtures("small_demo")
-def test_without_a_student_alone_no_picture_claims_a_gain_and_where_nothing_changed_the_inside_is_shown(tmp_path):
+def test_without_a_baseline_no_gain_is_claimed_and_without_changes_the_regions_are_shown(tmp_path):
     teacher = save_teacher(tmp_path / "teacher", "faster_rcnn")
     run = read_run(tiny_run(tmp_path / "distilled", "faster_rcnn", teacher=teacher, epochs=2, lr=0.05).folder)
-    taught_by = write_run(tmp_path / "summary", 1.0)
+    teacher_run = write_run(tmp_path / "summary", 1.0)
     for name in ("model.json", "model.safetensors"):
-        (taught_by / name).write_bytes((teacher / name).read_bytes())
-    page = gallery_section(make_gallery(run, None, read_run(taught_by)))
-    assert "Where it does best" in page
-    assert "gain of the distilled" not in page
-    same = make_gallery(run, run, read_run(taught_by))
+        (teacher_run / name).write_bytes((teacher / name).read_bytes())
+    assert make_gallery(run, None, None).inside == ()  # needs the teacher
+    page = gallery_section(make_gallery(run, None, read_run(teacher_run)))
+    assert "Highest AP" in page
+    assert "Largest AP gains" not in page
+    same = make_gallery(run, run, read_run(teacher_run))
     assert (same.helped, same.hurt) == ((), ())
     (inside,) = same.inside
     assert inside.panels[0].title.startswith("object region")
 
 
 @pytest.mark.parametrize("size", [(240, 320), (2000, 3000)])
-def test_words_grow_with_the_picture(size):
+def test_text_grows_with_the_picture(size):
     box = torch.tensor([[0.1, 0.1, 0.9, 0.9]]) * torch.tensor([size[1], size[0], size[1], size[0]])
     found = Detections(box, torch.tensor([0.9]), torch.tensor([0]))
     drawn = draw_detections(torch.full((3, *size), 100, dtype=torch.uint8), found, ["a longer name"])
     changed = (drawn != 100).any(dim=0)
-    height = int(changed[: size[0] // 2, round(0.2 * size[1])].sum())  # of the edge and what lies behind the words
+    height = int(changed[: size[0] // 2, round(0.2 * size[1])].sum())  # of the edge and the background of the text
     assert 0.03 < height / size[0] < 0.08
 
 
-def test_a_font_is_chosen_that_has_the_letters():
+def test_a_font_with_the_letters_is_chosen():
     pytest.importorskip("PIL._imagingft")
-    names = [name for name in fonts.NAMES if fonts._opened(name) is not None]
+    names = [name for name in fonts.NAMES if fonts._open(name) is not None]
     if not names:
-        pytest.skip("no font of the system is known")
-    for words in (["größe é"], ["кошка"]):
-        chosen = fonts.font_for(words)
+        pytest.skip("no known system font")
+    for texts in (["größe é"], ["кошка"]):
+        chosen = fonts.font_for(texts)
         assert chosen in names
         font = ImageFont.truetype(chosen, 30)
         assert len({bytes(font.getmask(letter)) for letter in "ößk" + fonts.NO_LETTER}) == 4
 
 
-def test_without_a_font_of_the_system_english_words_are_drawn(monkeypatch):
+def test_without_a_system_font_english_text_is_drawn(monkeypatch):
     monkeypatch.setattr(fonts, "NAMES", ())
     fonts._best.cache_clear()
     found = Detections(torch.tensor([[5.0, 5.0, 35.0, 18.0]]), torch.tensor([0.9]), torch.tensor([0]))
@@ -143,25 +144,22 @@ def test_without_a_font_of_the_system_english_words_are_drawn(monkeypatch):
 
 
 @pytest.mark.usefixtures("small_demo")
-def test_the_gallery_of_a_distilled_run_shows_every_detector_and_the_regions(tmp_path):
+def test_the_gallery_of_a_distilled_run_shows_all_detectors_and_regions(tmp_path):
     teacher = save_teacher(tmp_path / "teacher", "faster_rcnn")
     options = {"epochs": 2, "lr": 0.05}
-    alone = tiny_run(tmp_path / "alone", "faster_rcnn", **options).folder
+    baseline = tiny_run(tmp_path / "baseline", "faster_rcnn", **options).folder
     run = tiny_run(tmp_path / "distilled", "faster_rcnn", teacher=teacher, **options).folder
-    taught_by = write_run(tmp_path / "summary", 1.0)
-    (taught_by / "model.json").write_bytes((teacher / "model.json").read_bytes())
-    (taught_by / "model.safetensors").write_bytes((teacher / "model.safetensors").read_bytes())
-    gallery = make_gallery(read_run(run), read_run(alone), read_run(taught_by))
+    teacher_run = write_run(tmp_path / "summary", 1.0)
+    (teacher_run / "model.json").write_bytes((teacher / "model.json").read_bytes())
+    (teacher_run / "model.safetensors").write_bytes((teacher / "model.safetensors").read_bytes())
+    gallery = make_gallery(read_run(run), read_run(baseline), read_run(teacher_run))
     strips = gallery.helped + gallery.hurt
     assert strips
     for strip in strips:
-        assert [panel.title for panel in strip.panels] == ["annotated", "teacher", "student alone", "distilled"]
+        assert [panel.title for panel in strip.panels] == ["annotated", "teacher", "baseline", "distilled"]
     for strip in gallery.inside:
         assert strip.panels[0].title.startswith("object region")
-        assert [panel.title for panel in strip.panels[1:]] == [
-            "teacher against student alone",
-            "teacher against distilled",
-        ]
+        assert [panel.title for panel in strip.panels[1:]] == ["baseline vs. teacher", "distilled vs. teacher"]
 
 
 def test_the_share_of_distillation_in_the_loss_by_hand(tmp_path):
@@ -173,9 +171,9 @@ def test_the_share_of_distillation_in_the_loss_by_hand(tmp_path):
     assert loss_share(run, ["neck_object"]) == [(9, 25.0)]
 
 
-def test_a_run_without_detections_has_no_section_of_mistakes(tmp_path):
+def test_a_run_without_detections_has_no_error_types(tmp_path):
     assert mistakes_section([read_run(write_run(tmp_path / "run", 1.0))]) == ""
-    assert "localisation" in mistakes_section([found_part(tmp_path / "full", 0.5)])
+    assert "localisation" in mistakes_section([run_with_recall(tmp_path / "full", 0.5)])
 
 
 def test_a_forest_plot_places_gains_on_one_scale_and_escapes_names():

@@ -27,7 +27,7 @@ def test_a_run_is_read(tmp_path: Path) -> None:
     assert run.curve("train/loss", over="step")[0] == (100.0, 3.0)
 
 
-def test_what_a_run_did_not_record_is_unknown(tmp_path: Path) -> None:
+def test_a_value_that_a_run_did_not_record_is_unknown(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", 30.0)
     (folder / "results.json").write_text('{"metrics": {"AP": NaN}, "latency_ms": "fast", "per_class": []}')
     run = read_run(folder)
@@ -48,32 +48,32 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     assert "\n" not in str(raised.value)
 
 
-def test_an_unfinished_run_can_be_continued(tmp_path: Path) -> None:
+def test_an_unfinished_run_is_refused_with_a_hint_to_resume(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", 30.0)
     (folder / "results.json").unlink()
     with pytest.raises(InputError, match=r"not finished.*--resume"):
         read_run(folder)
 
 
-def test_no_folder_at_all_is_said(tmp_path: Path) -> None:
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a folder"):
         read_run(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "\x00"])
-def test_damaged_results_are_said(tmp_path: Path, text: str) -> None:
+def test_damaged_results_are_named(tmp_path: Path, text: str) -> None:
     folder = write_run(tmp_path / "run", 30.0)
     (folder / "results.json").write_text(text)
     with pytest.raises(InputError, match=r"results\.json is damaged"):
         read_run(folder)
 
 
-def test_a_torn_last_line_of_the_log_is_tolerated(tmp_path: Path) -> None:
+def test_a_truncated_last_line_of_the_log_is_ignored(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", 30.0)
-    whole = read_run(folder).log
+    complete = read_run(folder).log
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 1300, "epo')
-    assert read_run(folder).log == whole
+    assert read_run(folder).log == complete
 
 
 def test_steps_that_a_resumed_run_repeats_count_once(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_steps_that_a_resumed_run_repeats_count_once(tmp_path: Path) -> None:
     assert read_run(folder).curve("train/loss", over="step") == [(1.0, 9.0), (2.0, 6.0), (3.0, 5.0)]
 
 
-def test_a_run_without_a_name_is_called_by_its_folder(tmp_path: Path) -> None:
+def test_a_run_without_a_name_has_the_name_of_its_folder(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", 30.0, name=None)
     assert json.loads((folder / "results.json").read_text())["name"] is None
     assert read_run(folder).name == "run"

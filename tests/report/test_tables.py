@@ -21,7 +21,7 @@ def _printed(folders: list[Path], width: int = 220) -> str:
 def test_rows_go_from_the_teacher_to_the_distilled_student(tmp_path: Path) -> None:
     runs = [read_run(folder) for folder in write_story(tmp_path)]
     rows = comparison_rows(runs, verdicts(runs))
-    assert [row.role for row in rows] == ["teacher", "student alone", "distilled (defeat)"]
+    assert [row.role for row in rows] == ["teacher", "baseline", "distilled (defeat)"]
     assert rows[0].detector == "faster_rcnn resnet101"
     cells = dict(zip((column.title for column in COLUMNS), rows[2].cells, strict=True))
     assert cells == {
@@ -70,13 +70,13 @@ def test_a_run_that_recorded_nothing_is_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"),
+    ("seconds", "text"),
     [(None, "n/a"), (0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min"), (3599, "1 h 00 min"), (7500, "2 h 05 min")],
 )
-def test_durations_read_well(seconds: float | None, words: str) -> None:
-    assert duration(seconds) == words
+def test_durations_have_a_readable_unit(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text
 
 
-def test_decimals() -> None:
+def test_numbers_have_the_given_decimals() -> None:
     assert decimal(1.25, 2) == "1.25"
     assert decimal(None) == "n/a"

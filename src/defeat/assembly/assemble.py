@@ -1,4 +1,4 @@
-"""Makes an experiment of settings: data, student, teacher, method."""
+"""Builds an experiment from settings: data, student, teacher, method."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -7,38 +7,41 @@ import torch
 from rich.console import Console
 
 from defeat.assembly.automatic import Choices, choose
+from defeat.assembly.earlier import recorded_settings
 from defeat.assembly.foreign import tapped_teacher
 from defeat.assembly.inheriting import inherit_from
 from defeat.assembly.objects import MethodFactory, Objects
-from defeat.assembly.settings import FREE_IN_RESUMED, DistillSettings, TrainSettings, earlier_defaults
+from defeat.assembly.settings import FREE_IN_RESUMED, DistillSettings, TrainSettings
 from defeat.assembly.teacher_quality import teacher_doubts
 from defeat.assembly.unlabelled import detect_unlabelled
-from defeat.data import DetectionDataset, open_dataset, split_names
+from defeat.data import DetectionDataset
+from defeat.data.dataset import shared_images
+from defeat.data.source import EVALUATION_SPLITS
 from defeat.detector import Detector, DetectorSpec, TeacherNetwork, build, load
 from defeat.detector.devices import moved
 from defeat.detector.frozen import frozen
 from defeat.detector.teacher import can_predict
-from defeat.detector.weights import misfits
+from defeat.detector.weights import mismatches
 from defeat.distillation import Method, build_method, renamed_classes
 from defeat.distillation.class_map import listed
 from defeat.distillation.inheritance import Inheritance
 from defeat.engine.devices import require_devices, training_device
 from defeat.engine.experiment import Distillation, Experiment, Record
-from defeat.engine.guards import fingerprint, require_able_teacher
+from defeat.engine.guards import fingerprint, require_accurate_teacher
 from defeat.engine.loggers import require_loggers
 from defeat.errors import InputError
 
-TEACHER_SAMPLE = 48  # images on which the teacher must show that it detects something
+TEACHER_SAMPLE = 48  # training images on which the teacher is checked
 
 
 @dataclass(frozen=True)
 class Lessons:
-    """What is known about a teacher and its student before the first step.
+    """What is known about teacher and student before the first step.
 
     Attributes:
-        inherited: what the student took over from the teacher.
+        inherited: weights that the student inherited from the teacher.
         teacher_ap50: AP50 of the teacher on a sample of the training images, 0..100; None where it was not measured.
-        doubts: why little can be expected of the teacher, in sentences.
+        doubts: reasons to expect little from the teacher, in sentences.
     """
 
     inherited: Inheritance
@@ -48,13 +51,13 @@ class Lessons:
 
 @dataclass(frozen=True)
 class Assembly:
-    """An experiment, and what was found out when it was made.
+    """An experiment with the settings from which it was built.
 
     Attributes:
-        settings: with values in place of everything that was `auto`.
-        experiment: made of them; its teacher is as it was loaded.
-        choices: the values that were found for `auto`.
-        lessons: about teacher and student; None without a teacher.
+        settings: settings with values in place of `auto`.
+        experiment: built from them; its teacher is not frozen yet.
+        choices: the values chosen for `auto`.
+        lessons: facts about teacher and student; None without a teacher.
     """
 
     settings: TrainSettings
@@ -66,25 +69,29 @@ class Assembly:
 def assemble(
     settings: TrainSettings, console: Console, unlabelled: int | None = None, given: Objects | None = None
 ) -> Assembly:
-    """Make everything that a run needs; what a teacher detects in images without annotations is kept in its folder.
+    """Build everything that a run needs.
+
+    The teacher's detections in images without annotations are written into the run directory.
 
     Args:
-        settings: `DistillSettings` for a student with a teacher, else `TrainSettings`.
-        console: where to say what was found in the data and left out of the method.
-        unlabelled: look at so many images without annotations only, and write nothing; None for all.
-        given: objects that take the place of words.
+        settings: `DistillSettings` for distillation, else `TrainSettings`.
+        console: where to print notes about the data and the pair.
+        unlabelled: number of images without annotations to run the teacher on, without writing; None for all.
+        given: objects that replace settings.
 
     Raises:
-        InputError: something about the settings, the data or the pair is not valid.
+        InputError: the settings, the data or the pair is not valid.
     """
     given = given or Objects()
     settings = given.described(settings)
+    if isinstance(settings, DistillSettings) and settings.balance is not None and given.method is not None:
+        raise InputError("balance sets the weights of a method that is given by its name, not of an object.")
     check_devices(settings)
     require_loggers(settings)
     training, evaluation = _splits(settings, console, given)
     teacher = given.teacher
     if isinstance(settings, DistillSettings) and teacher is None:
-        teacher = _teacher(settings)
+        teacher = load_teacher(settings)
     choices = choose(settings, training, teacher)
     settings = choices.applied(settings)
     student = _student(settings, training, given)
@@ -109,12 +116,17 @@ def assemble(
 
 
 def record_of(settings: TrainSettings) -> Record:
-    """What a run directory says about a run with these settings."""
+    """The record of a run with these settings for its run directory."""
     command = "distill" if isinstance(settings, DistillSettings) else "train"
-    return Record(command, settings.to_dict(), FREE_IN_RESUMED, earlier_defaults(), settings.resume)
+    return Record(command, settings.to_dict(), FREE_IN_RESUMED, recorded_settings, settings.resume)
 
 
-def _teacher(settings: DistillSettings) -> TeacherNetwork:
+def load_teacher(settings: DistillSettings) -> TeacherNetwork:
+    """Load the teacher that the settings name.
+
+    Raises:
+        InputError: it can't be loaded.
+    """
     if settings.teacher_taps is not None:
         return tapped_teacher(settings.teacher, settings.teacher_taps)
     return load(settings.teacher, settings.teacher_weights)
@@ -123,20 +135,40 @@ def _teacher(settings: DistillSettings) -> TeacherNetwork:
 def _splits(
     settings: TrainSettings, console: Console, given: Objects
 ) -> tuple[DetectionDataset, DetectionDataset | None]:
-    policy, known = settings.on_bad_data, None if given.student is None else given.student.info.classes
+    known = None if given.student is None else given.student.info.classes
     classes = known if settings.classes is None else settings.classes
     training = given.training(classes, settings.split)
     if training is None:
-        training = open_dataset(settings.data, settings.split, classes, policy, console)
+        training = settings.source.open(settings.split, classes, console)
     evaluation = given.evaluation(training.classes)
     if evaluation is None and given.data is None:
         split = evaluation_split(settings)
         settings.require_no_choice_on(split)
-        evaluation = open_dataset(settings.data, split, training.classes, policy, console)
+        evaluation = settings.source.open(split, training.classes, console)
     for dataset in (training, evaluation):
         if dataset is not None and (problems := dataset.report()) is not None:
             console.print(f"{dataset.split}: {problems}", style="yellow", highlight=False, markup=False)
+    if evaluation is not None:
+        for warning in evaluation_warnings(training, evaluation):
+            console.print(warning, style="yellow", highlight=False, markup=False)
     return training, evaluation
+
+
+def evaluation_warnings(training: DetectionDataset, evaluation: DetectionDataset) -> list[str]:
+    """What makes the AP of an evaluation split say nothing, in sentences."""
+    warnings = []
+    if not len(evaluation.table.labels):
+        warnings.append(
+            f"No image of the split {evaluation.split!r} contains an object: its AP will be n/a. Name another split "
+            "with --eval-split, or hold out a share of the training images with --hold-out 0.2."
+        )
+    shared = shared_images(training, evaluation)
+    if shared:
+        warnings.append(
+            f"{shared} of the {len(evaluation)} images of {evaluation.split!r} are training images, so that its AP is "
+            "too high for new images. Hold out a share with --hold-out 0.2, or name another split with --eval-split."
+        )
+    return warnings
 
 
 def _student(settings: TrainSettings, training: DetectionDataset, given: Objects) -> Detector:
@@ -162,7 +194,7 @@ def _distillation(
     accuracy = None
     if not settings.allow_weak_teacher:
         with moved(teacher, training_device(settings)):
-            accuracy = require_able_teacher(teacher, method.classes, training.spread(TEACHER_SAMPLE))
+            accuracy = require_accurate_teacher(teacher, method.classes, training.evenly_spaced(TEACHER_SAMPLE))
     if not can_predict(teacher):
         note = "The teacher gives no detections: whether it detects anything on the data was not checked."
         console.print(note, style="yellow", highlight=False)
@@ -185,7 +217,7 @@ def _distillation(
 
 
 def check_devices(settings: TrainSettings) -> None:
-    """Refuse devices that are not there, or that the normalisation can't use, before anything is read or written.
+    """Refuse devices that don't exist or that the normalisation can't use, before anything is read or written.
 
     Raises:
         InputError: naming the option.
@@ -196,7 +228,7 @@ def check_devices(settings: TrainSettings) -> None:
 
 
 def with_frozen_teacher(experiment: Experiment) -> Experiment:
-    """The same with a copy of the teacher that does nothing but give its maps, in the precision asked for."""
+    """The experiment with a frozen copy of the teacher, in the precision of the settings."""
     distillation = experiment.distillation
     if distillation is None:
         return experiment
@@ -205,28 +237,30 @@ def with_frozen_teacher(experiment: Experiment) -> Experiment:
 
 
 def lower_precision(settings: DistillSettings) -> torch.dtype | None:
-    """What the settings ask for where distillation shall not compute as the rest of the run does."""
+    """Precision of distillation, where it differs from that of the run."""
     return torch.bfloat16 if settings.distill_precision == "bf16" else None
 
 
 def evaluation_split(settings: TrainSettings) -> str:
-    """The split to evaluate on: as asked, else `val` if there is one, else `test`.
+    """The evaluation split: as set, else `val` if it exists, else `test`.
 
     Raises:
-        InputError: there is neither.
+        InputError: neither exists.
     """
     if settings.eval_split is not None:
         return settings.eval_split
-    names = split_names(settings.data)
-    for name in ("val", "test"):
-        if name in names and name != settings.split:
-            return name
-    found = f"only {', '.join(names)}" if names else "no split at all"
-    raise InputError(f"{settings.data} has {found}: name a split to evaluate on with --eval-split.")
+    names = settings.source.split_names()
+    name = next((name for name in EVALUATION_SPLITS if name in names and name != settings.split), None)
+    if name is None:
+        raise InputError(
+            f"{settings.data} has only {', '.join(names)}, and no split to evaluate on. Hold out a share of it with "
+            "--hold-out 0.2, or name a split with --eval-split."
+        )
+    return name
 
 
 def build_student(settings: TrainSettings, classes: tuple[str, ...]) -> Detector:
-    """Build the detector that the settings describe; the same seed gives the same first weights."""
+    """Build the detector that the settings describe; equal seeds give equal initial weights."""
     torch.manual_seed(settings.seed)
     spec = DetectorSpec(
         family=settings.detector,
@@ -242,10 +276,10 @@ def build_student(settings: TrainSettings, classes: tuple[str, ...]) -> Detector
     if not (Path(settings.weights) / "model.json").is_file():
         return build(spec, settings.weights)
     student, trained = build(spec, "none"), load(settings.weights)
-    if wrong := misfits(student.state_dict(), trained.state_dict()):
+    if wrong := mismatches(student.state_dict(), trained.state_dict()):
         raise InputError(
-            f"--weights {settings.weights}: its detector is another than the one to train; {len(wrong)} tensors are "
-            f"missing, unknown or of another shape, e.g. {wrong[0]}."
+            f"--weights {settings.weights}: it is another detector than the one to train; {len(wrong)} tensors are "
+            f"missing, unknown or of another shape, such as {wrong[0]}."
         )
     student.load_state_dict(trained.state_dict())
     return student
@@ -258,14 +292,14 @@ def pair(
     console: Console,
     given: Method | MethodFactory | None = None,
 ) -> Method:
-    """Build the method for the two; its first weights depend on the seed, and draw from no other random numbers.
+    """Build the method for a pair; its initial weights depend on the seed, and the global random state does not change.
 
     Args:
         student: the detector to train.
         teacher: a trained detector.
-        settings: name and options of the method, and how classes are called.
-        console: where to say what the pair leaves out.
-        given: a method that is built already, or what builds it, instead of a name.
+        settings: name and options of the method, and the class map.
+        console: where to print what the pair leaves out.
+        given: a method, or a callable that builds one, instead of a name.
 
     Raises:
         InputError: the pair lacks what the method needs, or a given method is for another pair.
@@ -278,7 +312,9 @@ def pair(
         else:
             method = given if isinstance(given, Method) else given(student.info, known)
     if not isinstance(method, Method):
-        raise InputError(f"method must be a name, a Method, or what makes one, not a {type(method).__name__}.")
+        raise InputError(
+            f"method must be a name, a Method, or a callable that builds one, not a {type(method).__name__}."
+        )
     if (method.student, method.teacher) != (student.info, known):
         raise InputError("method was built for other detectors: build it with `student.info` and `teacher.info`.")
     method.adapt_in(lower_precision(settings))

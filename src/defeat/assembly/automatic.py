@@ -1,7 +1,7 @@
-"""What a user leaves to the program: sizes that follow from the data, the teacher and the devices.
+"""Values of the settings that are `auto`: they follow from the data, the teacher and the devices.
 
-A setting that is `auto` becomes a number before anything is built, and the number is what `config.yaml` holds: a repeat
-or a resumed run measures nothing.
+They are chosen before anything is built, and `config.yaml` holds them, so that a repeated or resumed run measures
+nothing.
 """
 
 import math
@@ -9,16 +9,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from defeat.assembly.settings import TrainSettings
+from defeat.assembly.earlier import recorded_settings
+from defeat.assembly.settings import DistillSettings, TrainSettings
 from defeat.data import DetectionDataset
 from defeat.detector import Detector, TeacherNetwork, family_options, make_options
-from defeat.detector.options import automatic, described, settled, taken_over
+from defeat.detector.options import automatic, summaries, with_teacher_values, with_usual_values
 from defeat.detector.statistics import object_statistics
+from defeat.distillation import METHODS, method_defaults
 from defeat.engine.checkpoint import RunDirectory
 from defeat.settings import AUTO
 
-NECKS = {512: 256, 256: 128, 0: 64}  # channels by the short side from which on they are taken
-REFERENCE_IMAGES = 8  # images per step that the rates below are for
+NECKS = {512: 256, 256: 128, 0: 64}  # lowest short side in pixels: channels
+REFERENCE_IMAGES = 8  # images per step for the learning rates below
 SGD_RATE, ADAMW_RATE = 0.01, 2e-4
 NUMBERS = ("neck_channels", "lr")
 
@@ -33,18 +35,23 @@ class Choices:
         family: of the detector.
         options: settings of the family, by name.
         numbers: settings of the run, by name.
-        announced: whether a user has still to be told.
+        method_options: all options of the method, by name; None to leave them as they are.
+        announced: whether to print them.
     """
 
     family: str = ""
     options: dict[str, Any] = field(default_factory=dict)
     numbers: dict[str, Any] = field(default_factory=dict)
+    method_options: dict[str, Any] | None = None
     announced: bool = True
 
     def applied(self, settings: Settings) -> Settings:
-        """Settings with these values, and without what is `auto` and has none here."""
+        """Settings with these values in place of `auto`."""
         given = {name: value for name, value in settings.detector_options.items() if value != AUTO}
-        changed: Settings = replace(settings, **self.numbers, detector_options=given | self.options)
+        options: dict[str, Any] = {"detector_options": given | self.options}
+        if self.method_options is not None:
+            options["method_options"] = self.method_options
+        changed: Settings = replace(settings, **self.numbers, **options)
         return changed
 
     def to_dict(self) -> dict[str, Any]:
@@ -52,25 +59,25 @@ class Choices:
         return self.options | self.numbers
 
     def describe(self) -> str:
-        """A line for the user; empty where nothing was chosen anew."""
+        """One line of text; empty where nothing was chosen."""
         if not self.to_dict() or not self.announced:
             return ""
-        parts = [", ".join(described(family_options(self.family), self.options))] if self.options else []
-        shown = {"neck_channels": "neck {} channels", "lr": "lr {:g}"}
-        parts.append(", ".join(shown[name].format(value) for name, value in self.numbers.items()))
+        parts = [", ".join(summaries(family_options(self.family), self.options))] if self.options else []
+        texts = {"neck_channels": "neck {} channels", "lr": "lr {:g}"}
+        parts.append(", ".join(texts[name].format(value) for name, value in self.numbers.items()))
         return "; ".join(part for part in parts if part)
 
 
 def choose(settings: TrainSettings, training: DetectionDataset, teacher: TeacherNetwork | None = None) -> Choices:
-    """Give everything that is `auto` a value; a resumed run gets those that it was begun with.
+    """Choose values for all settings that are `auto`; a resumed run keeps the values that it was begun with.
 
     Args:
-        settings: of the run.
-        training: split to train on, of which no image is decoded.
-        teacher: of a student, None without.
+        settings: settings of the run.
+        training: training split; no image is decoded.
+        teacher: None without distillation.
 
     Raises:
-        InputError: an option of the detector is unknown or not valid, or the run that is resumed can't be read.
+        InputError: an option of the detector is unknown or not valid, or the resumed run can't be read.
     """
     directory = RunDirectory(settings.out)
     if settings.resume and directory.config.exists():
@@ -78,9 +85,9 @@ def choose(settings: TrainSettings, training: DetectionDataset, teacher: Teacher
     options = make_options(settings.detector, settings.detector_options)
     names = automatic(options)
     if isinstance(teacher, Detector) and teacher.spec.family == settings.detector:
-        theirs = settled(make_options(teacher.spec.family, teacher.spec.options))
+        of_teacher = with_usual_values(make_options(teacher.spec.family, teacher.spec.options))
         same_size = (teacher.info.size, teacher.info.max_size) == (settings.size, settings.long_side)
-        options = taken_over(options, theirs, same_size)
+        options = with_teacher_values(options, of_teacher, same_size)
     numbers: dict[str, Any] = {}
     if settings.neck_channels == AUTO:
         numbers["neck_channels"] = neck_channels(settings, teacher)
@@ -89,15 +96,16 @@ def choose(settings: TrainSettings, training: DetectionDataset, teacher: Teacher
         options = options.fitted(object_statistics(training, settings.size, settings.long_side), width)
     if settings.lr == AUTO:
         numbers["lr"] = learning_rate(settings.batch_size * settings.processes, settings.optimizer)
-    return Choices(settings.detector, {name: getattr(options, name) for name in names}, numbers)
+    chosen = {name: getattr(options, name) for name in names}
+    return Choices(settings.detector, chosen, numbers, method_options_of(settings))
 
 
 def as_begun(settings: TrainSettings, begun: Mapping[str, Any]) -> Choices:
-    """The values that settings were begun with, which say `auto` now.
+    """Values with which a resumed run was begun, for the settings that are `auto`.
 
     Args:
-        settings: that say so.
-        begun: content of the `config.yaml` of the run; what is missing there had its usual value.
+        settings: settings of the resumed run.
+        begun: content of its `config.yaml`; a missing setting had its usual value.
     """
     recorded = begun.get("detector_options")
     recorded = recorded if isinstance(recorded, dict) else {}
@@ -108,29 +116,46 @@ def as_begun(settings: TrainSettings, begun: Mapping[str, Any]) -> Choices:
             numbers[name] = settings.number(name)
     if getattr(settings, "inherit", None) == AUTO:
         numbers["inherit"] = begun.get("inherit", "none")
-    return Choices(
-        settings.detector, {name: recorded[name] for name in names if name in recorded}, numbers, announced=False
-    )
+    chosen = {name: recorded[name] for name in names if name in recorded}
+    method_options = method_options_of(settings, recorded_settings(begun).get("method_options"))
+    return Choices(settings.detector, chosen, numbers, method_options, announced=False)
+
+
+def method_options_of(settings: TrainSettings, begun: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+    """All options of the method: `config.yaml` names them, because later versions may have other defaults.
+
+    Args:
+        settings: settings of the run.
+        begun: options with which the resumed run was begun.
+
+    Returns:
+        Options by name; None without a method, or with one that is an object.
+    """
+    if not isinstance(settings, DistillSettings) or settings.method not in {*METHODS, "none"}:
+        return None
+    if settings.balance is not None:
+        begun = None  # its weights were balanced; balance.json has them
+    return {**method_defaults(settings.method), **(begun or {}), **settings.method_options}
 
 
 def is_chosen(settings: TrainSettings) -> bool:
-    """Whether nothing is left to the program."""
+    """Whether no setting is `auto`."""
     numbers = [getattr(settings, name) for name in NUMBERS]
     return AUTO not in numbers and not automatic(make_options(settings.detector, settings.detector_options))
 
 
 def neck_channels(settings: TrainSettings, teacher: TeacherNetwork | None = None) -> int:
-    """Channels of the feature pyramid: the teacher's where levels meet, so that its weights fit; else by the size."""
+    """Channels of the neck: the teacher's where levels have a common stride, so that its weights fit; else by size."""
     if teacher is not None:
         widths = set(teacher.info.neck.values())
-        meets = bool(set(family_options(settings.detector).strides) & set(teacher.info.neck))
-        if len(widths) == 1 and (meets or teacher.info.family == settings.detector):
+        common_strides = set(family_options(settings.detector).strides) & set(teacher.info.neck)
+        if len(widths) == 1 and (common_strides or teacher.info.family == settings.detector):
             return widths.pop()
     return next(channels for size, channels in NECKS.items() if settings.size >= size)
 
 
 def learning_rate(images: int, optimizer: str = "sgd") -> float:
-    """The learning rate for so many images per step, on all devices together.
+    """Learning rate for a number of images per step, on all devices together.
 
     Args:
         images: 1 or more.

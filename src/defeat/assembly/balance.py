@@ -1,4 +1,4 @@
-"""Weights of a method that calibrate themselves: `--balance`."""
+"""Loss weights calibrated by gradients before training: `--balance`."""
 
 import json
 from copy import deepcopy
@@ -15,27 +15,27 @@ from defeat.distillation import Method
 from defeat.engine.checkpoint import RunDirectory, is_writer
 from defeat.engine.devices import training_device
 from defeat.engine.experiment import Experiment
-from defeat.engine.gradients import Pulls, measure_pulls
+from defeat.engine.gradients import GradientRatios, measure_gradient_ratios
 from defeat.engine.step import step_losses
 from defeat.errors import InputError
 from defeat.files import write_into
 from defeat.types import Progress
 
 BATCHES = 8
-DIGITS = 3  # so that a file holds readable numbers, the same in every process
+DIGITS = 3  # significant digits of the weights, so that files stay readable and processes agree
 FILE = "balance.json"
 
 
 @dataclass(frozen=True)
 class Balance:
-    """What was measured, and what follows from it.
+    """Measured gradients, and the weights that follow.
 
     Attributes:
-        asked: the gradient of all terms over that of the detector's own losses that was asked for.
-        pulls: the same ratio of each term with the weights before, median over some batches.
-        together: the same of all terms together.
+        asked: requested ratio of the gradient of all terms to that of the detector's own losses.
+        pulls: measured ratio of each term with the weights `before`, median over some batches.
+        together: measured ratio of all terms together.
         before: weights of the method by the names of its options.
-        after: the weights that make the ratio what was asked for.
+        after: weights that give the requested ratio.
     """
 
     asked: float
@@ -45,7 +45,7 @@ class Balance:
     after: dict[str, float]
 
     def describe(self) -> str:
-        """A sentence for the terminal."""
+        """One sentence for the terminal."""
         changes = [f"{name} {weight:g} -> {self.after[name]:g}" for name, weight in self.before.items()]
         return (
             f"The terms pull {self.together:.3g} times as hard on the student's neck as the detector's own losses; for "
@@ -54,35 +54,34 @@ class Balance:
 
 
 def balanced(assembly: Assembly, experiment: Experiment, console: Console, write: bool = True) -> Experiment:
-    """Give a run the weights that `settings.balance` asks for; a resumed run gets those that it began with.
+    """Set the weights that `settings.balance` asks for; a resumed run keeps the weights that it began with.
 
     Args:
-        assembly: whose settings they are.
-        experiment: made of it, with a frozen teacher; neither weights nor random numbers of the run change.
-        console: where to say what was measured.
-        write: whether to keep what was measured in the run's folder.
+        assembly: has the settings.
+        experiment: made from it, with a frozen teacher; its weights and random state don't change.
+        console: where to print what was measured.
+        write: whether to write the measurement into the run directory.
 
     Returns:
-        The experiment with a method of these weights, and with fixed weights in its record.
+        The experiment with these weights in its method and in its record.
 
     Raises:
-        InputError: the method has no weight, or no gradient that could be balanced, or the run that is resumed was
-            balanced otherwise.
+        InputError: the method has no weight or no gradient to balance, or the resumed run was balanced otherwise.
     """
     settings, distillation = assembly.settings, experiment.distillation
     if not isinstance(settings, DistillSettings) or settings.balance is None or distillation is None:
         return experiment
     weights = weights_above_zero(distillation.method)
     recorded = Path(settings.out) / FILE
-    # A run that was killed before its first checkpoint may not have come as far as this file.
+    # A run that was killed before its first checkpoint may not have written this file.
     if settings.resume and (recorded.is_file() or RunDirectory(settings.out).checkpoint.is_file()):
         after = _recorded(settings, weights)
     else:
-        found = measure(settings, experiment, weights)
-        console.print(found.describe(), style="yellow", highlight=False)
-        after = found.after
+        balance = measure(settings, experiment, weights)
+        console.print(balance.describe(), style="yellow", highlight=False)
+        after = balance.after
         if write and is_writer():
-            write_into(Path(settings.out), FILE, (json.dumps(asdict(found), indent=2) + "\n").encode())
+            write_into(Path(settings.out), FILE, (json.dumps(asdict(balance), indent=2) + "\n").encode())
     fixed = replace(settings, balance=None, method_options=settings.method_options | after)
     method = pair(experiment.student, distillation.teacher, fixed, Console(quiet=True))
     return replace(experiment, distillation=replace(distillation, method=method), record=record_of(fixed))
@@ -94,7 +93,7 @@ def weights_above_zero(method: Method) -> dict[str, float]:
 
 
 def measure(settings: DistillSettings, experiment: Experiment, weights: dict[str, float]) -> Balance:
-    """Measure how hard the terms pull over a few batches, without changing anything.
+    """Measure the gradients of the terms over a few batches, without changing anything.
 
     Raises:
         InputError: there is nothing to balance.
@@ -109,19 +108,19 @@ def measure(settings: DistillSettings, experiment: Experiment, weights: dict[str
         )
     with torch.random.fork_rng():
         pulls = _measured(experiment)
-    together = median(one.together for one in pulls)
+    together = median(pull.together for pull in pulls)
     if not 0 < together < float("inf"):
         raise InputError(
             f"--balance can't compare gradients: at the student's neck the terms pull {together:g} times as hard as "
-            "the detector's own losses. Are there objects in the data, and is anything of the detector trained?"
+            "the detector's own losses. Does the data have objects, and is any part of the detector trained?"
         )
     factor = settings.balance / together
     after = {name: float(f"{weight * factor:.{DIGITS}g}") for name, weight in weights.items()}
-    terms = {name: median(one.terms[name] for one in pulls) for name in pulls[0].terms}
+    terms = {name: median(pull.terms[name] for pull in pulls) for name in pulls[0].terms}
     return Balance(settings.balance, terms, together, weights, after)
 
 
-def _measured(experiment: Experiment) -> list[Pulls]:
+def _measured(experiment: Experiment) -> list[GradientRatios]:
     settings, distillation = experiment.optimisation, experiment.distillation
     device = training_device(experiment.devices)
     assert distillation is not None
@@ -132,19 +131,19 @@ def _measured(experiment: Experiment) -> list[Pulls]:
     for number, batch in zip(range(BATCHES), experiment.loader(), strict=False):
         torch.manual_seed(settings.seed + number)
         output, terms = step_losses(student, student.prepare(*batch), past_warm_up, copied)
-        pulls.append(measure_pulls(terms, output))
+        pulls.append(measure_gradient_ratios(terms, output))
     return pulls
 
 
 def _recorded(settings: DistillSettings, weights: dict[str, float]) -> dict[str, float]:
     path = Path(settings.out) / FILE
     try:
-        found = Balance(**json.loads(path.read_text()))
+        begun = Balance(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{settings.out} can't be resumed with --balance: {path.name} can't be read.") from error
-    if found.asked != settings.balance or found.before != weights:
+    if begun.asked != settings.balance or begun.before != weights:
         raise InputError(
-            f"{settings.out} can't be resumed with another --balance: it was begun with {found.asked:g} and the "
-            f"weights {found.before}, and is to go on with {settings.balance:g} and {weights}."
+            f"{settings.out} can't be resumed with another --balance: it was begun with {begun.asked:g} and the "
+            f"weights {begun.before}, not with {settings.balance:g} and {weights}."
         )
-    return found.after
+    return begun.after

@@ -1,4 +1,4 @@
-"""What a run will cost, from a few measured steps."""
+"""Cost of a run, estimated from a few measured steps."""
 
 import resource
 from dataclasses import dataclass
@@ -18,17 +18,17 @@ from defeat.distillation import Method
 from defeat.engine.averaging import StudentAverage
 from defeat.engine.devices import training_device
 from defeat.engine.experiment import Experiment
-from defeat.engine.gradients import Pulls, measure_pulls
+from defeat.engine.gradients import GradientRatios, measure_gradient_ratios
 from defeat.engine.optimisation import build_optimizer
 from defeat.engine.step import step_losses, total_loss
-from defeat.engine.teacher_cache import cache_size, kept_parts, require_views
+from defeat.engine.teacher_cache import cache_size, cached_parts, require_views
 from defeat.types import Progress
 
 STEPS = 3  # the first of them is a warm-up
 IMAGES = 4
-UNLABELLED = 16  # images without annotations that are looked at
+UNLABELLED = 16  # images without annotations on which the teacher is run
 FLOAT_BYTES = 4
-LOG_BYTES = 400  # a line of metrics.jsonl, and as much in TensorBoard's events
+LOG_BYTES = 400  # per line of metrics.jsonl, and as much in TensorBoard's events
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class MeasuredSteps:
     """A few steps of training, on the device that the run would use.
 
     Attributes:
-        seconds: median of a step, data loading included.
-        memory_bytes: most memory that the process held at any time: of the GPU, or of the machine without one.
-        losses: every loss in the last of these steps by name, weighted; distillation is past its warm-up.
-        pulls: gradient of each term of distillation over that of the detector's own losses (see `measure_pulls`).
-        together: the same of all terms together.
+        seconds: median time per step, with data loading.
+        memory_bytes: peak memory, of the GPU or else of the process.
+        losses: all losses of the last of these steps by name, weighted, after the warm-up of distillation.
+        pulls: ratio of the gradient of each distillation term to that of the detector's own losses.
+        together: the same ratio for the sum of all terms.
     """
 
     seconds: float
@@ -52,16 +52,16 @@ class MeasuredSteps:
 
 @dataclass(frozen=True)
 class RunCost:
-    """The predicted cost of a run on this machine, on the device that it would use.
+    """Predicted cost of a run on this machine, on the device that it would use.
 
     Attributes:
-        step_seconds: a training step, data loading included.
-        image_seconds: detecting the objects of an evaluation image.
+        step_seconds: time per training step, with data loading.
+        image_seconds: time per evaluation image.
         steps: optimiser steps of the run.
-        epoch_steps: optimiser steps of an epoch.
-        evaluated: images that are looked at in all evaluations.
-        disk_bytes: what the run directory will hold.
-        measured: the steps behind it.
+        epoch_steps: optimiser steps per epoch.
+        evaluated: images of all evaluations together.
+        disk_bytes: size of the run directory.
+        measured: the steps from which this was estimated.
     """
 
     step_seconds: float
@@ -74,16 +74,16 @@ class RunCost:
 
     @property
     def seconds(self) -> float:
-        """The whole run."""
+        """Time of the whole run."""
         return self.steps * self.step_seconds + self.evaluated * self.image_seconds
 
 
 def estimate_run(settings: TrainSettings, console: Console) -> RunCost:
-    """Take a few steps, detect on a few images, and write nothing.
+    """Estimate the cost of a run from a few steps and a few predictions; nothing is written.
 
     Args:
-        settings: of the run.
-        console: where to say what was found in the data.
+        settings: settings of the run.
+        console: where to print notes about the data.
 
     Raises:
         InputError: something about the settings, the data or the pair is not valid.
@@ -92,7 +92,7 @@ def estimate_run(settings: TrainSettings, console: Console) -> RunCost:
 
 
 def estimate_experiment(experiment: Experiment) -> RunCost:
-    """The same for an experiment with a frozen teacher; running statistics change, weights don't."""
+    """Estimate the cost of an experiment with a frozen teacher; running statistics change, weights don't."""
     _move(experiment, training_device(experiment.devices))
     optimisation, devices = experiment.optimisation, experiment.devices
     processes = devices.nodes * (devices.devices if devices.devices != "auto" else 1)
@@ -133,14 +133,14 @@ def _measured_steps(experiment: Experiment) -> MeasuredSteps:
     student.train()
     times: list[float] = []
     losses: dict[str, Tensor] = {}
-    pulls = Pulls({}, 0.0)
+    pulls = GradientRatios({}, 0.0)
     begin = perf_counter()
     for step, batch in zip(range(STEPS), experiment.loader(), strict=False):
         prepared = student.prepare(*batch)
         output, terms = step_losses(student, prepared, past_warm_up, experiment.distillation)
         losses = output.losses | terms
         if terms and step == 0:  # which is not timed
-            pulls = measure_pulls(terms, output)
+            pulls = measure_gradient_ratios(terms, output)
         optimizer.zero_grad()
         total_loss(losses).backward()
         optimizer.step()
@@ -174,22 +174,22 @@ def _image_seconds(experiment: Experiment) -> float:
 
 
 def _cache_bytes(experiment: Experiment) -> int:
-    """The teacher's maps of every view of every image, where they are kept."""
+    """Size of the teacher cache: its maps of every view of every image."""
     distillation = experiment.distillation
     if distillation is None or distillation.cache is None:
         return 0
     views, limit = require_views(experiment.augmentation), distillation.cache.limit
-    size = cache_size(distillation.teacher, kept_parts(distillation.method), experiment.datasets, views).bytes
+    size = cache_size(distillation.teacher, cached_parts(distillation.method), experiment.datasets, views).bytes
     return min(size, limit if limit is not None else size)
 
 
 def _disk_bytes(experiment: Experiment, lines: int) -> int:
-    """The student's weights, a checkpoint of everything that is kept, logs and detections."""
+    """Size of the student's weights, a checkpoint, logs and detections."""
     optimisation, trained = experiment.optimisation, _method(experiment)
     student = sum(weight.numel() for weight in experiment.student.parameters())
     method = 0 if trained is None else sum(weight.numel() for weight in trained.parameters())
     detections = 0 if experiment.evaluation is None else len(experiment.evaluation) * 100 * 6 * FLOAT_BYTES
-    moments = 1 if optimisation.optimizer == "sgd" else 2  # numbers that the optimiser keeps of each weight
+    moments = 1 if optimisation.optimizer == "sgd" else 2  # numbers that the optimiser keeps per weight
     weights = FLOAT_BYTES * (student + (1 + moments) * (student + method))
     if optimisation.ema is not None:
         weights += FLOAT_BYTES * student

@@ -1,4 +1,4 @@
-"""Networks of a user's own code: named as `package.module:factory` or `file.py:factory`, read through taps."""
+"""Networks from user code, named `package.module:factory` or `file.py:factory`, as teachers through taps."""
 
 import importlib
 import importlib.util
@@ -15,37 +15,37 @@ from defeat.errors import InputError, unknown_name
 
 
 def own_network(name: str) -> nn.Module:
-    """Make a network by calling a function of the user's own code; this runs that code.
+    """Build a network by calling a function of user code; this runs that code.
 
     Args:
-        name: `package.module:factory` or `file.py:factory`, whose factory takes no argument and gives an `nn.Module`.
+        name: `package.module:factory` or `file.py:factory`; the factory takes no argument and returns an `nn.Module`.
 
     Raises:
-        InputError: there is no such module or function, it fails, or what it gives is not a network.
+        InputError: the module or the function doesn't exist, fails, or doesn't return a network.
     """
     home, colon, factory = name.rpartition(":")
     if not colon or not factory.isidentifier():
         raise InputError(f"{name} names no function: give package.module:factory, or file.py:factory.")
     module = _imported(home)
     if not hasattr(module, factory):
-        known = [one for one, value in vars(module).items() if callable(value) and not one.startswith("_")]
+        known = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
         raise unknown_name(f"function of {home}", factory, known)
     try:
         network = getattr(module, factory)()
-    except Exception as error:  # of the user's own code
+    except Exception as error:  # raised by user code
         raise InputError(f"{name} failed: {type(error).__name__}: {error}") from error
     if not isinstance(network, nn.Module):
-        raise InputError(f"{name} gives a {type(network).__name__}, not an nn.Module.")
+        raise InputError(f"{name} returns a {type(network).__name__}, not an nn.Module.")
     return network
 
 
 def tapped_teacher(name: str, taps: str) -> TappedTeacher:
-    """Make a teacher of a network of the user's own code.
+    """Make a teacher from a network of user code.
 
     Args:
         name: see `own_network`.
-        taps: YAML file with arguments of `TappedTeacher`: `neck: {8: fpn.0, 16: fpn.1}`, and others that are plain
-            values, such as `classes` or `mean`. With `predict: true`, the network itself gives detections.
+        taps: YAML file with arguments of `TappedTeacher`: `neck: {8: fpn.0, 16: fpn.1}`, and others with plain
+            values, such as `classes` or `mean`. With `predict: true`, calling the network returns detections.
 
     Raises:
         InputError: the file is not valid, or the network does not fit it.
@@ -78,18 +78,18 @@ def _taps(path: str) -> dict[str, Any]:
 
 
 def _imported(home: str) -> Any:
-    """The module of a file or of a dotted name, which is imported."""
+    """Import the module of a file or of a dotted name."""
     if home.endswith(".py") and not Path(home).is_file():
-        raise InputError(f"{home}: there is no such file.")
+        raise InputError(f"{home} does not exist.")
     try:
         if home.endswith(".py"):
             return _of_file(Path(home))
-        sys.path.insert(0, "")  # modules of the current folder, as python itself finds them
+        sys.path.insert(0, "")  # modules in the current folder, as for `python -m`
         try:
             return importlib.import_module(home)
         finally:
             sys.path.remove("")
-    except Exception as error:  # of the user's own code
+    except Exception as error:  # raised by user code
         raise InputError(f"{home} can't be imported: {type(error).__name__}: {error}") from error
 
 
@@ -98,6 +98,6 @@ def _of_file(path: Path) -> Any:
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
-    sys.modules[path.stem] = module  # so that what it makes can be pickled
+    sys.modules[path.stem] = module  # so that its objects can be pickled
     specification.loader.exec_module(module)
     return module

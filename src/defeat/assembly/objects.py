@@ -1,7 +1,8 @@
-"""Objects that users hand over where the command line has words."""
+"""Objects of the Python API that replace settings."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from defeat.assembly.settings import TrainSettings
@@ -17,12 +18,12 @@ MethodFactory = Callable[[DetectorInfo, DetectorInfo], Method]
 
 @dataclass(frozen=True)
 class Objects:
-    """What is an object already; None for what the settings describe in words.
+    """Objects given in Python; None for what the settings describe.
 
     Attributes:
-        student: the detector to train, as it is.
+        student: the detector to train, with its weights.
         teacher: a trained detector.
-        method: built for this pair of detectors, or called with what is known about student and teacher.
+        method: a method built for this pair, or a callable that builds one from both detectors' info.
         data: images to train on.
         eval_data: images to evaluate on; without it, a run whose `data` is an object is not evaluated.
     """
@@ -34,23 +35,23 @@ class Objects:
     eval_data: DetectionDataset | ImagesWithBoxes | None = None
 
     def training(self, classes: Sequence[str] | None, split: str) -> DetectionDataset | None:
-        """The images to train on, if they are an object.
+        """The training data, if it was given as an object.
 
         Raises:
-            InputError: it is no data set, or names of its classes are missing.
+            InputError: it is not a data set, or its class names are missing.
         """
         return None if self.data is None else as_dataset(self.data, classes, split, "data")
 
     def evaluation(self, classes: Sequence[str]) -> DetectionDataset | None:
-        """The images to evaluate on, if they are an object.
+        """The evaluation data, if it was given as an object.
 
         Raises:
-            InputError: it is no data set, or has other classes.
+            InputError: it is not a data set, or has other classes.
         """
         return None if self.eval_data is None else as_dataset(self.eval_data, classes, "val", "eval_data")
 
     def described(self, settings: TrainSettings) -> TrainSettings:
-        """The settings with what a given student is, in place of what they say about the detector."""
+        """Settings with the description of the given student, if there is one."""
         if self.student is None:
             return settings
         spec = self.student.spec
@@ -62,16 +63,16 @@ class Objects:
 def as_dataset(
     source: DetectionDataset | ImagesWithBoxes, classes: Sequence[str] | None, split: str, name: str
 ) -> DetectionDataset:
-    """A data set of this package from one that a user made.
+    """Wrap a user's data set as a `DetectionDataset`.
 
     Args:
         source: the data set.
         classes: names of its classes, in the order of the labels; None for those of a `DetectionDataset`.
-        split: what to call it.
-        name: of the argument, for messages.
+        split: name of the split.
+        name: name of the argument, for messages.
 
     Raises:
-        InputError: it is no data set, or its classes are missing or others.
+        InputError: it is not a data set, or its classes are missing or differ.
     """
     if isinstance(source, DetectionDataset):
         if classes is not None and tuple(classes) != source.classes:
@@ -83,11 +84,13 @@ def as_dataset(
             "with a length, as torchvision's detectors read it."
         )
     if classes is None:
-        raise InputError(f"{name} is an object that does not name its classes: give them, in the order of its labels.")
+        raise InputError(f"{name} does not name its classes: give classes=[...] in the order of its labels.")
     return ObjectDataset(source, classes, split)
 
 
 def name_of(thing: object) -> str:
-    """How a run directory calls an object."""
-    kind = thing if isinstance(thing, type) else type(thing)
-    return f"<{kind.__module__}.{kind.__qualname__}>"
+    """Name of an object in a run directory."""
+    if isinstance(thing, partial):
+        thing = thing.func
+    named = thing if hasattr(thing, "__qualname__") else type(thing)
+    return f"<{named.__module__}.{named.__qualname__}>"

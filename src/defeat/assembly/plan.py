@@ -1,4 +1,4 @@
-"""What a run of distillation would do: data, detectors, what meets what, and what it costs; without training."""
+"""What a distillation run would do and cost, without training."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -78,24 +78,24 @@ class Plan:
         teacher: the large detector.
         student: the small one.
         teacher_ap50: AP50 of the teacher on a sample of the training images; None where it was not measured.
-        levels: which levels meet, and what adapts the student's channels.
-        classes: for each class of the student the teacher's classes that meet it, by name.
-        chosen: values of the settings that were left to the data, by name.
-        chosen_text: the same as a line for people.
+        levels: pairs of levels, and what adapts the student's channels.
+        classes: the teacher's classes that map to each class of the student, by name.
+        chosen: values of the settings that were `auto`, by name.
+        chosen_text: the same as one line of text.
         method: name of the method.
         weights: weights of its terms that are above zero, by option.
-        losses: all losses in a step with the first weights, weighted.
-        pulls: gradient of each term at the student's neck over that of the detector's own losses.
-        together: the same of all terms together.
-        inherited: what the student begins with of the teacher's weights, in sentences.
-        necks: what the student costs with its neck, and with one of half the width.
-        notes: what the pair leaves out or changes, and what to look at.
-        step_seconds: predicted time of a training step.
-        epoch_seconds: of an epoch, without evaluation.
-        run_seconds: of the whole run with its evaluations.
+        losses: all losses of a step at initialisation, weighted.
+        pulls: ratio of the gradient of each term to that of the detector's own losses, at the student's neck.
+        together: the same ratio for the sum of all terms.
+        inherited: which of the teacher's weights the student starts from, in sentences.
+        necks: cost of the student with its neck, and with one of half the width.
+        notes: what the pair leaves out or changes, and warnings.
+        step_seconds: predicted time per training step.
+        epoch_seconds: predicted time per epoch, without evaluation.
+        run_seconds: predicted time of the run, with its evaluations.
         steps: optimiser steps of the run.
-        memory_bytes: most memory at any time, of the GPU or else of the process.
-        disk_bytes: what the run directory will hold.
+        memory_bytes: peak memory, of the GPU or else of the process.
+        disk_bytes: size of the run directory.
     """
 
     data: list[PlannedData]
@@ -122,29 +122,29 @@ class Plan:
     disk_bytes: int
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain dicts, for JSON."""
+        """All fields as plain dicts, for JSON."""
         return asdict(self)
 
 
 def make_plan(settings: DistillSettings, console: Console | None = None, given: Objects | None = None) -> Plan:
-    """Assemble a run of distillation, measure a few steps, and write `plan.json` into its folder.
+    """Assemble a distillation run, measure a few steps, and write `plan.json` into the run directory.
 
     Args:
-        settings: what `defeat distill` would be given.
-        console: where to say what is being done.
-        given: objects that take the place of words.
+        settings: settings of the run.
+        console: where to print progress.
+        given: objects that replace settings.
 
     Raises:
-        InputError: what cannot work, with the way out.
+        InputError: the run cannot work.
     """
     console = console or Console(stderr=True)
     directory = RunDirectory(settings.out)
     directory.require_free(settings.resume)
     assembly = assemble(settings, console, UNLABELLED, given)
     experiment = balanced(assembly, with_frozen_teacher(assembly.experiment), console, write=False)
-    made = _planned(assembly, experiment, estimate_experiment(experiment))
-    write_into(directory.folder, FILE, (json.dumps(made.to_dict(), indent=2) + "\n").encode())
-    return made
+    plan = _planned(assembly, experiment, estimate_experiment(experiment))
+    write_into(directory.folder, FILE, (json.dumps(plan.to_dict(), indent=2) + "\n").encode())
+    return plan
 
 
 def _planned(assembly: Assembly, experiment: Experiment, cost: RunCost) -> Plan:
@@ -191,10 +191,10 @@ def _warnings(data: Sequence[PlannedData], cost: RunCost) -> list[str]:
     if cost.measured.together > STRONG:
         found.append(
             f"At first the terms pull {cost.measured.together:.1f} times as hard on the student's neck as the "
-            "detector's own losses; if AP falls behind the student alone, try --balance 1."
+            "detector's own losses; if AP falls behind the baseline, try --balance 1."
         )
     if training.split == evaluation.split:
-        found.append("The run is evaluated on the images that it trains on: its AP says little.")
+        found.append("The run is evaluated on its own training images, so its AP says little.")
     missing = [name for name, count in training.per_class.items() if count == 0]
     if missing:
         found.append(f"The training split has no box of {listed(missing)}.")
@@ -217,12 +217,12 @@ def _data(dataset: DetectionDataset) -> PlannedData:
 
 
 def _unlabelled(values: Mapping[str, Any], unlabelled: DetectionDataset | None) -> list[PlannedData]:
-    """What is known of the images without annotations, of which the teacher saw the first."""
+    """The images without annotations; the teacher has run on the first of them only."""
     if unlabelled is None:
         return []
     problems = Problems(values["on_bad_data"], decode=False)
     seen, total = _data(unlabelled), len(UnlabelledImages(values["unlabelled"], problems))
-    return [replace(seen, split=f"unlabelled (the teacher looked at {seen.images} of {total})", images=total)]
+    return [replace(seen, split=f"unlabelled (the teacher was run on {seen.images} of {total})", images=total)]
 
 
 def _detector(detector: TeacherNetwork, dataset: DetectionDataset) -> PlannedDetector:
@@ -243,7 +243,7 @@ def _detector(detector: TeacherNetwork, dataset: DetectionDataset) -> PlannedDet
 
 
 def _neck_costs(student: Detector, dataset: DetectionDataset) -> list[NeckCost]:
-    """Measure the student as it is and with a neck of half the width, whose weights play no part here."""
+    """Measure the student as it is, and with a neck of half the width."""
     channels = student.spec.neck_channels
     if channels < 2:
         return []
@@ -260,7 +260,8 @@ def _neck_costs(student: Detector, dataset: DetectionDataset) -> list[NeckCost]:
 
 
 def _classes(classes: ClassMap, names: Sequence[str]) -> dict[str, list[str]]:
-    """The teacher's own names for each class of the student."""
+    """The teacher's names of each class of the student."""
     return {
-        name: [names[place] for place in classes.pairs.get(label, ())] for label, name in enumerate(classes.student)
+        name: [names[teacher_label] for teacher_label in classes.pairs.get(label, ())]
+        for label, name in enumerate(classes.student)
     }

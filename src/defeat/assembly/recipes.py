@@ -1,7 +1,7 @@
-"""Recipes: complete settings as YAML, with the figure that a run made from them should reach.
+"""Recipes: complete settings as YAML, with the figure that a run should reach.
 
-A recipe may say `extends: FILE`, relative to it, whose settings it takes over and changes; of several files in a list
-the later ones change the earlier ones.
+`extends: FILE` (a path relative to the recipe, or a list) takes the settings of other files; later files and the recipe
+itself override earlier ones.
 """
 
 from collections.abc import Mapping
@@ -20,13 +20,13 @@ HOMES = (PACKAGE / "recipes", PACKAGE.parents[1] / "recipes")
 
 @dataclass(frozen=True)
 class Expected:
-    """The figure that somebody published for a recipe.
+    """The published figure of a recipe.
 
     Attributes:
         metric: name of the figure, e.g. `voc07_ap50`.
         value: the figure, in percent.
-        tolerance: how far from it a run may end, in percent points.
-        source: who published it.
+        tolerance: accepted distance from it, in percentage points.
+        source: where it was published.
     """
 
     metric: str
@@ -35,17 +35,17 @@ class Expected:
     source: str
 
     def judge(self, metrics: Mapping[str, float | None]) -> str:
-        """Say in a sentence whether a run came within the tolerance."""
-        wanted = f"{self.metric} {self.value:g} within {self.tolerance:g} ({self.source})"
-        found = metrics.get(self.metric)
-        if found is None:
-            return f"The recipe expects {wanted}, but the run has no such figure."
-        word = "reached" if abs(found - self.value) <= self.tolerance else "not reached"
-        return f"The recipe expects {wanted}: {word}, with {found:.2f}."
+        """Whether a run is within the tolerance, as a sentence."""
+        expectation = f"{self.metric} {self.value:g} within {self.tolerance:g} ({self.source})"
+        value = metrics.get(self.metric)
+        if value is None:
+            return f"The recipe expects {expectation}, but the run has no such figure."
+        outcome = "reached" if abs(value - self.value) <= self.tolerance else "not reached"
+        return f"The recipe expects {expectation}: {outcome}, with {value:.2f}."
 
 
 def recipe_files() -> dict[str, Path]:
-    """All recipes that come with the project, by name, e.g. `voc/defeat`; shared parts begin with `_` and are none."""
+    """All recipes of the project by name, such as `voc/defeat`; files that begin with `_` are shared parts."""
     home = next((folder for folder in HOMES if folder.is_dir()), None)
     if home is None:
         return {}
@@ -54,10 +54,10 @@ def recipe_files() -> dict[str, Path]:
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a recipe: a path, or a name that `recipe_files` lists.
+    """Find the file of a recipe, given its path or a name that `recipe_files` lists.
 
     Raises:
-        InputError: there is neither.
+        InputError: it doesn't exist.
     """
     path = Path(name)
     if path.is_file():
@@ -66,15 +66,15 @@ def find_recipe(name: str) -> Path:
     if name in known:
         return known[name]
     if path.suffix or path.exists():
-        raise InputError(f"--config {name} can't be read: there is no such file.")
+        raise InputError(f"--config {name} does not exist.")
     raise unknown_name("recipe", name, known)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """Read a recipe, with what it extends.
+    """Read a recipe with everything that it extends.
 
     Raises:
-        InputError: a file can't be read, does not hold settings, or extends itself.
+        InputError: a file can't be read, does not contain settings, or extends itself.
     """
     return _read(path, ())
 
@@ -87,7 +87,7 @@ def _read(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"--config {path} can't be read ({' '.join(str(error).split())}).") from error
     if not isinstance(content, dict):
-        raise InputError(f"--config {path} does not hold settings.")
+        raise InputError(f"--config {path} does not contain settings.")
     bases = content.pop("extends", None) or []
     settings: dict[str, Any] = {}
     for base in bases if isinstance(bases, list) else [bases]:
@@ -96,7 +96,7 @@ def _read(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with changes on top; settings within settings are merged, too."""
+    """Merge two dicts of settings recursively; the second wins."""
     result = dict(base)
     for name, value in changes.items():
         inner = result.get(name)
@@ -104,15 +104,16 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     return result
 
 
-def expected(found: Mapping[str, Any] | None) -> Expected | None:
-    """The figure that stands under `expected` in a recipe or in settings, if one does.
+def expected(content: Mapping[str, Any] | None) -> Expected | None:
+    """Read the field `expected` of a recipe or of settings; None where it is empty.
 
     Raises:
         InputError: it is not complete.
     """
-    if not found:
+    if not content:
         return None
     try:
-        return Expected(str(found["metric"]), float(found["value"]), float(found["tolerance"]), str(found["source"]))
+        numbers = float(content["value"]), float(content["tolerance"])
+        return Expected(str(content["metric"]), *numbers, str(content["source"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"'expected' needs metric, value, tolerance and source; found {found}.") from error
+        raise InputError(f"'expected' needs metric, value, tolerance and source, not {content}.") from error

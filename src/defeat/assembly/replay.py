@@ -1,4 +1,4 @@
-"""The step at which a run stopped because a loss was not finite, computed again."""
+"""Repeats the step at which a run stopped because a loss was not finite."""
 
 from pathlib import Path
 
@@ -6,9 +6,9 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from defeat.assembly.assemble import build_student, pair
+from defeat.assembly.assemble import build_student, load_teacher, pair
+from defeat.assembly.earlier import recorded_settings
 from defeat.assembly.settings import DistillSettings, TrainSettings
-from defeat.detector import load
 from defeat.engine.checkpoint import RunDirectory
 from defeat.engine.experiment import Distillation
 from defeat.engine.failed_step import FOLDER, read_step
@@ -21,17 +21,17 @@ def replay(run: str | Path, rank: int = 0) -> dict[str, Tensor]:
 
     Args:
         run: run directory.
-        rank: whose batch, of a run of several processes.
+        rank: process whose batch to use, in a run of several processes.
 
     Returns:
-        Losses by name, with their graph: `torch.autograd.set_detect_anomaly` and a debugger can follow it.
+        Losses by name, with their autograd graph, for `torch.autograd.set_detect_anomaly` or a debugger.
 
     Raises:
-        InputError: the run kept no such step, or a file is damaged.
+        InputError: the run has no such step, or a file is damaged.
     """
     directory = RunDirectory(run)
-    content = directory.read_config()
-    command = content.pop("command", "train")
+    content = recorded_settings(directory.read_config())
+    command = content.pop("command")
     settings = DistillSettings(**content) if command == "distill" else TrainSettings(**content)
     about, batch, weights = read_step(directory.folder / FOLDER, rank)
     torch.manual_seed(about["seed"])
@@ -39,7 +39,7 @@ def replay(run: str | Path, rank: int = 0) -> dict[str, Tensor]:
     distillation = None
     parts: dict[str, torch.nn.Module] = {"student": student}
     if isinstance(settings, DistillSettings):
-        teacher = load(settings.teacher, settings.teacher_weights).eval().requires_grad_(False)
+        teacher = load_teacher(settings).eval().requires_grad_(False)
         parts["method"] = method = pair(student, teacher, settings, Console(quiet=True))
         distillation = Distillation(teacher, method)
     torch.nn.ModuleDict(parts).load_state_dict(weights)

@@ -1,4 +1,4 @@
-"""Whether a teacher is worth learning from: what its own training says, before a student spends hours on it."""
+"""Whether a teacher is worth distilling, judged by its own training before the student trains."""
 
 import json
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from defeat.detector import Detector, TeacherNetwork
 from defeat.engine.checkpoint import RunDirectory
 from defeat.errors import InputError
 
-RISING = 1.0  # AP points over the last third of a training: it had not converged
+RISING = 1.0  # AP points over the last third of a training that had not converged
 LONGER = 2.0  # times the student's epochs that a teacher should have been trained for, unless its AP was flat
 LARGER = 1.3  # times the student's parameters that a teacher should have
 ABLE = 40.0  # AP50 on images of the training split, many of which the teacher has seen
@@ -18,34 +18,36 @@ ABLE = 40.0  # AP50 on images of the training split, many of which the teacher h
 def teacher_doubts(
     source: str, teacher: TeacherNetwork, student: Detector, epochs: int, ap50: float | None = None
 ) -> list[str]:
-    """Reasons to expect little of a teacher, each with what to do about it.
+    """Reasons to expect little from a teacher, each with advice.
 
-    A student learns what its teacher knows better. Where the teacher was trained for hardly longer than the student
-    will be, has hardly more parameters, or detects little on images that it may have seen, its lead over a student that
-    is trained alone is small, and so is what distillation can give.
+    Distillation can only transfer the teacher's lead over the baseline. The lead is small where the teacher was trained
+    for hardly more epochs than the student, has hardly more parameters, or has a low AP on images that it may have been
+    trained on.
 
     Args:
-        source: where the teacher comes from: a run directory, or the name of a published model.
+        source: run directory of the teacher, or the name of a published model.
         teacher: the trained detector.
         student: the detector to train.
-        epochs: how long the student will be trained.
+        epochs: epochs of the student.
         ap50: AP50 of the teacher on a sample of the training images, 0..100; None where it was not measured.
 
     Returns:
-        Sentences; none where nothing speaks against the teacher.
+        Sentences; empty where there is no reason.
     """
-    # Under a cosine AP rises until the learning rate is zero, however long the training.
+    # Under a cosine schedule AP rises until the learning rate is zero, however long the training.
     doubts = _doubts_about_training(_results(source), epochs, _schedule(source) == "cosine")
-    theirs, ours = (sum(weight.numel() for weight in one.parameters()) for one in (teacher, student))
-    if theirs < LARGER * ours:
+    teacher_size, student_size = (
+        sum(weight.numel() for weight in network.parameters()) for network in (teacher, student)
+    )
+    if teacher_size < LARGER * student_size:
         doubts.append(
-            f"The teacher has {theirs / 1e6:.1f} M parameters and the student {ours / 1e6:.1f} M: a teacher of nearly "
-            "the student's size leads by little. Take a larger --backbone for the teacher."
+            f"The teacher has {teacher_size / 1e6:.1f} M parameters and the student {student_size / 1e6:.1f} M: a "
+            "teacher of nearly the student's size leads by little. Take a larger --backbone for the teacher."
         )
     if ap50 is not None and ap50 < ABLE:
         doubts.append(
             f"The teacher reaches AP50 {ap50:.1f} on images of the training split, many of which it may have seen: it "
-            "knows little that could be taught. Train it longer, at a larger --size, or check its classes."
+            "has little to teach. Train it longer, at a larger --size, or check its classes."
         )
     return doubts
 
@@ -64,15 +66,15 @@ def _doubts_about_training(results: Mapping[str, Any], epochs: int, falls_to_zer
     flat = ended.get("reason") == "patience" or (rise is not None and rise[1] - rise[0] < RISING)
     if trained and not flat and trained < LONGER * epochs:
         doubts.append(
-            f"The teacher was trained for {trained:g} epochs and the student will be for {epochs}: its lead over a "
-            "student that is trained alone may be too small to teach anything. Train it until its AP is flat "
+            f"The teacher was trained for {trained:g} epochs and the student will be for {epochs}: its lead over the "
+            "baseline may be too small for distillation to help. Train it until its AP is flat "
             "(`defeat train --patience 5`)."
         )
     return doubts
 
 
 def _late_rise(curve: list[Mapping[str, Any]]) -> tuple[float, float] | None:
-    """AP at two thirds of a training and at its end; None where too few evaluations were made to tell."""
+    """AP at two thirds of a training and at its end; None where there are too few evaluations."""
     if len(curve) < 4:
         return None
     late = 2 / 3 * curve[-1]["step"]
@@ -81,7 +83,7 @@ def _late_rise(curve: list[Mapping[str, Any]]) -> tuple[float, float] | None:
 
 
 def _schedule(source: str) -> str | None:
-    """The schedule of the teacher's learning rate; None where it is not known."""
+    """Learning rate schedule of the teacher; None where it is not known."""
     try:
         return str(RunDirectory(source).read_config().get("schedule"))
     except InputError:
@@ -89,7 +91,7 @@ def _schedule(source: str) -> str | None:
 
 
 def _results(source: str) -> dict[str, Any]:
-    """The final figures of the teacher's run; nothing where it is no run, or they can't be read."""
+    """Final figures of the teacher's run; empty where there are none."""
     try:
         content = json.loads((Path(source) / "results.json").read_text())
     except (OSError, ValueError):

@@ -15,7 +15,7 @@ from torch import Tensor
 from defeat.assembly.settings import DistillSettings
 from defeat.data import DetectionDataset
 from defeat.data.problems import Problems
-from defeat.data.unlabelled import UnlabelledImages, taught_dataset
+from defeat.data.unlabelled import UnlabelledImages, pseudo_labelled_dataset
 from defeat.detector import TeacherNetwork
 from defeat.detector.devices import moved
 from defeat.detector.teacher import can_predict
@@ -28,49 +28,54 @@ from defeat.files import write_into
 from defeat.types import Detections
 
 FILE = "unlabelled.safetensors"
-REGION_SCORE = 0.3  # from which on a detection makes a region
+REGION_SCORE = 0.3  # lowest score of a detection that counts as an object region
 
 
 def detect_unlabelled(
     settings: DistillSettings, teacher: TeacherNetwork, classes: ClassMap, console: Console, first: int | None = None
 ) -> DetectionDataset:
-    """Let the teacher detect the objects of images without annotations, or read what it found when the run began.
+    """Run the teacher on images without annotations, or read its detections from the run directory.
 
     Args:
-        settings: of the run; `unlabelled` is given.
+        settings: settings of the run, with `unlabelled`.
         teacher: a trained detector.
-        classes: meets the student's classes with the teacher's.
-        console: where to show progress and to say what was found.
-        first: look at so many images only, and write nothing; None for all, kept in the run's folder.
+        classes: maps the teacher's classes to the student's.
+        console: where to print progress.
+        first: number of images to run the teacher on, without writing; None for all, kept in the run directory.
 
     Returns:
-        The images with what was found, not annotated.
+        The images with the teacher's detections, marked as not annotated.
 
     Raises:
-        InputError: the folder holds no image, one can't be read, or the run's folder can't be written.
+        InputError: the folder holds no image, an image can't be read, or the run directory can't be written.
     """
     assert settings.unlabelled is not None
     if not can_predict(teacher):
-        raise InputError("--unlabelled needs a teacher that gives detections: this one gives maps alone.")
+        raise InputError("--unlabelled needs a teacher that gives detections: this one has only feature maps.")
     images = UnlabelledImages(settings.unlabelled, Problems(settings.on_bad_data, console))
     if images.problems:
-        said = f"unlabelled: {', '.join(images.problems)}"
-        console.print(said, style="yellow", highlight=False, markup=False)
+        note = f"unlabelled: {', '.join(images.problems)}"
+        console.print(note, style="yellow", highlight=False, markup=False)
     path = Path(settings.out) / FILE
     key = _key(images, teacher, classes)
-    found = None if first is not None else _read(path, key)
-    if found is None:
-        found = _detect(settings, teacher, classes, images, console, first)
+    detections = None if first is not None else _read(path, key)
+    if detections is None:
+        detections = _detect(settings, teacher, classes, images, console, first)
         if first is None and is_writer():
-            _write(path, key, found)
-    floor = min(REGION_SCORE, settings.pseudo_labels or 1.0)
-    kept = [Detections(*(part[one.scores >= floor] for part in (one.boxes, one.scores, one.labels))) for one in found]
+            _write(path, key, detections)
+    threshold = min(REGION_SCORE, settings.pseudo_labels or 1.0)
+    confident = [_above(of_image, threshold) for of_image in detections]
     if first is None:
-        certain = sum(int((one.scores >= (settings.pseudo_labels or 2)).sum()) for one in kept)
-        learned = f", of which {certain} are learned as if annotated" if settings.pseudo_labels else ""
-        boxes = sum(len(one.scores) for one in kept)
-        console.print(f"unlabelled: {boxes} objects detected in {len(kept)} images{learned}.", highlight=False)
-    return taught_dataset(images, classes.student, kept, settings.pseudo_labels)
+        certain = sum(int((of_image.scores >= (settings.pseudo_labels or 2)).sum()) for of_image in confident)
+        learned = f", of which {certain} are pseudo-labels" if settings.pseudo_labels else ""
+        boxes = sum(len(of_image.scores) for of_image in confident)
+        console.print(f"unlabelled: {boxes} objects detected in {len(confident)} images{learned}.", highlight=False)
+    return pseudo_labelled_dataset(images, classes.student, confident, settings.pseudo_labels)
+
+
+def _above(detections: Detections, threshold: float) -> Detections:
+    kept = detections.scores >= threshold
+    return Detections(detections.boxes[kept], detections.scores[kept], detections.labels[kept])
 
 
 def _detect(
@@ -88,20 +93,21 @@ def _detect(
 
 
 def _key(images: UnlabelledImages, teacher: TeacherNetwork, classes: ClassMap) -> str:
-    """What decides which objects are found."""
+    """Hash of everything that decides what the teacher detects."""
     names = [path.relative_to(images.folder).as_posix() for path in images.paths]
     text = repr((names, images.sizes, classes, fingerprint(teacher)))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _write(path: Path, key: str, found: Sequence[Detections]) -> None:
-    parts = {name: torch.cat([getattr(one, name) for one in found]) for name in ("boxes", "scores", "labels")}
-    parts["counts"] = torch.tensor([len(one.scores) for one in found])
+def _write(path: Path, key: str, detections: Sequence[Detections]) -> None:
+    fields = ("boxes", "scores", "labels")
+    parts = {name: torch.cat([getattr(of_image, name) for of_image in detections]) for name in fields}
+    parts["counts"] = torch.tensor([len(of_image.scores) for of_image in detections])
     write_into(path.parent, path.name, save(parts, {"key": key}))
 
 
 def _read(path: Path, key: str) -> list[Detections] | None:
-    """What was found before, in the same images by the same teacher; None where that is not at hand."""
+    """Stored detections of the same teacher in the same images; None where there are none."""
     try:
         with safe_open(path, "pt") as file:
             if (file.metadata() or {}).get("key") != key:

@@ -1,5 +1,6 @@
-"""Did it help? The matched comparison of methods over several seeds."""
+"""The matched comparison of distillation methods over several seeds."""
 
-from defeat.benchmark.run import BenchRun, bench, merge
+from defeat.benchmark.merge import merge
+from defeat.benchmark.run import BenchRun, bench
 
 __all__ = ["BenchRun", "bench", "merge"]

@@ -1,4 +1,4 @@
-"""Several cells at a time: processes that share the folder of a comparison, and one progress bar for all of them."""
+"""Trains cells in parallel: processes that share the folder of a comparison, with one progress bar."""
 
 import json
 import multiprocessing
@@ -15,39 +15,39 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from defeat.benchmark.matrix import Cell, Matrix
 from defeat.errors import InputError
 
-INTERVAL = 0.5  # seconds between two looks at the folders
-JOBS = 64  # most processes
+INTERVAL = 0.5  # seconds between updates of the progress bar
+MAX_JOBS = 64
 
 
 def require_jobs(jobs: int, matrix: Matrix) -> None:
-    """Refuse numbers of processes that can't work.
+    """Check the number of processes.
 
     Raises:
-        InputError: the number is out of range, or each cell is trained by several processes already.
+        InputError: the number is out of range, or each cell is already trained by several processes.
     """
-    if not 1 <= jobs <= JOBS:
-        raise InputError(f"--jobs must be from 1 to {JOBS}, not {jobs}.")
+    if not 1 <= jobs <= MAX_JOBS:
+        raise InputError(f"--jobs must be from 1 to {MAX_JOBS}, not {jobs}.")
     if jobs > 1 and not matrix.one_process_per_cell:
-        raise InputError("--jobs trains cells beside each other, each on one device: leave out --devices and --nodes.")
+        raise InputError("--jobs trains cells in parallel, each on one device: leave out --devices and --nodes.")
 
 
-def train_beside(
+def train_in_parallel(
     matrix: Matrix, cells: Sequence[Cell], jobs: int, steps: Mapping[str, int], console: Console
 ) -> int | None:
     """Train cells in several processes.
 
-    Each process takes the next cell that no other one trains. What a process prints goes to `job-N.log` in the folder.
-    Each computes with its share of the CPU's cores, or with as many threads as `OMP_NUM_THREADS` says.
+    Each process trains the next cell that no other process trains, and logs to `job-N.log` in the folder. The CPU cores
+    are divided among the processes, unless `OMP_NUM_THREADS` is set.
 
     Args:
-        matrix: written into its folder already.
+        matrix: the matrix, already written into its folder.
         cells: the cells to train.
-        jobs: how many processes.
-        steps: steps of a run by the name of its variant, for the progress bar.
-        console: where to show progress.
+        jobs: number of processes.
+        steps: steps per run by the name of the variant, for the progress bar.
+        console: console for progress.
 
     Returns:
-        The signal with which the user stopped the processes; None where they came to their end.
+        The signal with which the user stopped the processes; None if all of them finished.
     """
     context = multiprocessing.get_context("spawn")
     messages: Any = context.SimpleQueue()
@@ -72,7 +72,7 @@ def train_beside(
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Let processes that are started compute with so many threads, unless the user has said with how many."""
+    """Set the number of threads of the processes that are started, unless the user has set `OMP_NUM_THREADS`."""
     if "OMP_NUM_THREADS" in os.environ:
         yield
         return
@@ -84,7 +84,7 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def _join(child: SpawnProcess) -> None:
-    """Wait for a process also while the user presses Ctrl-C, which reaches it as well."""
+    """Wait for a process; Ctrl-C reaches the process as well, so it does not end the wait."""
     while True:
         try:
             child.join()
@@ -94,7 +94,7 @@ def _join(child: SpawnProcess) -> None:
 
 
 def _work(folder: str, numbers: Sequence[int], job: int, messages: Any) -> None:
-    """What a process does: one cell after the other, until none is left."""
+    """Train cells in a process until none is left."""
     from defeat.benchmark.run import train_cells
 
     matrix = Matrix.read(Path(folder))
@@ -113,7 +113,7 @@ def _watch(
     messages: Any,
     console: Console,
 ) -> None:
-    """Show how far the cells are until all processes have ended."""
+    """Show progress until all processes have ended."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -122,8 +122,8 @@ def _watch(
     )
     total = sum(steps[cell.variant] for cell in cells)
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        before = sum(_steps_done(matrix, cell, steps) for cell in cells)
-        task = progress.add_task(f"{len(cells)} runs", total=total - before, state="")
+        initial = sum(_steps_done(matrix, cell, steps) for cell in cells)
+        task = progress.add_task(f"{len(cells)} runs", total=total - initial, state="")
         while any(child.is_alive() for child in children):
             children[0].join(INTERVAL)
             if not children[0].is_alive():
@@ -131,7 +131,7 @@ def _watch(
             _show(messages, progress.console)
             done = sum(_steps_done(matrix, cell, steps) for cell in cells)
             finished = sum(matrix.finished(cell) for cell in cells)
-            progress.update(task, completed=done - before, state=f"{finished} of {len(cells)} runs finished")
+            progress.update(task, completed=done - initial, state=f"{finished} of {len(cells)} runs finished")
 
 
 def _show(messages: Any, console: Console) -> None:
@@ -140,7 +140,7 @@ def _show(messages: Any, console: Console) -> None:
 
 
 def _steps_done(matrix: Matrix, cell: Cell, steps: Mapping[str, int]) -> int:
-    """Steps of a cell that its log tells of; a log that is being written may end in the middle of a line."""
+    """Steps in the log of a cell; the last line of a log that is being written may be incomplete."""
     if matrix.finished(cell):
         return steps[cell.variant]
     try:

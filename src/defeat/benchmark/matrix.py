@@ -1,4 +1,4 @@
-"""The matrix of a comparison: ways to train the student times seeds, and the folder where they are."""
+"""The matrix of a comparison, variants times seeds, and its folder."""
 
 import json
 import re
@@ -10,24 +10,21 @@ from typing import Any
 
 import yaml
 
-from defeat.assembly.settings import DistillSettings, TrainSettings, earlier_defaults
-from defeat.data import split_names
-from defeat.distillation import METHODS as METHODS_BY_NAME
-from defeat.distillation import find_method, method_defaults
+from defeat.assembly.earlier import earlier_defaults, earlier_options
+from defeat.assembly.settings import DistillSettings, TrainSettings
+from defeat.distillation import METHODS, find_method, method_defaults
 from defeat.engine.checkpoint import RunDirectory
 from defeat.errors import InputError, unknown_name
 from defeat.files import write_into
 from defeat.settings import Role, at_least, names_of, option
 
 NONE = "none"
-INHERIT = "+inherit"  # ends the name of a variant whose student begins with weights of the teacher
+INHERIT = "+inherit"  # suffix of a variant whose student inherits weights of the teacher
 PLAN = "bench.yaml"
-METHODS = "none,none+inherit,imitation+inherit,fgfi+inherit,tadf+inherit,defeat+inherit"
-# What differs between the cells, or where and how fast they are made.
-OWN = names_of(DistillSettings, Role.CELL)
-FREE = names_of(DistillSettings, Role.OUTPUT, Role.DEVICE)
-# Where something lies on a machine; what lies there is compared by its content.
-PLACES = names_of(DistillSettings, Role.SOURCE)
+DEFAULT_METHODS = "none,none+inherit,imitation+inherit,fgfi+inherit,tadf+inherit,defeat+inherit"
+CELL_SETTINGS = names_of(DistillSettings, Role.CELL)  # differ between cells
+FREE_SETTINGS = names_of(DistillSettings, Role.OUTPUT, Role.DEVICE)  # do not change the result
+SOURCE_SETTINGS = names_of(DistillSettings, Role.SOURCE)  # paths on a machine; their content is compared instead
 
 
 @dataclass(frozen=True)
@@ -36,8 +33,8 @@ class Variant:
 
     Attributes:
         method: a distillation method, or `none`.
-        options: settings of the method that differ from its defaults.
-        settings: settings of the run that differ from those of the other cells.
+        options: options of the method.
+        settings: settings that differ from those of the other variants.
     """
 
     method: str
@@ -45,7 +42,7 @@ class Variant:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-ALONE = Variant(NONE, settings={"inherit": "none"})
+BASELINE = Variant(NONE, settings={"inherit": "none"})
 PUBLISHED = {
     "object_weight": 3.0,
     "background_weight": 12.0,
@@ -54,24 +51,24 @@ PUBLISHED = {
     "adaptation_kernel": 3,
 }
 ABLATIONS: dict[str, dict[str, Variant]] = {
-    # How the same region teaches alone, with the other under one weight, and with it under a weight of its own.
+    # Object and background region separately, together with one weight, and together with a weight each.
     "regions": {
-        NONE: ALONE,
+        NONE: BASELINE,
         "object only": Variant("defeat", {"background_weight": 0.0}),
         "background only": Variant("defeat", {"object_weight": 0.0}),
         "both, one weight": Variant("imitation"),
         "both, own weights": Variant("defeat"),
     },
-    # Fixed weights, the paper's for VOC and the default, against those that follow from measured gradients.
+    # Fixed weights (the paper's for VOC, and the default) and weights from measured gradients (--balance).
     "balance": {
-        NONE: ALONE,
+        NONE: BASELINE,
         "published weights": Variant("defeat", PUBLISHED),
         "default weights": Variant("defeat"),
         **{f"balance {ratio:g}": Variant("defeat", settings={"balance": ratio}) for ratio in (0.25, 0.5, 1.0)},
     },
-    # What images without annotations add, of which --unlabelled names the folder.
+    # The gain from the images without annotations in the folder --unlabelled.
     "unlabelled": {
-        NONE: ALONE,
+        NONE: BASELINE,
         "annotated images": Variant("defeat", settings={"unlabelled_ratio": 0.0}),
         "all images": Variant("defeat"),
         "all images, pseudo-labels": Variant("defeat", settings={"pseudo_labels": 0.7}),
@@ -84,9 +81,9 @@ class Cell:
     """A run of the matrix.
 
     Attributes:
-        number: from 1 on; all variants of one seed come before the next seed.
+        number: number from 1; all variants of one seed come before the next seed.
         variant: name of the variant.
-        seed: seed of first weights, order of the data and everything else that is random.
+        seed: seed of initial weights, order of the data and everything else that is random.
     """
 
     number: int
@@ -95,75 +92,76 @@ class Cell:
 
     @property
     def folder(self) -> str:
-        """Name of its run directory."""
+        """Name of the run directory."""
         return f"{re.sub(r'[^a-z0-9]+', '-', self.variant.lower()).strip('-')}-seed{self.seed}"
 
 
 class Matrix:
-    """Cells of one folder, and the settings that they share.
+    """The cells of a comparison and the settings that they share.
 
     Attributes:
-        folder: where everything is.
-        settings: of every cell, but for method, seed and folder.
-        variants: ways to train the student, by name.
-        seeds: how many seeds.
+        folder: folder of the comparison.
+        settings: settings of every cell, without `CELL_SETTINGS`.
+        variants: variants by name.
+        seeds: number of seeds.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any], variants: dict[str, Variant], seeds: int) -> None:
         at_least("seeds", seeds, 1, 1000)
-        if "inherit" not in settings:  # written before there was a choice
+        if "inherit" not in settings:  # written by a version without this setting
             settings = settings | {"inherit": "none"}
             variants = {
-                name: replace(one, settings={"inherit": "none"} | one.settings) for name, one in variants.items()
+                name: replace(variant, settings={"inherit": "none"} | variant.settings)
+                for name, variant in variants.items()
             }
         self.folder, self.settings, self.variants, self.seeds = folder, settings, variants, seeds
 
     @classmethod
     def of(cls, template: DistillSettings, variants: dict[str, Variant], seeds: int) -> "Matrix":
-        """The matrix that a template of its cells describes; it is tested on `test` where there is such a split."""
-        if template.eval_split is None and "test" in split_names(template.data):
+        """Build the matrix from the settings of its cells; the default `eval_split` is `test`, if there is one."""
+        if template.eval_split is None and "test" in template.source.split_names():
             template = replace(template, eval_split="test")
-        shared = {name: value for name, value in template.to_dict().items() if name not in OWN}
+        shared = {name: value for name, value in template.to_dict().items() if name not in CELL_SETTINGS}
         return cls(Path(template.out), shared, variants, seeds)
 
     @classmethod
     def read(cls, folder: Path) -> "Matrix":
-        """Read what `write` wrote.
+        """Read the matrix of a folder.
 
         Raises:
-            InputError: the folder holds no comparison.
+            InputError: the folder contains no comparison, or its file is damaged.
         """
         try:
             content = yaml.safe_load((folder / PLAN).read_text(encoding="utf-8"))
             variants = {name: Variant(**value) for name, value in content["variants"].items()}
             return cls(folder, content["settings"], variants, int(content["seeds"]))
         except OSError as error:
-            raise InputError(f"{folder} holds no comparison: {PLAN} can't be read.") from error
+            raise InputError(f"{folder} contains no comparison: {PLAN} can't be read.") from error
         except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{folder / PLAN} is damaged.") from error
 
-    def join_written(self, elsewhere: bool = False) -> None:
-        """Take over the variants and seeds that the folder has already.
+    def join_existing(self, other_machine: bool = False) -> None:
+        """Add the variants and seeds of the matrix that the folder already contains.
 
         Args:
-            elsewhere: as in `join`.
+            other_machine: as in `join`.
 
         Raises:
-            InputError: it holds a comparison with other settings.
+            InputError: the folder contains a comparison with different settings.
         """
         if (self.folder / PLAN).exists():
-            self.join(Matrix.read(self.folder), elsewhere)
+            self.join(Matrix.read(self.folder), other_machine)
 
-    def write(self, elsewhere: bool = False) -> None:
-        """Write the matrix into its folder; one that is there already may have other variants and seeds.
+    def write(self, other_machine: bool = False) -> None:
+        """Join the matrix with the one that the folder already contains, if any, and write it.
 
         Args:
-            elsewhere: as in `join`.
+            other_machine: as in `join`.
 
         Raises:
-            InputError: the folder holds a comparison with other settings, or can't be written.
+            InputError: the folder contains a comparison with different settings, or can't be written.
         """
-        self.join_written(elsewhere)
+        self.join_existing(other_machine)
         content = {
             "settings": self.settings,
             "variants": {name: asdict(variant) for name, variant in self.variants.items()},
@@ -171,77 +169,78 @@ class Matrix:
         }
         write_into(self.folder, PLAN, yaml.safe_dump(_plain(content), sort_keys=False).encode())
 
-    def join(self, other: "Matrix", elsewhere: bool = False) -> None:
-        """Take over the variants and seeds of another matrix; its variants come first.
+    def join(self, other: "Matrix", other_machine: bool = False) -> None:
+        """Add the variants and seeds of another matrix; its variants come first.
 
         Args:
             other: the matrix.
-            elsewhere: whether it is of another machine, where data and teacher may lie in other folders.
+            other_machine: whether it comes from another machine, where paths of data and teacher may differ.
 
         Raises:
-            InputError: its settings are others.
+            InputError: its settings are different.
         """
-        free = FREE + PLACES if elsewhere else FREE
-        mine, theirs = _plain(self.settings), _plain(earlier_defaults() | other.settings)
+        free = FREE_SETTINGS + SOURCE_SETTINGS if other_machine else FREE_SETTINGS
+        now, before = _plain(self.settings), _plain(earlier_defaults() | other.settings)
         changed = [
-            f"{name} was {theirs.get(name)!r} and is {mine[name]!r}"
-            for name in mine
-            if name not in free and mine[name] != theirs.get(name)
+            f"{name} was {before.get(name)!r} and is {now[name]!r}"
+            for name in now
+            if name not in free and now[name] != before.get(name)
         ]
         for name in self.variants.keys() & other.variants.keys():
             before, now = _complete(other.variants[name]), _complete(self.variants[name])
             differing = [key for key in before | now if before.get(key) != now.get(key)]
             if differing:
-                was, is_now = ({key: one.get(key) for key in differing} for one in (before, now))
+                was, is_now = ({key: values.get(key) for key in differing} for values in (before, now))
                 changed.append(f"{name} was {was} and is {is_now}")
         if changed:
-            raise InputError(f"{other.folder} holds a comparison with other settings: {'; '.join(changed)}.")
+            raise InputError(f"{other.folder} contains a comparison with other settings: {'; '.join(changed)}.")
         self.variants = other.variants | {name: v for name, v in self.variants.items() if name not in other.variants}
         self.seeds = max(self.seeds, other.seeds)
 
     def command(self) -> str:
-        """How to repeat the comparison: a line for the methods, and one for each ablation."""
+        """The commands that reproduce the comparison: one for the methods, and one per ablation."""
         defaults = DistillSettings(data="-", teacher="-", out="-").to_dict()
-        words = ["defeat", "bench", "--out", str(self.folder), "--seeds", str(self.seeds)]
+        arguments = ["defeat", "bench", "--out", str(self.folder), "--seeds", str(self.seeds)]
         for name, value in self.settings.items():
             if name == "detector_options":
-                words += [f"--detector.{key.replace('_', '-')}={_text(one)}" for key, one in value.items()]
+                arguments += [f"--detector.{key.replace('_', '-')}={_text(part)}" for key, part in value.items()]
             elif value != defaults[name]:
-                words.append(f"{option(name)}={_text(value)}")
+                arguments.append(f"{option(name)}={_text(value)}")
         groups = [(f"--methods={','.join(names)}", names)] if (names := self._method_names()) else []
         groups += [
-            (f"--ablate={name}", [variant for variant in self.variants if variant.removesuffix(INHERIT) in found])
-            for name, found in ABLATIONS.items()
-            if found.keys() <= {variant.removesuffix(INHERIT) for variant in self.variants}
+            (f"--ablate={name}", [variant for variant in self.variants if variant.removesuffix(INHERIT) in ablation])
+            for name, ablation in ABLATIONS.items()
+            if ablation.keys() <= {variant.removesuffix(INHERIT) for variant in self.variants}
         ]
-        return "\n".join(shlex.join([*words, choice, *self._method_words(names)]) for choice, names in groups)
+        return "\n".join(shlex.join([*arguments, choice, *self._method_arguments(names)]) for choice, names in groups)
 
     def _method_names(self) -> list[str]:
-        """The variants that are methods as they are; nothing where the student alone is all there is."""
-        names = [name for name in self.variants if name.removesuffix(INHERIT) in (NONE, *METHODS_BY_NAME)]
-        ablated = {NONE, NONE + INHERIT}  # which are part of every ablation
-        return names if not set(names) <= ablated or set(self.variants) <= ablated else []
+        """Variants that `--methods` names; empty where only ablations add variants to the baseline."""
+        names = [name for name in self.variants if name.removesuffix(INHERIT) in (NONE, *METHODS)]
+        of_every_ablation = {NONE, NONE + INHERIT}
+        needed = not set(names) <= of_every_ablation or set(self.variants) <= of_every_ablation
+        return names if needed else []
 
-    def _method_words(self, names: Sequence[str]) -> list[str]:
-        """Settings of the methods that differ from their defaults, but for those that an ablation makes."""
-        words: dict[str, None] = {}
+    def _method_arguments(self, names: Sequence[str]) -> list[str]:
+        """Method options that differ from their defaults, without those that an ablation sets."""
+        arguments: dict[str, None] = {}
         for name in names:
             variant = self.variants[name]
-            usual = method_defaults(variant.method)
-            made = next((found[name].options for found in ABLATIONS.values() if name in found and name != NONE), {})
+            defaults = method_defaults(variant.method)
+            ablated = next((variants[name].options for variants in ABLATIONS.values() if name in variants), {})
             for key, value in variant.options.items():
-                if key not in made and _plain(value) != _plain(usual.get(key)):
-                    words[f"--{variant.method}.{key.replace('_', '-')}={_text(value)}"] = None
-        return list(words)
+                if key not in ablated and _plain(value) != _plain(defaults.get(key)):
+                    arguments[f"--{variant.method}.{key.replace('_', '-')}={_text(value)}"] = None
+        return list(arguments)
 
     def cells(self) -> list[Cell]:
-        """All cells."""
+        """All cells, ordered by number."""
         pairs = [(variant, seed) for seed in range(self.seeds) for variant in self.variants]
         return [Cell(number, variant, seed) for number, (variant, seed) in enumerate(pairs, start=1)]
 
     @property
     def one_process_per_cell(self) -> bool:
-        """Whether one process trains a cell, which can leave out a cell without others waiting for it there."""
+        """Whether one process trains a cell; it can skip the cell without other processes waiting for it."""
         return bool(self.settings["devices"] == 1 and self.settings["nodes"] == 1)
 
     def directory(self, cell: Cell) -> RunDirectory:
@@ -249,110 +248,111 @@ class Matrix:
         return RunDirectory(self.folder / cell.folder)
 
     def finished(self, cell: Cell) -> bool:
-        """Whether a cell has its final figures."""
+        """Whether the run of a cell is finished."""
         return self.directory(cell).results.is_file()
 
     def cell_settings(self, cell: Cell) -> TrainSettings:
-        """The settings of the run of a cell; one that was stopped goes on."""
+        """Settings of the run of a cell; a stopped run is resumed."""
         variant, directory = self.variants[cell.variant], self.directory(cell)
-        own = {"seed": cell.seed, "out": str(directory.folder), "resume": directory.begun}
-        settings = self.settings | variant.settings | own
+        of_cell = {"seed": cell.seed, "out": str(directory.folder), "resume": directory.resumable}
+        settings = self.settings | variant.settings | of_cell
         if variant.method == NONE and settings["inherit"] == "none":
-            known = {one.name for one in fields(TrainSettings)}
-            return TrainSettings(**{name: value for name, value in settings.items() if name in known})
+            names = {field.name for field in fields(TrainSettings)}
+            return TrainSettings(**{name: value for name, value in settings.items() if name in names})
         return DistillSettings(**settings, method=variant.method, method_options=variant.options)
 
 
 def _complete(variant: Variant) -> dict[str, Any]:
-    """Everything that decides a variant; an option that was not there yet when it was written is at its default."""
-    usual = method_defaults(variant.method)
-    found: dict[str, Any] = _plain({"method": variant.method, **variant.settings, **usual, **variant.options})
-    return found
+    """All values of a variant; options that its file lacks have the defaults of the version that wrote it."""
+    options = earlier_options(variant.method, variant.options)
+    complete: dict[str, Any] = _plain({"method": variant.method, **variant.settings, **options})
+    return complete
 
 
 def _text(value: Any) -> str:
-    """A value as it is written on the command line."""
+    """A value in the notation of the command line."""
     return value if isinstance(value, str) else json.dumps(_plain(value))
 
 
 def _plain(content: Any) -> Any:
-    """As a file has it: lists for tuples."""
+    """Convert tuples to lists, as in a file."""
     return json.loads(json.dumps(content))
 
 
 def variants_of(
     methods: str, ablate: str | None, options: Mapping[str, Mapping[str, Any]], inherit: str = "none"
 ) -> dict[str, Variant]:
-    """The ways to train the student that a user asks for; the baseline without a teacher is always the first.
+    """Variants of a comparison; the baseline is always the first.
 
     Args:
-        methods: methods separated by commas; with `+inherit` behind its name, a method's student begins with weights of
-            the teacher.
+        methods: methods separated by commas; with the suffix `+inherit`, the student inherits weights of the teacher.
         ablate: name of an ablation, instead of methods.
-        options: settings of each method by its name.
-        inherit: what a student takes that inherits; in an ablation, what all take but the baseline.
+        options: options of each method by its name.
+        inherit: the weights that are inherited; in an ablation, by all variants but the baseline.
 
     Raises:
-        InputError: a name is not known.
+        InputError: a name is unknown.
     """
     if ablate is not None:
         if ablate not in ABLATIONS:
             raise unknown_name("ablation", ablate, ABLATIONS)
-        chosen_variants = dict(ABLATIONS[ablate])
+        variants = dict(ABLATIONS[ablate])
         if inherit != "none":
-            chosen_variants = {NONE: ALONE, NONE + INHERIT: Variant(NONE)} | chosen_variants
+            variants = {NONE: BASELINE, NONE + INHERIT: Variant(NONE)} | variants
     else:
         names = [name.strip() for name in methods.split(",") if name.strip()]
         if not names:
-            raise InputError(f"--methods is empty; give some of {', '.join(sorted(METHODS_BY_NAME))}, or none.")
+            raise InputError(f"--methods is empty; give some of {', '.join(sorted(METHODS))}, or none.")
         if inherit == "none" and any(name.endswith(INHERIT) for name in names):
             raise InputError(
                 "--methods asks for a student that inherits, and --inherit for none: leave out one of the two."
             )
-        chosen_variants = {name: _method_variant(name) for name in dict.fromkeys([NONE, *names])}
-    found = {}
-    for name, variant in chosen_variants.items():
+        variants = {name: _method_variant(name) for name in dict.fromkeys([NONE, *names])}
+    completed = {}
+    for name, variant in variants.items():
         find_method(variant.method)
-        given = options.get(variant.method, {}) if ablate is None else _shared(variant.method, options)
-        found[name] = replace(variant, options={**given, **variant.options})
-    return found
+        given = options.get(variant.method, {}) if ablate is None else _ablation_options(variant.method, options)
+        completed[name] = replace(variant, options={**method_defaults(variant.method), **given, **variant.options})
+    return completed
 
 
 def _method_variant(name: str) -> Variant:
-    """A method as it is, or with `+inherit` behind its name."""
+    """The variant of a method, with or without the suffix `+inherit`."""
     method = name.removesuffix(INHERIT)
     return Variant(method, settings={} if name.endswith(INHERIT) else {"inherit": "none"})
 
 
-def _shared(method: str, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """A method's settings in an ablation, whose rows are to differ in what it is about alone.
+def _ablation_options(method: str, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Options of a method in an ablation, whose variants must differ only in the ablated options.
 
-    Where it is at its default, a setting takes the value that another of the methods was given.
+    An option at its default takes the value that the user gave for another method of the ablation.
     """
     if method == NONE:
         return {}
-    usual, found = method_defaults(method), dict(options.get(method, {}))
+    defaults, values = method_defaults(method), dict(options.get(method, {}))
     for other, given in options.items():
         changed = {key: value for key, value in given.items() if value != method_defaults(other)[key]}
-        found |= {key: changed[key] for key in changed.keys() & usual if found.get(key, usual[key]) == usual[key]}
-    return found
+        values |= {
+            key: changed[key] for key in changed.keys() & defaults if values.get(key, defaults[key]) == defaults[key]
+        }
+    return values
 
 
-def chosen(cells: str | None, count: int) -> list[int]:
-    """Numbers of cells from a text such as `3-7` or `1,4`; all for None.
+def chosen_cells(cells: str | None, count: int) -> list[int]:
+    """Parse numbers of cells such as `3-7` or `1,4`; None means all.
 
     Raises:
-        InputError: it is not such a text, or a number is not among 1..count.
+        InputError: the text is not valid, or a number is not in 1..count.
     """
     if cells is None:
         return list(range(1, count + 1))
     numbers: list[int] = []
     for part in cells.split(","):
-        found = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", part)
-        if not found:
+        match = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", part)
+        if not match:
             raise InputError(f"--cells {cells}: give numbers and ranges such as 3-7 or 1,4.")
-        first, last = int(found[1]), int(found[2] or found[1])
-        # One beyond the end is enough to be refused, however far a range goes.
+        first, last = int(match[1]), int(match[2] or match[1])
+        # A number beyond the end is refused below, so the range is cut one after it.
         numbers += range(first, min(last, max(first, count + 1)) + 1)
     wrong = [number for number in numbers if not 1 <= number <= count]
     if wrong or not numbers:

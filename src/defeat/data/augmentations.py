@@ -1,4 +1,4 @@
-"""The names of augmentations: parts, and levels that are made of them."""
+"""Names of augmentations: parts, and levels that combine them."""
 
 from torchvision.transforms import v2
 
@@ -23,53 +23,53 @@ LEVELS: dict[str, tuple[str, ...]] = {
 
 
 def training_augmentation(augment: str = "flip", *, flip: float = 0.5, size: int = 800) -> Augmentation:
-    """How training images are changed at random.
+    """Build the augmentation of training images.
 
     Args:
-        augment: levels and parts with commas between them; `-NAME` leaves out a part of what stands before it.
+        augment: levels and parts separated by commas; `-NAME` removes a part of the preceding ones.
         flip: probability of mirroring an image, 0..1.
         size: short side of an image after resizing, in pixels.
 
     Raises:
-        InputError: a name is unknown, a part is left out that is not there, or the probability is none.
+        InputError: unknown name, removal of a part that is not included, or invalid probability.
     """
     parts, names = _parts(flip, size), part_names(augment)
-    chosen = [part for name, part in parts.items() if name in names]
-    return chosen[0] if len(chosen) == 1 else Compose(chosen)
+    selected = [part for name, part in parts.items() if name in names]
+    return selected[0] if len(selected) == 1 else Compose(selected)
 
 
 def part_names(augment: str) -> list[str]:
-    """The parts that levels and parts with commas between them stand for, in the order in which they are applied.
+    """Resolve comma-separated levels and parts to parts, in the order in which they are applied.
 
     Raises:
-        InputError: a name is unknown, or a part is left out that is not there.
+        InputError: unknown name, or removal of a part that is not included.
     """
     parts = _parts()
-    chosen: set[str] = set()
+    selected: set[str] = set()
     for word in (word.strip() for word in augment.split(",")):
         name = word.removeprefix("-")
         if name not in LEVELS and name not in parts:
             raise unknown_name("augmentation", name, [*LEVELS, *parts])
-        named = set(LEVELS.get(name, (name,)))
+        members = set(LEVELS.get(name, (name,)))
         if name == word:
-            chosen |= named
-        elif named <= chosen:
-            chosen -= named
+            selected |= members
+        elif members <= selected:
+            selected -= members
         else:
-            raise InputError(f"--augment {augment}: {word} leaves out what is not there; put it behind a level.")
-    return [name for name in parts if name in chosen]
+            raise InputError(f"--augment {augment}: {word} removes a part that is not included; put it after a level.")
+    return [name for name in parts if name in selected]
 
 
-def endless_parts(augment: str) -> list[str]:
-    """Those of the parts that never make the same view of an image twice."""
+def continuous_parts(augment: str) -> list[str]:
+    """Parts that produce an unlimited number of different views of an image."""
     parts = _parts()
     return [name for name in part_names(augment) if parts[name].views is None]
 
 
 def _parts(flip: float = 0.5, size: int = 800) -> dict[str, Augmentation]:
-    """Every part by its name, in the order in which they are applied."""
-    # The flip is first, so that a seed mirrors the same images at every level; colours change after crops, when there
-    # are fewer pixels, and before a canvas is put around them.
+    """All parts by name, in the order in which they are applied."""
+    # The flip comes first, so that a seed flips the same images at every level. Colours change after crops, when there
+    # are fewer pixels, and before zoom_out adds a canvas.
     return {
         "flip": HorizontalFlip(flip),
         "iou_crop": IoUCrop(),
@@ -83,6 +83,6 @@ def _parts(flip: float = 0.5, size: int = 800) -> dict[str, Augmentation]:
 
 
 def _mild_distortion() -> v2.Transform:
-    """Brightness, contrast and saturation, each for half of the images; the hue would take longer than all of them."""
+    """Brightness, contrast and saturation, each with probability 0.5; hue would take longer than all of them."""
     changes = (v2.ColorJitter(brightness=0.125), v2.ColorJitter(contrast=0.25), v2.ColorJitter(saturation=0.25))
     return v2.Compose([v2.RandomApply([change], p=0.5) for change in changes])

@@ -1,7 +1,7 @@
-"""How a batch travels from a worker process to the training: packed into a few tensors.
+"""Transfer of batches from worker processes: packed into a few tensors.
 
-Every tensor that a worker hands over costs a file descriptor for as long as it lives. Five an image would exhaust the
-usual limit of 1024; five a batch do not.
+Every tensor from a worker uses a file descriptor as long as it exists. Five per image would exhaust the usual limit of
+1024; five per batch do not.
 """
 
 from dataclasses import dataclass, replace
@@ -21,19 +21,19 @@ Key = TypeVar("Key")
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Images and targets of a batch, each kind in one tensor.
+    """Images and targets of a batch in a few tensors.
 
     Attributes:
-        pixels: (sum of 3 H W,) uint8, image after image.
+        pixels: (sum of 3 H W,) uint8, concatenated images.
         boxes: (G, 4) float32 of all images.
         labels: (G,) int64.
         flags: (2, G) bool: difficult, crowd.
         sizes: height and width of each image.
-        counts: boxes of each image.
-        image_ids: number of each image.
-        annotated: whether each image is.
-        views: which view of itself each image is.
-        scales: by how much each image is to be larger than otherwise.
+        counts: number of boxes of each image.
+        image_ids: `Target.image_id` of each image.
+        annotated: `Target.annotated` of each image.
+        views: `Target.view` of each image.
+        scales: `Target.scale` of each image.
     """
 
     pixels: Tensor
@@ -48,7 +48,7 @@ class PackedBatch:
     scales: list[float]
 
     def pin_memory(self) -> "PackedBatch":
-        """The same batch with its pixels in page-locked memory; called by the DataLoader."""
+        """Copy the pixels to page-locked memory; called by the DataLoader."""
         return replace(self, pixels=self.pixels.pin_memory())
 
     def unpack(self) -> tuple[Images, Targets]:
@@ -57,12 +57,12 @@ class PackedBatch:
         images = [pixels.view(3, *size) for pixels, size in zip(flat, self.sizes, strict=True)]
         boxes, labels = torch.split(self.boxes, self.counts), torch.split(self.labels, self.counts)
         difficult, crowd = (torch.split(flag, self.counts) for flag in self.flags)
-        whole = (self.image_ids, self.sizes, self.annotated, self.views, self.scales)
-        return images, [Target(*row) for row in zip(boxes, labels, difficult, crowd, *whole, strict=True)]
+        per_image = (self.image_ids, self.sizes, self.annotated, self.views, self.scales)
+        return images, [Target(*row) for row in zip(boxes, labels, difficult, crowd, *per_image, strict=True)]
 
 
 def pack(items: list[tuple[Tensor, Target] | InputError]) -> PackedBatch | InputError:
-    """Pack the images of a batch; an error among them takes the place of the batch."""
+    """Pack the images of a batch; an error among the items is returned instead of the batch."""
     samples = []
     for item in items:
         if isinstance(item, InputError):
@@ -88,7 +88,7 @@ def pack(items: list[tuple[Tensor, Target] | InputError]) -> PackedBatch | Input
 class ErrorsAsItems(Dataset[tuple[Tensor, Target] | InputError]):
     """A data set that returns an InputError instead of raising it.
 
-    A worker process would wrap it in its own traceback, and the one readable sentence would be lost.
+    The DataLoader would wrap an exception of a worker process in a traceback and lose its readable message.
     """
 
     def __init__(self, dataset: Dataset[tuple[Tensor, Target]]) -> None:
@@ -98,7 +98,7 @@ class ErrorsAsItems(Dataset[tuple[Tensor, Target] | InputError]):
         return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, index: Key) -> tuple[Tensor, Target] | InputError:
-        """The item, or the error that it gave."""
+        """Get an item, or the error that it raised."""
         try:
             return self.dataset[index]
         except InputError as error:

@@ -1,55 +1,225 @@
-"""COCO data sets: one JSON file a split, boxes as `x y width height`, category ids with gaps."""
+"""COCO data sets: one JSON file per split or for all images, boxes as `x y width height`, category ids with gaps."""
 
-import json
 import re
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from defeat.data.dataset import LARGEST_SIDE, Annotation, DetectionDataset, SplitBuilder, finite, select_classes
-from defeat.data.files import is_file, leaves_folder, read_text, unknown_split
-from defeat.data.images import read_header
+from defeat.data.coco_file import Categories, load, looks_like_coco, read_annotations, read_categories, uses_category
+from defeat.data.coco_images import ImageFolders, ImageReader
+from defeat.data.coco_values import notes
+from defeat.data.dataset import DetectionDataset, SplitBuilder, select_classes
+from defeat.data.files import unknown_split
+from defeat.data.layout import Layout
+from defeat.data.pairs import ALL, RECOGNISED_BY, SPLIT_FOLDERS, is_hidden
 from defeat.data.problems import Problems
-from defeat.errors import InputError, shown
+from defeat.errors import InputError, quoted
 
 LOOKED_FOR = (
-    "a COCO folder (annotations/instances_SPLIT*.json, annotations/SPLIT.json or SPLIT/_annotations.coco.json, "
-    "with a list of 'images')"
+    "COCO (a JSON file with a list of 'images', or a folder with annotations/instances_SPLIT*.json, "
+    "annotations/SPLIT.json, SPLIT/_annotations.coco.json, SPLIT/labels.json, SPLIT.json or one such file)"
 )
 _SPLIT_FILE = re.compile(r"(?:instances_)?(?P<split>.+?)(?:20\d\d)?")
+_NO_LETTER = re.compile(r"[^a-z]+")
 # Files of COCO's other tasks.
 _OTHER_TASKS = ("captions_", "image_info_", "panoptic_", "person_keypoints_", "stuff_")
-_LARGEST = 2**63 - 1
 _ROBOFLOW = "_annotations.coco.json"
+_FIFTYONE = "labels.json"
 # Roboflow calls the validation split `valid`.
 _ALIASES = {"valid": "val"}
+_USUAL_STEMS = (*SPLIT_FOLDERS, Path(_ROBOFLOW).stem, Path(_FIFTYONE).stem, "annotations", "result")
+_LISTED = 5  # file names in a message
 
 
-@dataclass(frozen=True, slots=True)
-class _Image:
-    path: Path
-    name: str
-    size: tuple[int, int]
-    prefer_upright: bool
+@dataclass(frozen=True)
+class _Files:
+    """Files of a data set.
+
+    Attributes:
+        folder: of the data set.
+        splits: annotation files by the names of their splits.
+        images: folder of the images, where the user named one.
+        is_folder: whether the user named the folder; if not, a file in it, and the folder may contain anything.
+        notes: what was assumed.
+    """
+
+    folder: Path
+    splits: Mapping[str, Path]
+    images: Path | None
+    is_folder: bool = True
+    notes: tuple[str, ...] = ()
+
+    def annotation_file(self, split: str) -> Path:
+        """Annotation file of a split, given by its short name or the name in the file."""
+        if split in self.splits:
+            return self.splits[split]
+        for file in self.splits.values():
+            if split == _full_name(file):
+                return file
+        raise unknown_split(self.folder, split, sorted(self.splits))
+
+    def image_folders(self, split: str, file: Path) -> ImageFolders:
+        """Folders that may contain the images of a split."""
+        full = _full_name(file)
+        aliases = [name for name, other in SPLIT_FOLDERS.items() if other == split]
+        if self.images is not None:
+            names = (full, split, *aliases, "images", ".")
+            # A file name may begin with the split, so that the folder itself comes first.
+            roots = [self.images, *(self.images / name for name in names)]
+            return ImageFolders(self.images, tuple(dict.fromkeys(roots)), split, searched=True)
+        names = (full, split, f"{split}2017", f"images/{full}", f"images/{split}", "images", ".")
+        roots = [*(self.folder / name for name in names), file.parent, file.parent / "data", file.parent / "images"]
+        roots += [self.folder / parent / name for name in aliases for parent in (".", "images")]
+        roots += [self.folder / name for name in ("data", "JPEGImages")]
+        return ImageFolders(self.folder, tuple(dict.fromkeys(roots)), split, searched=self.is_folder)
 
 
-def split_names(path: Path) -> list[str]:
-    """Splits that have an annotation file; without the year (`val` for `instances_val2017.json`) where it is unique."""
-    return sorted(_split_files(path))
+def find(path: Path, images: str | Path | None = None) -> Layout | None:
+    """Find a COCO data set: a JSON file, or a folder with one or several.
+
+    Args:
+        path: the file or folder.
+        images: folder of the images, where it is in none of the usual places.
+
+    Raises:
+        InputError: it is not clear which file to read, or the folder of the images doesn't exist.
+    """
+    files = _find_files(path, None if images is None else Path(images))
+    if files is None:
+        return None
+    if files.images is not None and not files.images.is_dir():
+        raise InputError(f"--images: {files.images} is not a folder.")
+    return Layout("COCO", tuple(sorted(files.splits)), partial(_read, files), files.notes)
 
 
-def read(path: Path, split: str, classes: Sequence[str] | None, problems: Problems) -> DetectionDataset:
+def _find_files(path: Path, images: Path | None) -> _Files | None:
+    if not path.is_dir():
+        if not looks_like_coco(path):
+            return None
+        folder = path.parent.parent if path.parent.name == "annotations" else path.parent
+        return _Files(folder, {_split_of(path) or ALL: path}, images, is_folder=False)
+    for find_splits in (_usual_splits, _folders_of_splits):
+        splits = find_splits(path)
+        if splits:
+            return _Files(path, splits, images)
+    return _files_beside_images(path, images)
+
+
+def _usual_splits(path: Path) -> dict[str, Path]:
+    """Annotation files of COCO and Roboflow, by the shortest unique name of their split."""
+    by_name: dict[str, list[Path]] = {}
+    for file in _annotation_files(path / "annotations", surely=True):
+        match = _SPLIT_FILE.fullmatch(file.stem)
+        if match is not None:
+            by_name.setdefault(match["split"], []).append(file)
+    for file in _visible(path, f"*/{_ROBOFLOW}"):
+        by_name.setdefault(_ALIASES.get(file.parent.name, file.parent.name), []).append(file)
+    files: dict[str, Path] = {}
+    for name, candidates in by_name.items():
+        if len(candidates) == 1:
+            files[name] = candidates[0]
+        else:
+            files.update({_full_name(file): file for file in candidates})
+    return files
+
+
+def _folders_of_splits(path: Path) -> dict[str, Path]:
+    """Folders of splits with one annotation file in each: `labels.json` of FiftyOne, or any name."""
+    files: dict[str, Path] = {}
+    for folder in filter(Path.is_dir, _visible(path, "*")):
+        split = SPLIT_FOLDERS.get(folder.name.lower())
+        candidates = _annotation_files(folder, _FIFTYONE if split is None else "*.json")
+        if len(candidates) > 1:
+            raise _ambiguous(folder, candidates)
+        if candidates:
+            name = folder.name if split is None or split in files else split
+            files[name] = candidates[0]
+    return files
+
+
+def _files_beside_images(path: Path, images: Path | None) -> _Files | None:
+    """Annotation files in the folder itself: one per split, or one for all images."""
+    splits: dict[str, Path] = {}
+    others: list[Path] = []
+    for file in _annotation_files(path):
+        split = _split_of(file)
+        if split in splits:
+            raise _ambiguous(path, [splits[split], file])
+        if split is None:
+            others.append(file)
+        else:
+            splits[split] = file
+    if splits:
+        notes = tuple(f"{quoted(file.name)} is not used (its name is not that of a split)" for file in others)
+        return _Files(path, splits, images, notes=notes)
+    if len(others) > 1:
+        raise _ambiguous(path, others)
+    return _Files(path, {ALL: others[0]}, images) if others else None
+
+
+def _ambiguous(path: Path, files: Sequence[Path]) -> InputError:
+    listed = ", ".join(file.name for file in files[:_LISTED]) + (", ..." if len(files) > _LISTED else "")
+    return InputError(f"{path} has several COCO files ({listed}): name one of them with --data.")
+
+
+def _visible(folder: Path, pattern: str) -> list[Path]:
+    """Paths in a folder in the order of their names, without what macOS adds."""
+    return sorted(path for path in folder.glob(pattern) if not any(map(is_hidden, path.relative_to(folder).parts)))
+
+
+def _annotation_files(folder: Path, pattern: str = "*.json", surely: bool = False) -> list[Path]:
+    """COCO files in a folder, which may contain thousands of JSON files of another format.
+
+    Args:
+        folder: where to look.
+        pattern: of the file names.
+        surely: whether a file with the name of a split is COCO whatever it contains, so that it is refused if broken.
+    """
+    files = [file for file in _visible(folder, pattern) if not file.stem.startswith(_OTHER_TASKS)]
+    usual = {file for file in files if file.stem.startswith("instances_") or file.stem.lower() in _USUAL_STEMS}
+    others = [file for file in files if file not in usual]
+    if not any(looks_like_coco(file) for file in others[:RECOGNISED_BY]):
+        others = []
+    return [file for file in sorted([*usual, *others]) if (surely and file in usual) or looks_like_coco(file)]
+
+
+def _split_of(file: Path) -> str | None:
+    """Split that a file is named after, such as `instances_val2017`, `train` or `coco_train`; None where it is not."""
+    names = {SPLIT_FOLDERS[word] for word in _NO_LETTER.split(file.stem.lower()) if word in SPLIT_FOLDERS}
+    if len(names) == 1:
+        return names.pop()
+    match = _SPLIT_FILE.fullmatch(file.stem)
+    return match["split"] if match is not None and file.stem.startswith("instances_") else None
+
+
+def _full_name(file: Path) -> str:
+    in_folder = file.name in (_ROBOFLOW, _FIFTYONE)
+    return file.parent.name if in_folder else file.stem.removeprefix("instances_")
+
+
+def _read(files: _Files, split: str, classes: Sequence[str] | None, problems: Problems) -> DetectionDataset:
     """Read a split; classes are the categories of its file, in the order of their ids."""
-    file = _annotation_file(path, split)
-    content = _load(file)
-    names = _category_names(content, file)
-    found = list(dict.fromkeys(names[number] for number in sorted(names)))
-    builder = SplitBuilder(select_classes(found, classes, file), problems)
-    images = _read_images(content, path, file, split, problems)
-    boxes = _read_annotations(content, names, file, list(images), problems)
-    for number, image in problems.track(images.items()):
-        with problems.of_an_image():
+    file = files.annotation_file(split)
+    content = load(file)
+    repairs: Counter[str] = Counter()
+    categories = read_categories(content, file, repairs)
+    available = categories.classes()
+    root = _unused_root(files, file, content, categories) if classes is None else None
+    if root is not None:
+        available.remove(root)
+        problems.notes.append(f"the category {quoted(root)} is not a class (only the supercategory of the others)")
+    builder = SplitBuilder(select_classes(available, classes, file), problems)
+    reader = ImageReader(files.image_folders(split, file), file, problems, repairs)
+    reader.read(content["images"])
+    boxes = read_annotations(content, categories, file, list(reader.images), reader.text_ids, problems, repairs)
+    if content["annotations"] is None:
+        problems.notes.append("the list of annotations is null (read as empty)")
+    problems.notes += notes(repairs)
+    for number, image in problems.track(reader.images.items()):
+        with problems.skip_broken_image():
             if isinstance(image, InputError):
                 raise image
             annotations = boxes[number]
@@ -63,191 +233,17 @@ def read(path: Path, split: str, classes: Sequence[str] | None, problems: Proble
                 image_id=number,
                 prefer_upright=image.prefer_upright,
             )
-    return builder.finish(path.resolve().name, split, file)
+    return builder.finish(files.folder.resolve().name, split, file)
 
 
-def _split_files(path: Path) -> dict[str, Path]:
-    """Annotation files by the shortest name of their split that is unique."""
-    by_name: dict[str, list[Path]] = {}
-    for file in sorted((path / "annotations").glob("*.json")):
-        match = _SPLIT_FILE.fullmatch(file.stem)
-        if match is not None and not file.stem.startswith(_OTHER_TASKS):
-            by_name.setdefault(match["split"], []).append(file)
-    for file in sorted(path.glob(f"*/{_ROBOFLOW}")):
-        by_name.setdefault(_ALIASES.get(file.parent.name, file.parent.name), []).append(file)
-    files: dict[str, Path] = {}
-    for name, candidates in by_name.items():
-        if len(candidates) == 1:
-            files[name] = candidates[0]
-        else:
-            files.update({_full_name(file): file for file in candidates})
-    return files
-
-
-def _full_name(file: Path) -> str:
-    return file.parent.name if file.name == _ROBOFLOW else file.stem.removeprefix("instances_")
-
-
-def _annotation_file(path: Path, split: str) -> Path:
-    files = _split_files(path)
-    if split in files:
-        return files[split]
-    for file in files.values():
-        if split == _full_name(file):
-            return file
-    raise unknown_split(path, split, sorted(files))
-
-
-def _load(file: Path) -> dict[str, Any]:
-    text = read_text(file)
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:  # also for a number of thousands of digits
-        raise InputError(f"{file} is not well-formed JSON: {error}.") from error
-    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
-        raise InputError(f"{file} is no COCO file: it has no list of 'images'.")
-    for key in ("annotations", "categories"):
-        if not isinstance(content.get(key), list):
-            raise InputError(f"{file} has no list of {key!r}: it is {shown(content.get(key))}.")
-    return content
-
-
-def _category_names(content: dict[str, Any], file: Path) -> dict[int, str]:
-    names: dict[int, str] = {}
-    for place, element in enumerate(content["categories"]):
-        where = f"{file}: category {_named(element, place)}"
-        number, name = _integer(element, "id", where), element.get("name")
-        if not isinstance(name, str) or not name:
-            raise InputError(f"{where} has no name.")
-        if number in names:
-            raise InputError(f"{where}: this id is used twice.")
-        names[number] = name
-    return names
-
-
-def _read_images(
-    content: dict[str, Any], path: Path, file: Path, split: str, problems: Problems
-) -> dict[int, _Image | InputError]:
-    """The images by their ids; the error where one is broken."""
-    images: dict[int, _Image | InputError] = {}
-    owners: dict[Path, int] = {}
-    root: Path | None = None
-    for place, element in enumerate(content["images"]):
-        where = f"{file}: image {_named(element, place)}"
-        with problems.of_an_image():
-            number = _integer(element, "id", where)
-            if number in images:  # whose boxes are those of this id?
-                images[number] = InputError(f"{where}: this id is used twice.")
-                continue
-            try:
-                name = _file_name(element, where)
-                if (same := Path(name)) in owners:  # each of the two lacks the other's boxes
-                    twice = images[owners[same]] = InputError(f"{where} has the file_name {name!r} of another image.")
-                    raise twice
-                owners[same] = number
-                root = root or _image_root(path, file, split, name, where)
-                images[number] = _read_image_entry(element, path, root / name, where)
-            except InputError as error:
-                images[number] = error
-    return images
-
-
-def _file_name(element: dict[str, Any], where: str) -> str:
-    name = element.get("file_name")
-    if not isinstance(name, str) or not name:
-        raise InputError(f"{where} has no file_name.")
-    if leaves_folder(name):
-        raise InputError(f"{where}: the file_name {name!r} leads out of the data set.")
-    return name
-
-
-def _image_root(path: Path, file: Path, split: str, name: str, where: str) -> Path:
-    """The folder that file names are relative to: the first of the usual ones that holds the first image."""
-    full = _full_name(file)
-    names = (full, split, f"{split}2017", f"images/{full}", f"images/{split}", "images", ".")
-    roots = dict.fromkeys([*(path / folder for folder in names), file.parent])
-    for root in roots:
-        if is_file(root / name):
-            return root
-    raise InputError(f"{where}: {name!r} does not exist; looked in {', '.join(map(str, roots))}.")
-
-
-def _read_image_entry(element: dict[str, Any], folder: Path, path: Path, where: str) -> _Image:
-    if not is_file(path):
-        raise InputError(f"{where}: {path} does not exist.")
-    name = path.relative_to(folder).as_posix()
-    if element.get("width") is None or element.get("height") is None:
-        return _Image(path, name, read_header(path).upright, prefer_upright=True)
-    width, height = _integer(element, "width", where), _integer(element, "height", where)
-    if not (1 <= width <= LARGEST_SIDE and 1 <= height <= LARGEST_SIDE):
-        raise InputError(f"{where}: its size is {width} x {height} pixels.")
-    return _Image(path, name, (height, width), prefer_upright=False)
-
-
-def _read_annotations(
-    content: dict[str, Any], names: dict[int, str], file: Path, images: Collection[int], problems: Problems
-) -> dict[int, list[Annotation] | InputError]:
-    """The boxes of each image; the error where one is broken."""
-    boxes: dict[int, list[Annotation]] = {number: [] for number in images}
-    broken: dict[int, InputError] = {}
-    nowhere = 0
-    for place, element in enumerate(content["annotations"]):
-        where = f"{file}: annotation {_named(element, place)}"
-        try:
-            number = _image_of(element, boxes, where)
-        except InputError as error:
-            problems.add(error)
-            nowhere += 1
-            continue
-        try:
-            boxes[number].append(_read_annotation(element, names, where))
-        except InputError as error:
-            problems.add(error)
-            broken.setdefault(number, error)
-    if nowhere:
-        problems.notes.append(f"{nowhere} annotations left out (of no image in the file)")
-    return boxes | broken
-
-
-def _image_of(element: Any, images: Collection[int], where: str) -> int:
-    number = _integer(element, "image_id", where)
-    if number not in images:
-        raise InputError(f"{where} is of the unknown image {number}.")
-    return number
-
-
-def _read_annotation(element: dict[str, Any], names: dict[int, str], where: str) -> Annotation:
-    category = _integer(element, "category_id", where)
-    if category not in names:
-        raise InputError(f"{where}: the category {category} is not among the categories of the file.")
-    box = element.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
-        raise InputError(f"{where}: its bbox is {shown(box)}, not a list of four numbers.")
-    finite(box, where)
-    x, y, width, height = map(float, box)
-    crowd = element.get("iscrowd") or 0
-    if crowd not in (0, 1):
-        raise InputError(f"{where}: its iscrowd is {shown(crowd)}, neither 0 nor 1.")
-    return Annotation((x, y, x + width, y + height), names[category], crowd=bool(crowd))
-
-
-def _integer(element: Any, key: str, where: str) -> int:
-    value = element.get(key) if isinstance(element, dict) else None
-    # Some tools write whole numbers as floats; NaN and infinity are no integers.
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise InputError(f"{where}: its {key} is {shown(value)}, not a whole number.")
-    if abs(value) > _LARGEST:
-        raise InputError(f"{where}: its {key} is {shown(value)}, too large a number.")
-    return value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _named(element: Any, place: int) -> str:
-    """How to name an element in a message: by its id, else by its place in the list."""
-    number = element.get("id") if isinstance(element, dict) else None
-    return f"number {place}" if number is None else f"with id {shown(number)}"
+def _unused_root(files: _Files, file: Path, content: dict[str, Any], categories: Categories) -> str | None:
+    """The category above all others, if no annotation of any split has it."""
+    root = categories.root
+    if root is None or uses_category(content, categories, root):
+        return None
+    for other in files.splits.values():
+        if other != file:
+            content = load(other)
+            if uses_category(content, read_categories(content, other, Counter()), root):
+                return None
+    return root

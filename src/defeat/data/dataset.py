@@ -1,9 +1,9 @@
-"""The data set that every format is read into: annotations checked at once, images decoded when asked for."""
+"""The data set that every format is read into: annotations are validated on opening, images are decoded lazily."""
 
 import hashlib
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,18 +15,18 @@ from defeat.data.problems import Problems
 from defeat.errors import InputError, unknown_name
 from defeat.types import Target
 
-# Of an image, in pixels: float32 holds every whole number up to this.
+# In pixels: float32 represents every integer up to this.
 LARGEST_SIDE = 1 << 24
-# Annotations are rounded: only a corner further outside than this is worth a word.
+# In pixels: annotations are rounded, so only boxes that extend further outside count as clipped.
 _CLIP_TOLERANCE = 0.5
-# A thinner box has no extent: in pixels, and as a part of the image's side, which float32 must still resolve.
+# Smallest extent of a box in pixels, and as a fraction of the image's side, which float32 must still resolve.
 _MIN_EXTENT = 0.01
-_MIN_SHARE = 1e-6
+_MIN_EXTENT_FRACTION = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """A box as its file has it, not yet checked against the image: x1 y1 x2 y2 in pixels, ends exclusive."""
+    """A box as read from a file, not yet clipped to the image: x1 y1 x2 y2 in pixels, ends exclusive."""
 
     corners: tuple[float, float, float, float]
     name: str
@@ -39,13 +39,13 @@ class Sample:
     """One image of a split, without its pixels.
 
     Attributes:
-        path: where the image is.
-        name: its path relative to the data set, the same on every machine.
-        image_id: its number, unique in its split.
-        size: height and width that the boxes belong to.
-        prefer_upright: whether the EXIF orientation wins when the size cannot decide.
-        first: the number of its first box among all boxes of the split.
-        last: one behind the number of its last box.
+        path: path of the image.
+        name: path relative to the data set, the same on every machine.
+        image_id: unique number in the split.
+        size: height and width that the boxes refer to.
+        prefer_upright: whether to apply the EXIF orientation if stored and upright size are equal.
+        first: index of its first box among all boxes of the split.
+        last: index after its last box.
     """
 
     path: str
@@ -59,7 +59,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class BoxTable:
-    """All boxes of a split, image after image.
+    """All boxes of a split, in the order of the images.
 
     A few large tensors instead of many small ones: worker processes share them without copying.
 
@@ -86,8 +86,8 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         samples: the images of the split, in a fixed order.
         sizes: height and width of each image, in pixels.
         table: the boxes of all images.
-        problems: what was done to boxes that could not stay as they were, a phrase each.
-        annotated: whether somebody marked all objects; if not, the boxes are what a teacher detected.
+        problems: phrases about skipped images and about dropped or clipped boxes.
+        annotated: whether the boxes are ground truth; if not, they are detections of a teacher.
     """
 
     def __init__(
@@ -121,20 +121,20 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         return read_image(sample.path, sample.size, sample.prefer_upright)
 
     def identity(self, index: int) -> str:
-        """A name that changes when the file of an image does, judged by its size and its time of change."""
+        """Hash of an image's name, size, file size and modification time."""
         sample = self.samples[index]
         try:
-            found = Path(sample.path).stat()
+            status = Path(sample.path).stat()
         except OSError as error:
             raise InputError(f"{sample.path} can't be read ({error.strerror}).") from error
-        text = repr((sample.name, sample.size, sample.prefer_upright, found.st_size, found.st_mtime_ns))
+        text = repr((sample.name, sample.size, sample.prefer_upright, status.st_size, status.st_mtime_ns))
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
     def target(self, index: int) -> Target:
-        """The annotations of an image, without decoding it."""
+        """Annotations of an image, without decoding it."""
         sample, table = self.samples[index], self.table
         rows = slice(sample.first, sample.last)
-        # Copies: whoever changes a target in place must not change the data set.
+        # Copies, so that changing a target in place does not change the data set.
         return Target(
             boxes=table.boxes[rows].clone(),
             labels=table.labels[rows].clone(),
@@ -145,21 +145,46 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
             annotated=self.annotated,
         )
 
-    def spread(self, count: int) -> list[tuple[Tensor, Target]]:
-        """So many images with their targets, evenly spread over the split; all where it has no more."""
+    def evenly_spaced(self, count: int) -> list[tuple[Tensor, Target]]:
+        """At most `count` images with their targets, evenly spaced over the split."""
         count = min(count, len(self))
         return [self[index * len(self) // count] for index in range(count)]
 
+    def subset(self, indices: Sequence[int], split: str) -> "DetectionDataset":
+        """Some of the images as a data set of their own.
+
+        Args:
+            indices: of the images, in the order to keep.
+            split: name of the new split.
+        """
+        samples, rows, first = [], [torch.zeros(0, dtype=torch.int64)], 0
+        for index in indices:
+            sample = self.samples[index]
+            count = sample.last - sample.first
+            rows.append(torch.arange(sample.first, sample.last))
+            samples.append(replace(sample, first=first, last=first + count))
+            first += count
+        chosen, table = torch.cat(rows), self.table
+        return DetectionDataset(
+            name=self.name,
+            split=split,
+            classes=self.classes,
+            samples=samples,
+            table=BoxTable(table.boxes[chosen], table.labels[chosen], table.difficult[chosen], table.crowd[chosen]),
+            problems=self.problems,
+            annotated=self.annotated,
+        )
+
     def image_path(self, index: int) -> str:
-        """Where an image is."""
+        """Path of an image."""
         return self.samples[index].path
 
     def report(self) -> str | None:
-        """One line about boxes that were clipped or dropped, or None when there are none."""
+        """One line about skipped images and dropped or clipped boxes; None if there are none."""
         return ", ".join(self.problems) or None
 
     def fingerprint(self) -> str:
-        """SHA-256 of classes, file names, sizes and annotations; the same on every machine."""
+        """SHA-256 of classes, file names, sizes and annotations; independent of the machine."""
         digest = hashlib.sha256(repr(self.classes).encode())
         for sample in self.samples:
             row = (sample.name, sample.image_id, sample.size, sample.first, sample.last)
@@ -171,12 +196,18 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         return digest.hexdigest()
 
 
+def shared_images(first: DetectionDataset, second: DetectionDataset) -> int:
+    """Number of images of the second data set that are also in the first, by their paths."""
+    paths = {sample.path for sample in first.samples}
+    return sum(sample.path in paths for sample in second.samples)
+
+
 class SplitBuilder:
-    """Gathers the images of a split and checks their boxes: clipped to the image, dropped when nothing is left.
+    """Collects the images of a split; boxes are clipped to the image, and dropped if nothing remains.
 
     Args:
-        classes: the classes to keep, in the order of the labels; boxes of others are dropped and counted.
-        problems: what is wrong with the files of the split; the reader adds to it.
+        classes: classes to keep, in the order of the labels; boxes of other classes are dropped and counted.
+        problems: problems of the split's files; the reader adds to it.
     """
 
     def __init__(self, classes: Sequence[str], problems: Problems | None = None) -> None:
@@ -185,8 +216,8 @@ class SplitBuilder:
         self._labels = {name: label for label, name in enumerate(classes)}
         self._samples: list[Sample] = []
         self._boxes: list[tuple[float, float, float, float]] = []
-        self._kept: list[Annotation] = []
-        self._foreign = self._empty = self._clipped = self._repeated = 0
+        self._annotations: list[Annotation] = []
+        self._other_class = self._empty = self._clipped = self._duplicates = 0
 
     def add(
         self,
@@ -198,30 +229,30 @@ class SplitBuilder:
         image_id: int | None = None,
         prefer_upright: bool = True,
     ) -> None:
-        """Add an image; without an `image_id` its number is its place in the split.
+        """Add an image; the default of `image_id` is its index in the split.
 
         Raises:
-            InputError: broken images are to be left out, and this one can't be decoded.
+            InputError: broken images are skipped, and this image can't be decoded.
         """
         if self.problems.decode:
             read_image(path, size, prefer_upright)
-        first = len(self._kept)
+        first = len(self._annotations)
         for annotation in annotations:
             self._add_box(annotation, size)
-        kept = self._kept[first:]
-        self._repeated += len(kept) - len({(annotation.corners, annotation.name) for annotation in kept})
+        added = self._annotations[first:]
+        self._duplicates += len(added) - len({(annotation.corners, annotation.name) for annotation in added})
         number = len(self._samples) if image_id is None else image_id
-        self._samples.append(Sample(str(path), name, number, size, prefer_upright, first, len(self._kept)))
+        self._samples.append(Sample(str(path), name, number, size, prefer_upright, first, len(self._annotations)))
 
     def finish(self, name: str, split: str, origin: str | Path) -> DetectionDataset:
-        """The data set of everything added; `origin` is what to name when there is nothing in it."""
+        """Build the data set; `origin` names it in messages."""
         self.problems.require_none(origin)
         if not self._samples:
-            raise self.problems.nothing_left(origin, f"{origin}: the split {split!r} holds no image.")
-        if self._empty and not self._kept and not self._foreign:
+            raise self.problems.no_usable_image(origin, f"{origin}: the split {split!r} contains no image.")
+        if self._empty and not self._annotations and not self._other_class:
             raise InputError(
                 f"{origin}: none of the {self._empty} boxes of the split {split!r} lies in its image; "
-                "are they in the unit and order that the format wants?"
+                "check the unit and the order of their coordinates."
             )
         return DetectionDataset(
             name=name,
@@ -234,7 +265,7 @@ class SplitBuilder:
 
     def _add_box(self, annotation: Annotation, size: tuple[int, int]) -> None:
         if annotation.name not in self._labels:
-            self._foreign += 1
+            self._other_class += 1
             return
         x1, y1, x2, y2 = annotation.corners
         height, width = size
@@ -245,34 +276,34 @@ class SplitBuilder:
         if max(abs(new - old) for new, old in zip(box, annotation.corners, strict=True)) > _CLIP_TOLERANCE:
             self._clipped += 1
         self._boxes.append(box)
-        self._kept.append(annotation)
+        self._annotations.append(annotation)
 
     def _table(self) -> BoxTable:
-        kept = self._kept
+        annotations = self._annotations
         return BoxTable(
             boxes=torch.tensor(self._boxes, dtype=torch.float32).reshape(-1, 4),
-            labels=torch.tensor([self._labels[annotation.name] for annotation in kept], dtype=torch.int64),
-            difficult=torch.tensor([annotation.difficult for annotation in kept], dtype=torch.bool),
-            crowd=torch.tensor([annotation.crowd for annotation in kept], dtype=torch.bool),
+            labels=torch.tensor([self._labels[annotation.name] for annotation in annotations], dtype=torch.int64),
+            difficult=torch.tensor([annotation.difficult for annotation in annotations], dtype=torch.bool),
+            crowd=torch.tensor([annotation.crowd for annotation in annotations], dtype=torch.bool),
         )
 
     def _box_problems(self) -> list[str]:
-        total = len(self._kept) + self._empty + self._foreign
+        total = len(self._annotations) + self._empty + self._other_class
         counts = (
             (self._empty, "dropped (no extent after clipping)"),
             (self._clipped, "clipped to the image"),
-            (self._foreign, "left out (of other classes)"),
-            (self._repeated, "given again with the same class and corners (kept)"),
+            (self._other_class, "dropped (other classes)"),
+            (self._duplicates, "duplicated (same class and corners, kept)"),
         )
-        found = [(count, what) for count, what in counts if count]
+        nonzero = [(count, action) for count, action in counts if count]
         return [
-            f"{count} of {total} boxes {what}" if place == 0 else f"{count} {what}"
-            for place, (count, what) in enumerate(found)
+            f"{count} of {total} boxes {action}" if index == 0 else f"{count} {action}"
+            for index, (count, action) in enumerate(nonzero)
         ]
 
 
 def _least_extent(side: int) -> float:
-    return max(_MIN_EXTENT, _MIN_SHARE * side)
+    return max(_MIN_EXTENT, _MIN_EXTENT_FRACTION * side)
 
 
 def _clamp(value: float, limit: int) -> float:
@@ -280,26 +311,26 @@ def _clamp(value: float, limit: int) -> float:
 
 
 def finite(values: Iterable[float], where: str) -> None:
-    """Raise InputError when a number is NaN or infinite; `where` names the file and its line or element."""
+    """Raise InputError if a number is NaN or infinite; `where` names the file and its line or element."""
     try:
-        fine = all(math.isfinite(value) for value in values)
-    except OverflowError:  # a whole number of hundreds of digits
-        fine = False
-    if not fine:
+        all_finite = all(math.isfinite(value) for value in values)
+    except OverflowError:  # an integer with hundreds of digits
+        all_finite = False
+    if not all_finite:
         raise InputError(f"{where}: a number is NaN or infinite.")
 
 
-def select_classes(found: Sequence[str], wanted: Sequence[str] | None, origin: str | Path) -> tuple[str, ...]:
-    """The classes of a data set: those that it holds, or those of them that are wanted, in the order wanted."""
-    if not found:
-        raise InputError(f"{origin} names no class: there is nothing to detect.")
-    if wanted is None:
-        return tuple(found)
-    if not wanted:
-        raise InputError(f"The list of classes is empty; {origin} has: {', '.join(found)}.")
-    for name in wanted:
-        if name not in found:
-            raise unknown_name("class", name, found)
-    if len(set(wanted)) < len(wanted):
-        raise InputError(f"A class is given twice: {', '.join(wanted)}.")
-    return tuple(wanted)
+def select_classes(available: Sequence[str], selected: Sequence[str] | None, origin: str | Path) -> tuple[str, ...]:
+    """Validate the selected classes of a data set; None selects all."""
+    if not available:
+        raise InputError(f"{origin} defines no classes.")
+    if selected is None:
+        return tuple(available)
+    if not selected:
+        raise InputError(f"The list of classes is empty; {origin} has: {', '.join(available)}.")
+    for name in selected:
+        if name not in available:
+            raise unknown_name("class", name, available)
+    if len(set(selected)) < len(selected):
+        raise InputError(f"A class is given twice: {', '.join(selected)}.")
+    return tuple(selected)

@@ -1,4 +1,4 @@
-"""The embedded data set: scenes drawn from a seed, nothing downloaded."""
+"""The embedded data set: drawn scenes generated from a seed."""
 
 import re
 from collections.abc import Sequence
@@ -17,36 +17,36 @@ from defeat.errors import InputError
 
 # Images of each split.
 SPLITS = {"train": 240, "val": 80, "test": 120}
-# A larger seed would be two numbers to the generator, and a split's scenes could meet those of another seed.
+# numpy would split a larger seed into two numbers, and splits of different seeds could share scenes.
 LARGEST_SEED = 2**32 - 1
-# They are kept in memory: at a side of 128 pixels these need 5 GB.
-MOST_TRAINING = 100_000
-# Kept maps of a teacher belong to what a scene shows: to be raised with every change of it.
+# Scenes are kept in memory: at a side of 128 pixels, this many need 5 GB.
+MAX_TRAINING = 100_000
+# Part of the key of cached feature maps: increase it whenever the drawing of scenes changes.
 _DRAWING = 2
 
 
 @dataclass(frozen=True)
 class DemoName:
-    """What a path of the embedded data set says.
+    """Parsed path of the embedded data set.
 
     Attributes:
-        seed: what the scenes are drawn from.
-        training: scenes of the split `train`; as many as usual when None.
+        seed: seed of the scenes.
+        training: number of scenes of the split `train`; None for the default.
     """
 
     seed: int = 0
     training: int | None = None
 
     def open(self, split: str, classes: Sequence[str] | None = None) -> "DemoDataset":
-        """The scenes of a split."""
+        """Open a split."""
         return DemoDataset(split, classes=classes, seed=self.seed, training=self.training)
 
 
 def parse_name(path: str) -> DemoName | None:
-    """Read `demo`, `demo:SEED` or `demo:SEED:TRAIN`; None where a path is not of the embedded data set.
+    """Parse `demo`, `demo:SEED` or `demo:SEED:TRAIN`; None for any other path.
 
     Raises:
-        InputError: the path begins with `demo:`, and what follows is not valid.
+        InputError: the path starts with `demo:`, and the rest is invalid.
     """
     if path == "demo":
         return DemoName()
@@ -54,29 +54,28 @@ def parse_name(path: str) -> DemoName | None:
         return None
     match = re.fullmatch(r"demo:([0-9]{1,10})(?::([1-9][0-9]{0,5}))?", path)
     name = None if match is None else DemoName(int(match[1]), None if match[2] is None else int(match[2]))
-    if name is None or name.seed > LARGEST_SEED or (name.training or 1) > MOST_TRAINING:
+    if name is None or name.seed > LARGEST_SEED or (name.training or 1) > MAX_TRAINING:
         raise InputError(
-            f"{path!r} names no drawn scenes; give demo, demo:SEED or demo:SEED:TRAIN with a seed from 0 to "
-            f"{LARGEST_SEED} and 1 to {MOST_TRAINING} training scenes, as in demo:7:2000."
+            f"{path!r} is invalid; give demo, demo:SEED or demo:SEED:TRAIN with a seed from 0 to {LARGEST_SEED} "
+            f"and 1 to {MAX_TRAINING} training scenes, such as demo:7:2000."
         )
     return name
 
 
 class DemoDataset(DetectionDataset):
-    """Scenes with discs, rings, squares, triangles, stars and crosses that overlap on textured surfaces.
+    """Scenes with overlapping discs, rings, squares, triangles, stars and crosses on textured surfaces.
 
-    A scene depends on the seed, its split and its index alone. Its image path names no file.
+    A scene depends only on seed, split and index. Its image path is not a file.
 
     Args:
         split: `train`, `val` or `test`.
-        classes: the classes to keep, in the order of their labels; all when None.
-        side: width and height of a scene, in pixels.
-        seed: what the scenes are drawn from, 0..2**32 - 1; no two seeds share a scene.
-        training: scenes of the split `train`, as many as usual when None; the first ones are the same, however many
-            there are.
+        classes: classes to keep, in the order of their labels; None for all.
+        side: width and height of a scene in pixels.
+        seed: seed of the scenes, 0..2**32 - 1; different seeds share no scene.
+        training: number of scenes of the split `train`, None for the default; a larger number adds scenes at the end.
 
     Raises:
-        InputError: an argument is not valid.
+        InputError: invalid argument.
     """
 
     def __init__(
@@ -93,11 +92,11 @@ class DemoDataset(DetectionDataset):
         if side < 32:
             raise InputError(f"A scene needs a side of at least 32 pixels, not {side}.")
         if not 0 <= seed <= LARGEST_SEED:
-            raise InputError(f"The seed of drawn scenes must be between 0 and {LARGEST_SEED}, not {seed}.")
+            raise InputError(f"The seed of the scenes must be between 0 and {LARGEST_SEED}, not {seed}.")
         if training is None:
             training = SPLITS["train"]
-        if not 1 <= training <= MOST_TRAINING:
-            raise InputError(f"There can be 1 to {MOST_TRAINING} training scenes, not {training}.")
+        if not 1 <= training <= MAX_TRAINING:
+            raise InputError(f"The number of training scenes must be in 1..{MAX_TRAINING}, not {training}.")
         self.side = side
         self.seed = seed
         self._cache: dict[int, Tensor] = {}
@@ -128,12 +127,12 @@ class DemoDataset(DetectionDataset):
         return self._cache[index].clone()
 
     def identity(self, index: int) -> str:
-        """A name that changes with everything that a scene depends on."""
+        """Name of a scene that includes everything it depends on."""
         return f"demo{self.seed}-drawing{_DRAWING}-{self.side}-{self.split}-{index}"
 
     def _shapes(self, index: int) -> list[Shape]:
         return lay_out(self._generator(index, stage=0), self.side)
 
     def _generator(self, index: int, stage: int) -> np.random.Generator:
-        # Layout and painting draw from their own streams, so that boxes are known without painting.
+        # Layout and painting use separate random streams, so that boxes are known without painting.
         return np.random.default_rng([self.seed, self._split_number, index, stage])

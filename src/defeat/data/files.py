@@ -1,15 +1,19 @@
-"""Finding and reading the files of a data set, which are untrusted input."""
+"""Find and read the files of a data set, which are untrusted input."""
 
+import json
 import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 from defeat.errors import InputError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+# The last three need a decoder that not every installation has, see `images.missing_decoder`.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".heic", ".heif")
+_MACOS_FOLDER = "__MACOSX"
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file, without a byte order mark."""
+    """Read a UTF-8 file, without its byte order mark."""
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -19,44 +23,71 @@ def read_text(path: str | Path) -> str:
 
 
 def read_lines(path: str | Path) -> list[str]:
-    """The lines of a UTF-8 file; other than `str.splitlines`, which also breaks at what may stand in a file's name."""
+    """Read the lines of a UTF-8 file; `str.splitlines` would also split at characters that file names may contain."""
     return read_text(path).split("\n")
 
 
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file in UTF-8; NaN and Infinity, which Python accepts, are left to the reader."""
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError also for a number with thousands of digits
+        raise InputError(f"{path} is not well-formed JSON: {error}.") from error
+
+
+def ends_of_file(path: Path, size: int) -> bytes:
+    """The first and the last `size` bytes of a file, to recognise its format by; empty if it can't be read."""
+    if not is_file(path):  # opening a pipe would wait
+        return b""
+    try:
+        with path.open("rb") as file:
+            beginning = file.read(size)
+            file.seek(max(size, os.fstat(file.fileno()).st_size - size))
+            return beginning + file.read(size)
+    except (OSError, ValueError):
+        return b""
+
+
 def is_file(path: Path) -> bool:
-    """Whether there is such a file; a name that no system takes is none."""
+    """Whether a file exists; false for an invalid name."""
     return exists(path) and path.is_file()
 
 
 def exists(path: Path) -> bool:
-    """Whether there is such a file or folder; a name that no system takes is none."""
+    """Whether a file or folder exists; false for an invalid name."""
     try:
         return path.exists()
-    except (OSError, ValueError):  # too long, or with a zero byte
+    except (OSError, ValueError):  # too long, or contains a zero byte
         return False
 
 
 def leaves_folder(name: str) -> bool:
-    """Whether a file name of an annotation is absolute or climbs out of its folder, by the rules of any system."""
+    """Whether a file name in an annotation is absolute or contains `..`, by the rules of POSIX or Windows."""
     windows = PureWindowsPath(name)
     return PurePosixPath(name).is_absolute() or bool(windows.anchor) or ".." in windows.parts
 
 
 def absolute(path: Path) -> Path:
-    """The absolute path without `..`; links are not followed, so that linked folders stay part of a data set."""
+    """Absolute path without `..`; links are not resolved, so that linked folders remain part of a data set."""
     return Path(os.path.abspath(path))
 
 
 def is_image(path: Path) -> bool:
-    """Whether the suffix is that of an image."""
-    return path.suffix.lower() in IMAGE_SUFFIXES
+    """Whether a path has the suffix of an image, and is not one of the files that macOS adds to archives."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not is_macos_file(path)
+
+
+def is_macos_file(path: Path) -> bool:
+    """Whether macOS added a file to a folder or an archive: `._photo.jpg`, `.DS_Store`, or anything in `__MACOSX`."""
+    return path.name.startswith("._") or path.name == ".DS_Store" or _MACOS_FOLDER in path.parts
 
 
 def find_image(folder: Path, stem: str, preferred_suffix: str) -> Path | None:
-    """The image `stem` in `folder`, whatever its suffix; the preferred one wins."""
+    """Find the image `stem` in `folder` with any suffix; the preferred suffix has precedence."""
     for suffix in (preferred_suffix, *IMAGE_SUFFIXES):
         for variant in dict.fromkeys((suffix, suffix.lower(), suffix.upper())):
-            # Not with_suffix: a stem may hold dots of its own.
+            # Not with_suffix: a stem may contain dots.
             path = folder / f"{stem}{variant}"
             if variant and is_file(path):
                 return path
@@ -64,5 +95,5 @@ def find_image(folder: Path, stem: str, preferred_suffix: str) -> Path | None:
 
 
 def unknown_split(path: str | Path, split: str, valid: list[str]) -> InputError:
-    """The error for a split that the data set does not have."""
+    """Build the error for an unknown split."""
     return InputError(f"{path} has no split {split!r}; it has: {', '.join(valid) or 'none'}.")

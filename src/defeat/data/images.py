@@ -1,18 +1,28 @@
-"""Image files as RGB tensors, whatever their mode, and their sizes without decoding them."""
+"""Read images of any mode as RGB tensors, and image sizes without decoding."""
 
+import importlib
+import os
+import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, features
 from torch import Tensor
 
-from defeat.errors import InputError
+from defeat.errors import InputError, quoted
 
-# What may stand behind any suffix. Pillow knows more, some of which it hands to other programs (PostScript).
+# Formats accepted for any suffix. Pillow supports more, and passes some of them to other programs (PostScript).
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "JPEG2000")
+# Suffixes of the formats whose decoder not every installation has.
+_AVIF = (".avif",)
+_HEIF = (".heic", ".heif")
+MAX_PIXELS_VARIABLE = "DEFEAT_MAX_PIXELS"
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -27,18 +37,123 @@ _UPRIGHT = {
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """Height and width of an image as its pixels are stored, and as its EXIF orientation wants it shown."""
+    """Height and width of an image as stored, and after applying its EXIF orientation."""
 
     stored: tuple[int, int]
     upright: tuple[int, int]
 
 
-def read_header(path: str | Path) -> ImageHeader:
-    """The size of an image, from its header alone."""
+def set_max_pixels(limit: int) -> None:
+    """Set the largest number of pixels of an image, in this process and those that it starts.
+
+    The limit keeps a small file that claims to be a huge image from filling the memory; its default is Pillow's, 179
+    million. Like any environment variable, DEFEAT_MAX_PIXELS can also be set outside.
+
+    Raises:
+        InputError: the limit is not positive.
+    """
+    if limit < 1:
+        raise InputError(f"The largest number of pixels of an image must be positive, not {limit}.")
+    os.environ[MAX_PIXELS_VARIABLE] = str(limit)
+
+
+def max_pixels() -> int | None:
+    """The largest number of pixels of an image; None for no limit, which Pillow's own setting may say.
+
+    Raises:
+        InputError: DEFEAT_MAX_PIXELS is not a positive integer.
+    """
+    text = os.environ.get(MAX_PIXELS_VARIABLE)
+    if text is None:
+        # Pillow warns at its limit, and refuses twice as much.
+        return None if Image.MAX_IMAGE_PIXELS is None else int(2 * Image.MAX_IMAGE_PIXELS)
+    if not (text.isascii() and text.isdigit() and len(text) <= 18) or int(text) < 1:
+        raise InputError(f"{MAX_PIXELS_VARIABLE} must be a positive integer, not {quoted(text)}.")
+    return int(text)
+
+
+def missing_decoder(path: str | Path) -> str | None:
+    """What to install so that an image of this suffix can be read; None where nothing is missing."""
+    suffix = Path(path).suffix.lower()
+    if suffix in _HEIF and not _registered_heif():
+        return "HEIF images need the package pillow-heif: pip install pillow-heif"
+    if suffix in _AVIF and not features.check("avif"):
+        return "AVIF images need Pillow 11.3 or later with its AVIF decoder: pip install --upgrade pillow"
+    return None
+
+
+@cache
+def _registered_heif() -> bool:
+    """Whether Pillow can read HEIF, by its plugin pillow-heif."""
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        importlib.import_module("pillow_heif").register_heif_opener()
+    except ImportError:
+        return False
+    return True
+
+
+def _formats(path: str | Path) -> tuple[str, ...]:
+    suffix = Path(path).suffix.lower()
+    if suffix in _HEIF and _registered_heif():
+        return (*_FORMATS, "HEIF")
+    return (*_FORMATS, "AVIF") if features.check("avif") else _FORMATS
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """Open an image file whose number of pixels is within the limit.
+
+    Raises:
+        InputError: it has more pixels.
+    """
+    limit = max_pixels()
+    if limit is not None and Image.MAX_IMAGE_PIXELS is not None and limit > 2 * Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = -(-limit // 2)  # Pillow refuses twice its limit
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of images within the limit
+        try:
+            image = Image.open(path, formats=_formats(path))
+        except Image.DecompressionBombError as error:
+            assert limit is not None
+            raise _too_large(path, _claimed_size(path, str(error)), limit) from error
+    with image:
+        if limit is not None and image.width * image.height > limit:
+            raise _too_large(path, _pixels((image.height, image.width)), limit)
+        yield image
+
+
+def _claimed_size(path: str | Path, message: str) -> str:
+    """Size of an image that Pillow refuses to open with a message because of it."""
+    for name in _FORMATS:
+        try:
+            # The reader of a format reads the header; most leave it to Pillow to look at the size.
+            with Path(path).open("rb") as file, Image.OPEN[name][0](file, "") as image:
+                return _pixels((image.height, image.width))
+        except Exception:  # noqa: S112
+            continue  # not of this format
+    count = re.search(r"\d+", message)
+    return f"{int(count[0]):,} pixels" if count else "too many pixels"
+
+
+def _pixels(size: tuple[int, int]) -> str:
+    return f"{_size_text(size)} = {size[0] * size[1]:,} pixels"
+
+
+def _too_large(path: str | Path, pixels: str, limit: int) -> InputError:
+    return InputError(
+        f"{path} has {pixels}, more than the limit of {limit:,}: cut it into tiles, or set the environment variable "
+        f"{MAX_PIXELS_VARIABLE} to a larger number if there is enough memory."
+    )
+
+
+def read_header(path: str | Path) -> ImageHeader:
+    """Read the size of an image from its header."""
+    try:
+        with _opened(path) as image:
             return _header(image)
-    except Exception as error:  # every format raises its own kinds for a broken file
+    except InputError:
+        raise
+    except Exception as error:  # each format raises its own exceptions
         raise _unreadable(path, error) from error
 
 
@@ -47,29 +162,28 @@ def read_image(path: str | Path, size: tuple[int, int], prefer_upright: bool) ->
 
     Args:
         path: the image file.
-        size: height and width that the annotations belong to.
-        prefer_upright: which way to look at an image whose stored and upright size both fit: as the EXIF orientation
-            wants it, or as its pixels are stored.
+        size: height and width that the annotations refer to.
+        prefer_upright: whether to apply the EXIF orientation if both the stored and the upright size match.
 
     Returns:
         (3, H, W) uint8 RGB.
 
     Raises:
-        InputError: the file cannot be decoded, or has another size than its annotations.
+        InputError: the file cannot be decoded, or its size differs from that of its annotations.
     """
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with _opened(path) as image:
             header, method = _header(image), _UPRIGHT.get(_orientation(image))
             if size not in (header.stored, header.upright):
                 raise InputError(
-                    f"{path} is {_shown(header.upright)}, but its annotations are for {_shown(size)} pixels "
+                    f"{path} is {_size_text(header.upright)}, but its annotations are for {_size_text(size)} pixels "
                     "(width x height)."
                 )
-            as_shown = size == header.upright and (prefer_upright or size != header.stored)
+            upright = size == header.upright and (prefer_upright or size != header.stored)
             pixels = _rgb(image)
-            if as_shown and method is not None:
+            if upright and method is not None:
                 pixels = pixels.transpose(method)
-            # A copy, because torch wants an array that it may write to.
+            # A copy, because torch needs a writable array.
             array = np.array(pixels)  # (H, W, 3)
     except InputError:
         raise
@@ -80,34 +194,35 @@ def read_image(path: str | Path, size: tuple[int, int], prefer_upright: bool) ->
 
 def _header(image: Image.Image) -> ImageHeader:
     width, height = image.size
-    turned = _orientation(image) in (5, 6, 7, 8)
-    return ImageHeader((height, width), (width, height) if turned else (height, width))
+    rotated = _orientation(image) in (5, 6, 7, 8)
+    return ImageHeader((height, width), (width, height) if rotated else (height, width))
 
 
 def _orientation(image: Image.Image) -> int:
-    # Pillow turns TIFF images itself, and would decode a PNG to look for EXIF data behind its pixels.
+    # Pillow rotates TIFF images itself, and would decode a PNG to search for EXIF data after the pixels.
     if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
         return 1
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
-        return 1  # Broken EXIF data is no reason to lose an image.
+        return 1  # Ignore broken EXIF data.
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
-        # 16-bit grey; Pillow's own conversion would clip at 255 instead of scaling.
+        # 16-bit grey; Pillow's conversion would clip at 255 instead of scaling.
         grey = np.clip(np.asarray(image).astype(np.int64) // 256, 0, 255).astype(np.uint8)
         return Image.fromarray(grey).convert("RGB")
     if image.mode == "F":
         raise OSError("floating-point pixels have no defined range")
     with warnings.catch_warnings():
-        # Pillow warns about transparent palettes, whose transparency is dropped on purpose.
+        # Pillow warns about transparent palettes; transparency is dropped on purpose.
         warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # TIFF is looked at again
         return image.convert("RGB")
 
 
-def _shown(size: tuple[int, int]) -> str:
+def _size_text(size: tuple[int, int]) -> str:
     return f"{size[1]} x {size[0]}"
 
 
@@ -115,23 +230,26 @@ def _unreadable(path: str | Path, error: Exception) -> InputError:
     if isinstance(error, FileNotFoundError):
         return InputError(f"{path} does not exist.")
     if isinstance(error, PermissionError):
-        return InputError(f"{path} may not be read: its permissions forbid it.")
+        return InputError(f"{path} cannot be read: permission denied.")
+    missing = missing_decoder(path)
+    if missing is not None:
+        return InputError(f"{path} cannot be read: {missing}.")
     reason = " ".join(str(error).split()) or type(error).__name__
     return InputError(f"{path} cannot be read as an image: {reason}.")
 
 
 def rgb_tensor(image: object) -> Tensor:
-    """An image in any of the usual forms as a tensor.
+    """Convert an image to a tensor.
 
     Args:
         image: path of a file; PIL image; array (H, W, 3) of uint8, RGB; or tensor (3, H, W), uint8 in 0..255 or a
             floating type in 0..1, RGB.
 
     Returns:
-        (3, H, W): uint8, or for a tensor of a floating type float32.
+        (3, H, W): uint8, or float32 for a floating-point tensor.
 
     Raises:
-        InputError: it is none of these, or the file can't be read.
+        InputError: unsupported type or shape, or the file can't be read.
     """
     if isinstance(image, str | Path):
         return read_image(image, read_header(image).upright, prefer_upright=True)

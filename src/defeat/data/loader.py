@@ -1,7 +1,7 @@
 """Batches for training and evaluation: `(images, targets)`, lists of the same length, images of different sizes.
 
-The order and the augmentations depend on the seed and the epoch alone: not on workers, nor on any global generator,
-and no global generator is touched.
+Order and augmentations depend only on seed and epoch, not on workers or global generators. Global generators are not
+modified.
 """
 
 import signal
@@ -22,16 +22,16 @@ FLIP = HorizontalFlip(0.5)
 
 
 class DetectionLoader(DataLoader[tuple[Images, Targets]]):
-    """A DataLoader of packed batches, which it unpacks; an InputError of a worker is raised as it is."""
+    """A DataLoader that unpacks packed batches; an InputError of a worker is raised unchanged."""
 
     def __iter__(self) -> Iterator[tuple[Images, Targets]]:  # type: ignore[override]
-        """The batches of an epoch."""
-        # Not a generator itself: the epoch begins when it is asked for, not at its first batch.
+        """Iterate over the batches of an epoch."""
+        # Not a generator itself, so that the epoch starts with this call and not with its first batch.
         return _unpacked(super().__iter__())
 
 
 class TrainingView(Dataset[tuple[Tensor, Target]]):
-    """A data set as the training sees it: indexed by `(index, epoch)`, augmented by what these and the seed draw."""
+    """An augmented data set, indexed by `(index, epoch)`; seed, epoch and index determine the random numbers."""
 
     def __init__(self, dataset: Dataset[tuple[Tensor, Target]], augmentation: Augmentation, seed: int) -> None:
         self.dataset = dataset
@@ -42,7 +42,7 @@ class TrainingView(Dataset[tuple[Tensor, Target]]):
         return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Target]:
-        """The augmented image and target."""
+        """Get an augmented image and its target."""
         index, epoch = key
         image, target = self.dataset[index]
         return self.augmentation(image, target, seeded_generator("augmentation", self.seed, epoch, index))
@@ -60,18 +60,18 @@ def training_loader(
     unlabelled: DetectionDataset | None = None,
     unlabelled_per_batch: int = 0,
 ) -> DetectionLoader:
-    """Batches for training, shuffled, of similar aspect ratio; call `loader.batch_sampler.set_epoch` before each epoch.
+    """Build shuffled training batches of similar aspect ratio; call `loader.batch_sampler.set_epoch` before each epoch.
 
     Args:
-        dataset: what to learn from.
-        batch_size: images of a batch, on each rank.
-        seed: what order and augmentations are drawn from.
-        workers: processes that decode images; 0 for this one.
-        augmentation: how images are changed at random.
-        rank: which of the training processes this is.
-        world_size: how many training processes share the epoch.
-        unlabelled: images without annotations that are mixed in.
-        unlabelled_per_batch: how many of them go into each batch, beside the `batch_size` images.
+        dataset: training data.
+        batch_size: images per batch on each rank.
+        seed: seed of order and augmentations.
+        workers: processes that decode images; 0 for the current process.
+        augmentation: random change of images and targets.
+        rank: index of this training process.
+        world_size: number of training processes that share the epoch.
+        unlabelled: unannotated images that are mixed in.
+        unlabelled_per_batch: unannotated images per batch, in addition to the `batch_size` images.
     """
     sampler = AspectRatioBatchSampler(
         dataset.sizes,
@@ -99,16 +99,16 @@ def training_loader(
 def evaluation_loader(
     dataset: DetectionDataset, *, batch_size: int, workers: int, rank: int = 0, world_size: int = 1
 ) -> DetectionLoader:
-    """Batches for evaluation: in order, every image exactly once over all ranks.
+    """Build evaluation batches: in order, every image exactly once over all ranks.
 
-    Rank r gets the images r, r + world_size, ...; the ranks may differ by one image, and the last batch may be short.
+    Rank r gets the images r, r + world_size, ...; ranks may differ by one image, and the last batch may be smaller.
 
     Args:
-        dataset: what to evaluate on.
-        batch_size: images of a batch, on each rank.
-        workers: processes that decode images; 0 for this one.
-        rank: which of the processes this is.
-        world_size: how many processes share the data set.
+        dataset: evaluation data.
+        batch_size: images per batch on each rank.
+        workers: processes that decode images; 0 for the current process.
+        rank: index of this process.
+        world_size: number of processes that share the data set.
     """
     check_shares(batch_size, rank, world_size)
     return DetectionLoader(
@@ -125,7 +125,7 @@ def evaluation_loader(
 
 
 def _leave_signals_to_the_run(_: int) -> None:
-    """Go on at Ctrl-C or SIGTERM, which reach all processes of a run: the step and its checkpoint are made first.
+    """Ignore Ctrl-C and SIGTERM, which reach all processes of a run: the step is completed and saved first.
 
     A worker ends with the process that started it.
     """

@@ -1,4 +1,4 @@
-"""Data sets that users hand over as objects."""
+"""Data sets passed as Python objects."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -13,27 +13,27 @@ from defeat.errors import InputError
 
 @runtime_checkable
 class ImagesWithBoxes(Protocol):
-    """A data set as torchvision's detectors read it: `dataset[index]` is `(image, {"boxes", "labels"})`."""
+    """A data set in the format of torchvision's detectors: `dataset[index]` is `(image, {"boxes", "labels"})`."""
 
     def __len__(self) -> int:
         """Number of images."""
 
     def __getitem__(self, index: int, /) -> tuple[Any, Any]:
-        """An image and its annotations."""
+        """Get an image and its annotations."""
 
 
 class ObjectDataset(DetectionDataset):
-    """The images of a user's data set, whose annotations were read and checked once.
+    """A user's data set, whose annotations are read and validated once.
 
     Args:
-        source: `source[index]` is `(image, target)`. The image is one of those that `rgb_tensor` takes; the target has
-            `boxes` (G, 4), x1 y1 x2 y2 in pixels, and `labels` (G,), whole numbers in 0..K-1; `iscrowd` and
-            `difficult`, (G,), where there are any. It must give the same each time.
+        source: `source[index]` is `(image, target)`. The image has any type that `rgb_tensor` accepts; the target has
+            `boxes` (G, 4), x1 y1 x2 y2 in pixels, and `labels` (G,), integers in 0..K-1; optionally `iscrowd` and
+            `difficult`, (G,). It must return the same every time.
         classes: names of the K classes, in the order of the labels.
         split: name of the split.
 
     Raises:
-        InputError: an image or its annotations are not of this form; the message names the index.
+        InputError: an image or its annotations have another form; the message names the index.
     """
 
     def __init__(self, source: ImagesWithBoxes, classes: Sequence[str], split: str = "train") -> None:
@@ -61,20 +61,20 @@ class ObjectDataset(DetectionDataset):
         sample = self.samples[index]
         image = _image(self.source[index][0], sample.name)
         if tuple(image.shape[-2:]) != sample.size:
-            raise InputError(f"{sample.name} has another size than when it was first read: {tuple(image.shape[-2:])}.")
+            raise InputError(f"The size of {sample.name} changed to {tuple(image.shape[-2:])} after it was first read.")
         return image
 
     def identity(self, index: int) -> str:
-        """Nothing tells when such an image changes: maps of a teacher can't be kept.
+        """Refuse: changes of such an image can't be detected, so its feature maps can't be cached.
 
         Raises:
             InputError: always.
         """
-        raise InputError("--cache-teacher needs images that are files: leave it out for a data set that is an object.")
+        raise InputError("--cache-teacher needs image files: it can't be used with a data set that is a Python object.")
 
 
 def _image(image: object, where: str) -> Tensor:
-    """An image (3, H, W) uint8."""
+    """Convert an image to (3, H, W) uint8."""
     try:
         tensor = rgb_tensor(image)
     except InputError as error:

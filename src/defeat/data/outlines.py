@@ -1,4 +1,4 @@
-"""The outlines of the things in a drawn scene, as signed distances: from them follow coverage, relief and shadow."""
+"""Outlines of shapes as signed distances, from which coverage, relief and shadow are computed."""
 
 import math
 from collections.abc import Callable
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# Of single or double precision: an outline keeps that of the coordinates.
+# Single or double precision, as that of the coordinates.
 Floats = NDArray[np.floating]
 
-# Radius of the inner corners of a star, half the width of the arms of a cross, half that of the band of a ring.
+# Radius of a star's inner corners, half the width of a cross's arms, half the width of a ring's band.
 _STAR_WAIST = 0.42
 _CROSS_ARM = 0.3
 _RING_BAND = 0.22
@@ -22,12 +22,12 @@ class Outline:
 
     Attributes:
         name: a key of `DISTANCES`.
-        x: column of the centre, in pixels.
-        y: row of the centre, in pixels.
-        size: diameter of the circle around it, in pixels; of a stick, its length.
-        angle: by how much it is turned, in radians.
-        stretch: extent across the axis at `angle` over that along it, 0..1.
-        roundness: radius of its corners over half its size, 0..1.
+        x: column of the centre in pixels.
+        y: row of the centre in pixels.
+        size: diameter of the circumscribed circle in pixels; length of a stick.
+        angle: rotation in radians.
+        stretch: ratio of the extents across and along the axis at `angle`, 0..1.
+        roundness: radius of the corners over half the size, 0..1.
     """
 
     name: str
@@ -39,14 +39,14 @@ class Outline:
     roundness: float = 0.0
 
     def distance(self, columns: Floats, rows: Floats) -> Floats:
-        """Distance from the outline in pixels, negative within it; exact on the outline alone where it is stretched.
+        """Signed distance from the outline in pixels, negative inside; if stretched, exact only on the outline.
 
         Args:
             columns: (1, W) coordinates in pixels.
             rows: (H, 1) coordinates in pixels.
 
         Returns:
-            (H, W), of the precision of the coordinates.
+            (H, W) in the precision of the coordinates.
         """
         cosine, sine = math.cos(self.angle), math.sin(self.angle)
         half = self.size / 2
@@ -65,7 +65,7 @@ def _ring(u: Floats, v: Floats, _: float) -> Floats:
 
 
 def _stick(u: Floats, v: Floats, roundness: float) -> Floats:
-    """A line with round ends; its width is its roundness."""
+    """Line with round ends; roundness is its width."""
     return np.hypot(np.maximum(np.abs(u) - (1 - roundness), 0), v) - roundness
 
 
@@ -90,11 +90,11 @@ def _cross(u: Floats, v: Floats, roundness: float) -> Floats:
 
 
 def _radial(u: Floats, v: Floats, corners: int, waist: float, roundness: float) -> Floats:
-    """A polygon whose corners lie on the unit circle, and at `waist` halfway between two of them."""
+    """Polygon or star with corners on the unit circle, and at radius `waist` halfway between them."""
     u, v = _fold(u, v, corners)
     scale = 1 - roundness
     half = math.pi / corners
-    # In the folded plane its outline is one straight edge, from an outer corner to the middle between two.
+    # In the folded plane the outline is one straight edge, from an outer corner to the middle between two corners.
     edge_u, edge_v = scale * (waist * math.cos(half) - 1), scale * waist * math.sin(half)
     from_u = u - scale
     along = np.clip((from_u * edge_u + v * edge_v) / (edge_u**2 + edge_v**2), 0, 1)
@@ -103,14 +103,14 @@ def _radial(u: Floats, v: Floats, corners: int, waist: float, roundness: float) 
 
 
 def _fold(u: Floats, v: Floats, corners: int) -> tuple[Floats, Floats]:
-    """Turn and mirror all points into the sector between the first corner and the middle of the first side."""
+    """Rotate and reflect all points into the sector between the first corner and the middle of the first side."""
     sector = 2 * math.pi / corners
     angle = np.abs((np.arctan2(v, u) + sector / 2) % sector - sector / 2)
     radius = np.hypot(u, v)
     return radius * np.cos(angle), radius * np.sin(angle)
 
 
-# Outlines of half size 1 around the origin: (u, v, roundness) to the distance.
+# Distance functions (u, v, roundness) of outlines with half size 1 around the origin.
 DISTANCES: dict[str, Callable[[Floats, Floats, float], Floats]] = {
     "cross": _cross,
     "disc": _disc,

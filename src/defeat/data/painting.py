@@ -1,8 +1,7 @@
-"""How a drawn scene looks: pieces of wood, plastic, metal and clay on a surface, in the light of one lamp.
+"""Rendering of a drawn scene: shapes of wood, plastic, metal and clay on a surface, lit by one lamp.
 
-Three shapes of four wear the usual colour of their class, the fourth any colour: colour is a hint that is learned soon,
-and form what is left to learn. Size, material and surface say nothing. Sticks and pebbles are not
-objects.
+Three of four shapes have the usual colour of their class, so that a detector learns colour first and then form. Size,
+material and surface are independent of the class. Sticks and pebbles are not objects.
 """
 
 import colorsys
@@ -18,9 +17,9 @@ from defeat.data.outlines import Outline
 from defeat.data.scenes import CLASSES, REFERENCE_SIDE
 from defeat.data.surfaces import muted_colour, noise, surface
 
-# How often a shape wears the usual colour of its class.
+# Probability that a shape has the usual colour of its class.
 _USUAL = 0.75
-# Thickness of a piece over its size: how far its shadow falls.
+# Thickness of a shape over its size, which determines its shadow.
 _THICKNESS = 0.16
 
 Floats = NDArray[np.float32]
@@ -28,7 +27,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class _Light:
-    """The lamp of a scene: a unit vector towards it (x right, y down, z to the viewer), and what shadows keep."""
+    """The lamp: unit vector towards it (x right, y down, z to the viewer), and the brightness of shadows."""
 
     direction: tuple[float, float, float]
     ambient: float
@@ -36,14 +35,14 @@ class _Light:
 
 @dataclass(frozen=True)
 class _Material:
-    """What a piece is made of.
+    """Material of a shape.
 
     Attributes:
-        bevel: width of the bent rim over the size.
-        dome: how much the top bulges.
+        bevel: width of the bevelled edge over the size.
+        dome: curvature of the top.
         gloss: strength of the highlight, 0..1.
-        sharpness: exponent of the highlight; large is small and sharp.
-        tinted: whether the highlight has the colour of the piece, as on metal.
+        sharpness: exponent of the highlight; larger is smaller and sharper.
+        tinted: whether the highlight has the colour of the shape, as on metal.
         grain: strength of the texture.
         streaks: waves of the texture over the size; 0 for a texture without direction.
     """
@@ -58,8 +57,8 @@ class _Material:
 
 
 @dataclass(frozen=True)
-class _Setting:
-    """What all pieces of a scene share: the light, a texture of about -1..1 (side, side), and the random numbers."""
+class _Scene:
+    """Shared by all shapes of a scene: the light, a texture of about -1..1 (side, side), and the random numbers."""
 
     light: _Light
     texture: Floats
@@ -71,22 +70,22 @@ def paint(pieces: Sequence[Outline], generator: np.random.Generator, side: int) 
 
     Args:
         pieces: outlines of the shapes, from back to front.
-        generator: what everything else is drawn from.
-        side: width and height, in pixels.
+        generator: source of random numbers.
+        side: width and height in pixels.
     """
     scale = side / REFERENCE_SIDE
     light = _lamp(generator)
     scene = surface(generator, side, scale)
-    setting = _Setting(light, noise(generator, side, (12, 12), 3), generator)
+    shared = _Scene(light, noise(generator, side, (12, 12), 3), generator)
     for _ in range(int(generator.integers(0, 7))):
-        _paint_piece(scene, _litter(generator, side, scale), muted_colour(generator), setting)
+        _paint_piece(scene, _litter(generator, side, scale), muted_colour(generator), shared)
     for piece in pieces:
         usual = generator.random() < _USUAL
-        behind = _window(scene, piece.x, piece.y, piece.size / 3)[0]
-        colour = _usual_colour(piece.name, generator) if usual else _contrasting(behind, generator)
-        _paint_piece(scene, piece, colour, setting)
+        background = _window(scene, piece.x, piece.y, piece.size / 3)[0]
+        colour = _usual_colour(piece.name, generator) if usual else _contrasting(background, generator)
+        _paint_piece(scene, piece, colour, shared)
     if generator.random() < 0.3:
-        _paint_piece(scene, _litter(generator, side, scale, sticks_only=True), muted_colour(generator), setting)
+        _paint_piece(scene, _litter(generator, side, scale, sticks_only=True), muted_colour(generator), shared)
     return _photograph(scene, _brightness(light, generator, side), generator)
 
 
@@ -98,7 +97,7 @@ def _lamp(generator: np.random.Generator) -> _Light:
 
 
 def _litter(generator: np.random.Generator, side: int, scale: float, sticks_only: bool = False) -> Outline:
-    """A stick, or a pebble smaller than any shape."""
+    """A stick, or a pebble that is smaller than any shape."""
     x, y = generator.uniform(0, side, 2)
     angle = generator.uniform(0, 2 * math.pi)
     if sticks_only or generator.random() < 0.5:
@@ -107,32 +106,32 @@ def _litter(generator: np.random.Generator, side: int, scale: float, sticks_only
     return Outline("disc", float(x), float(y), generator.uniform(3.0, 8.0) * scale, angle, generator.uniform(0.6, 1.0))
 
 
-def _paint_piece(scene: Floats, piece: Outline, colour: Floats, setting: _Setting) -> None:
-    """Paint a piece and its shadow into the scene, in place."""
-    generator = setting.generator
-    _cast_shadow(scene, piece, setting.light, generator.uniform(0.6, 1.3))
+def _paint_piece(scene: Floats, piece: Outline, colour: Floats, shared: _Scene) -> None:
+    """Paint a shape and its shadow into the scene, in place."""
+    generator = shared.generator
+    _cast_shadow(scene, piece, shared.light, generator.uniform(0.6, 1.3))
     reach = 0.55 * piece.size + 2
     window, columns, rows = _window(scene, piece.x, piece.y, reach)
     if not window.size:
         return
     distance = piece.distance(columns, rows)
-    # Where the piece touches what it lies on, hardly any light gets in.
+    # Ambient occlusion around the shape.
     gap = np.maximum(distance, 0) / np.float32(0.04 * piece.size + 0.6)
     window *= (1 - np.float32(0.4) * np.exp(-gap))[..., None]
-    pattern = _window(setting.texture, piece.x, piece.y, reach)[0]
+    pattern = _window(shared.texture, piece.x, piece.y, reach)[0]
     material = _material(generator)
     if material.streaks:
         along = columns * math.cos(piece.angle) + rows * math.sin(piece.angle)
         pattern = np.sin(along * (2 * math.pi * material.streaks / piece.size) + 2 * pattern)
     radius = np.square((columns - piece.x) / piece.size) + np.square((rows - piece.y) / piece.size)
-    shade, highlight = _lit(_top(distance, radius, material, piece.size), setting.light, material)
+    shade, highlight = _lit(_top(distance, radius, material, piece.size), shared.light, material)
     shine = colour / colour.max() if material.tinted else np.float32(1)
     body = (shade * (1 + np.float32(material.grain) * pattern))[..., None] * colour + highlight[..., None] * shine
     window += (body - window) * np.clip(0.5 - distance, 0, 1)[..., None]
 
 
 def _cast_shadow(scene: Floats, piece: Outline, light: _Light, thickness: float) -> None:
-    """Darken what the lamp does not reach; the farther a shadow falls, the softer it is."""
+    """Darken the shadow of a shape; longer shadows are softer."""
     thickness *= piece.size * (piece.roundness if piece.name == "stick" else _THICKNESS)
     x, y, z = light.direction
     right, down = -thickness * x / z, -thickness * y / z
@@ -144,19 +143,19 @@ def _cast_shadow(scene: Floats, piece: Outline, light: _Light, thickness: float)
 
 
 def _top(distance: Floats, radius: Floats, material: _Material, size: float) -> Floats:
-    """The height of a piece's top (h, w) in pixels: a quarter of an ellipse at the rim, a flat dome over all."""
+    """Height of a shape's surface (h, w) in pixels: an elliptic edge plus a flat dome."""
     bevel = max(1.5, material.bevel * size)
     rim = np.clip(distance * (-1 / bevel), 0, 1)
     return np.asarray(0.7 * bevel * np.sqrt(rim * (2 - rim)) - material.dome * size * radius, dtype=np.float32)
 
 
 def _lit(top: Floats, light: _Light, material: _Material) -> tuple[Floats, Floats]:
-    """How bright a surface of these heights is, where 1 is that of a level one, and its highlight in 0..255."""
+    """Brightness of a surface with these heights, relative to a level one, and its highlight in 0..255."""
     slope_y, slope_x = np.gradient(top)
     normal_z = 1 / np.sqrt(1 + slope_x * slope_x + slope_y * slope_y)
     x, y, z = light.direction
     facing = np.maximum(1 - slope_x * (x / z) - slope_y * (y / z), 0) * normal_z
-    # Blinn's highlight: strongest where the normal halves the angle between the lamp and the viewer.
+    # Blinn's specular highlight: strongest where the normal bisects the angle between lamp and viewer.
     length = math.hypot(x, y, z + 1)
     glance = ((z + 1) / length - slope_x * (x / length) - slope_y * (y / length)) * normal_z
     highlight = 255 * material.gloss * np.maximum(glance, 0) ** np.float32(material.sharpness)
@@ -164,7 +163,7 @@ def _lit(top: Floats, light: _Light, material: _Material) -> tuple[Floats, Float
 
 
 def _window(scene: Floats, x: float, y: float, reach: float) -> tuple[Floats, Floats, Floats]:
-    """A view of the part of the scene around a point, and the coordinates of its columns (1, w) and rows (h, 1)."""
+    """View of the scene around a point, and the coordinates of its columns (1, w) and rows (h, 1)."""
     side = len(scene)
     left, right = max(0, math.floor(x - reach)), max(0, min(side, math.ceil(x + reach)))
     top, bottom = max(0, math.floor(y - reach)), max(0, min(side, math.ceil(y + reach)))
@@ -186,7 +185,7 @@ def _material(generator: np.random.Generator) -> _Material:
 
 
 def _brightness(light: _Light, generator: np.random.Generator, side: int) -> Floats:
-    """How bright the light is over the scene, (side, side): nearer the lamp more, towards the corners less."""
+    """Brightness of the light over the scene, (side, side): higher near the lamp, lower towards the corners."""
     position = (np.arange(side, dtype=np.float32) + 0.5) / np.float32(side) * 2 - 1
     across, down = position[None], position[:, None]
     along = across * np.float32(light.direction[0]) + down * np.float32(light.direction[1])
@@ -212,15 +211,15 @@ def _photograph(scene: Floats, brightness: Floats, generator: np.random.Generato
 
 
 def _usual_colour(name: str, generator: np.random.Generator) -> Floats:
-    """A colour near the hue of a class; the hues are spread evenly."""
+    """A colour near the hue of a class; hues are evenly spaced."""
     hue = CLASSES.index(name) / len(CLASSES) + generator.uniform(-0.04, 0.04)
     rgb = colorsys.hsv_to_rgb(hue % 1, generator.uniform(0.55, 0.95), generator.uniform(0.55, 1.0))
     return np.array(rgb, dtype=np.float32) * 255
 
 
-def _contrasting(behind: Floats, generator: np.random.Generator) -> Floats:
-    """A colour at a random distance from those behind (h, w, 3): from hardly visible to glaring."""
-    mean = behind.mean(axis=(0, 1))
+def _contrasting(background: Floats, generator: np.random.Generator) -> Floats:
+    """A colour at a random distance from the background (h, w, 3), from low to high contrast."""
+    mean = background.mean(axis=(0, 1))
     direction = generator.normal(0, 1, 3)
     step = direction * generator.uniform(35, 150) / np.linalg.norm(direction)
     candidates = [np.clip(mean + sign * step, 8, 247) for sign in (1, -1)]
@@ -228,6 +227,6 @@ def _contrasting(behind: Floats, generator: np.random.Generator) -> Floats:
 
 
 def _smooth(share: Floats) -> Floats:
-    """From 0 to 1 without a corner at either end."""
+    """Smoothstep from 0 to 1."""
     share = np.clip(share, 0, 1)
     return share * share * (3 - 2 * share)

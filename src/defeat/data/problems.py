@@ -1,6 +1,6 @@
-"""What becomes of broken files of a data set: all are named at once, or what they are about is left out.
+"""Handling of broken files in a data set: report all of them, or skip the affected images.
 
-An image with a broken annotation is left out whole: with an object that nobody marked it would teach and score wrongly.
+An image with a broken annotation is skipped as a whole: a missing object would distort training and metrics.
 """
 
 from collections.abc import Collection, Iterable, Iterator
@@ -13,28 +13,28 @@ from rich.progress import track
 from defeat.errors import BadDataError, InputError
 
 OnBadData = Literal["stop", "skip"]
-LISTED = 10  # problems that are shown of all
+MAX_LISTED = 10  # problems in a message
 
 Item = TypeVar("Item")
 
 
 class Problems:
-    """Gathers what is wrong with the images and annotations of a split.
+    """Collects the problems of images and annotations of a split.
 
     Args:
-        on_bad_data: `stop` to refuse a data set with problems, `skip` to leave out the images that have one.
-        console: where to show progress; None for none.
-        decode: whether `skip` decodes every image, to leave out those whose pixels can't be.
+        on_bad_data: `stop` to refuse a data set with problems, `skip` to skip the affected images.
+        console: where to show progress; None for no progress bar.
+        decode: whether `skip` decodes every image, to find those that can't be decoded.
 
     Attributes:
-        skip: whether images with a problem are left out.
-        decode: whether every image has to be decoded when the data set is opened.
-        found: a sentence for each problem, in the order of the files.
-        left_out: images that are left out.
-        notes: other things to know about the data, a phrase each.
+        skip: whether images with a problem are skipped.
+        decode: whether every image must be decoded when the data set is opened.
+        messages: one sentence per problem, in the order of the files.
+        skipped: number of skipped images.
+        notes: other remarks about the data, one phrase each.
 
     Raises:
-        InputError: `on_bad_data` is neither.
+        InputError: invalid `on_bad_data`.
     """
 
     def __init__(self, on_bad_data: str = "stop", console: Console | None = None, decode: bool = True) -> None:
@@ -42,55 +42,56 @@ class Problems:
             raise InputError(f"--on-bad-data must be {' or '.join(get_args(OnBadData))}, not {on_bad_data!r}.")
         self.skip = on_bad_data == "skip"
         self.decode = self.skip and decode
-        self.found: dict[str, None] = {}
-        self.left_out = 0
+        self.messages: dict[str, None] = {}
+        self.skipped = 0
         self.notes: list[str] = []
         self._console = console
 
     def add(self, error: InputError) -> None:
-        """Take note of a problem; one that is known already counts once."""
-        self.found[str(error)] = None
+        """Record a problem; duplicates count once."""
+        self.messages[str(error)] = None
 
     @contextmanager
-    def of_an_image(self) -> Iterator[None]:
-        """Take note of an InputError inside instead of passing it on: the image that it is about is left out."""
+    def skip_broken_image(self) -> Iterator[None]:
+        """Record an InputError raised inside instead of propagating it, and count the image as skipped."""
         try:
             yield
         except InputError as error:
             self.add(error)
-            self.left_out += 1
+            self.skipped += 1
 
     def track(self, images: Collection[Item]) -> Iterable[Item]:
-        """The images, with a progress bar where each is decoded."""
-        shown = self.decode and self._console is not None
-        return track(images, "Checking images", console=self._console, transient=True) if shown else images
+        """Iterate over images, with a progress bar if each is decoded."""
+        if self.decode and self._console is not None:
+            return track(images, "Checking images", console=self._console, transient=True)
+        return images
 
     def require_none(self, origin: object) -> None:
-        """Refuse a data set with problems, unless they are to be skipped.
+        """Refuse a data set with problems, unless they are skipped.
 
         Raises:
-            InputError: the problem, or the first ones of many.
+            InputError: the problem, or the first of many problems.
         """
-        if self.found and not self.skip:
-            way_out = "Mend these files, or leave out the images that they are about with --on-bad-data skip."
-            raise self._error(f"{origin} has {len(self.found)} problems", way_out)
+        if self.messages and not self.skip:
+            advice = "Repair these files, or skip the affected images with --on-bad-data skip."
+            raise self._error(f"{origin} has {len(self.messages)} problems", advice)
 
-    def nothing_left(self, origin: object, otherwise: str) -> InputError:
-        """The error for a data set of which nothing can be used; `otherwise` is what to say where nothing is broken."""
-        if not self.found:
+    def no_usable_image(self, origin: object, otherwise: str) -> InputError:
+        """Build the error for a data set without a usable image; `otherwise` is its message if nothing is broken."""
+        if not self.messages:
             return InputError(otherwise)
-        return self._error(f"{origin} holds nothing that can be used: {len(self.found)} problems", "Mend these files.")
+        return self._error(f"{origin} has no usable image: {len(self.messages)} problems", "Repair these files.")
 
     def report(self, images: int) -> list[str]:
-        """What was left out, a phrase each, where `images` are left."""
-        if not self.left_out:
+        """Phrases about skipped images and notes, where `images` is the number of remaining images."""
+        if not self.skipped:
             return self.notes
-        count, first = f"{self.left_out} of {self.left_out + images}", next(iter(self.found)).rstrip(".")
-        return [f"{count} images left out (the first problem: {first})", *self.notes]
+        count, first = f"{self.skipped} of {self.skipped + images}", next(iter(self.messages)).rstrip(".")
+        return [f"{count} images skipped (first problem: {first})", *self.notes]
 
-    def _error(self, head: str, way_out: str) -> InputError:
-        sentences = list(self.found)
+    def _error(self, heading: str, advice: str) -> InputError:
+        sentences = list(self.messages)
         if len(sentences) == 1:
             return InputError(sentences[0])
-        shown = f"; the first {LISTED}:" if len(sentences) > LISTED else ":"
-        return BadDataError(f"{head}{shown}", sentences[:LISTED], way_out)
+        ending = f"; the first {MAX_LISTED}:" if len(sentences) > MAX_LISTED else ":"
+        return BadDataError(f"{heading}{ending}", sentences[:MAX_LISTED], advice)

@@ -1,6 +1,6 @@
-"""Where the objects of a drawn scene lie: flat pieces of six forms, of all scales, that cover each other in part.
+"""Layout of a drawn scene: flat shapes of six classes and various sizes that overlap.
 
-Everything is drawn from generators that the caller seeds. How a scene looks is up to `painting`.
+All random numbers come from generators that the caller seeds. `painting` renders the scene.
 """
 
 import math
@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from defeat.data.outlines import Outline
 
 CLASSES = ("cross", "disc", "ring", "square", "star", "triangle")
-# Sizes are given for a scene of this side, in pixels, and scale with it.
+# Sizes below refer to a scene of this side in pixels, and scale with it.
 REFERENCE_SIDE = 128
 _MIN_SIZE, _MAX_SIZE = 16.0, 72.0
-# Less than this part of a shape in sight, and it is not drawn at all.
+# Smallest visible fraction of a shape.
 _MIN_VISIBLE = 0.3
 
 Floats = NDArray[np.float64]
@@ -27,8 +27,8 @@ class Shape:
     """A shape of a scene.
 
     Attributes:
-        outline: its form and where it lies.
-        solid: (side, side) bool, the pixels whose centres it covers.
+        outline: its form and position.
+        solid: (side, side) bool, pixels whose centres it covers.
         box: x1 y1 x2 y2 around those pixels, ends exclusive.
     """
 
@@ -38,7 +38,7 @@ class Shape:
 
     @property
     def name(self) -> str:
-        """Its class."""
+        """Name of its class."""
         return self.outline.name
 
 
@@ -53,8 +53,8 @@ def lay_out(generator: np.random.Generator, side: int) -> list[Shape]:
             break
         shape, area = _propose(generator, side)
         remaining = [mask & ~shape.solid for mask in visible]
-        seen = [mask.sum() / whole for mask, whole in zip([*remaining, shape.solid], [*areas, area], strict=True)]
-        if min(seen) >= _MIN_VISIBLE:
+        fractions = [mask.sum() / full for mask, full in zip([*remaining, shape.solid], [*areas, area], strict=True)]
+        if min(fractions) >= _MIN_VISIBLE:
             shapes.append(shape)
             visible = [*remaining, shape.solid]
             areas.append(area)
@@ -62,8 +62,8 @@ def lay_out(generator: np.random.Generator, side: int) -> list[Shape]:
 
 
 def _propose(generator: np.random.Generator, side: int) -> tuple[Shape, float]:
-    """A random shape, and the pixels that it would cover if the scene did not end."""
-    # Evenly spread on a logarithmic scale: as many small shapes as large ones.
+    """A random shape, and the number of pixels that it would cover without the border of the scene."""
+    # Log-uniform: as many small shapes as large ones.
     size = math.exp(generator.uniform(math.log(_MIN_SIZE), math.log(_MAX_SIZE))) * side / REFERENCE_SIDE
     x, y = generator.uniform(0.3 * size, side - 0.3 * size, 2)
     outline = Outline(
@@ -79,7 +79,7 @@ def _propose(generator: np.random.Generator, side: int) -> tuple[Shape, float]:
     left, top, width = math.floor(x) - half, math.floor(y) - half, 2 * half + 1
     centres = np.arange(width) + 0.5
     patch = outline.distance(left + centres[None], top + centres[:, None]) <= 0
-    # A frame around the scene, so that shapes across its border need no special case.
+    # A margin around the scene, so that shapes across its border need no special case.
     framed = np.zeros((side + 2 * width, side + 2 * width), dtype=np.bool_)
     framed[top + width : top + 2 * width, left + width : left + 2 * width] = patch
     solid = framed[width:-width, width:-width]

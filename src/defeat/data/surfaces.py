@@ -1,4 +1,4 @@
-"""What the things of a drawn scene lie on: floorboards, tiles, cloth, marble, paper, sand."""
+"""Backgrounds of drawn scenes: floorboards, tiles, cloth, marble, paper, sand."""
 
 import colorsys
 import math
@@ -13,45 +13,45 @@ Pixels = NDArray[np.uint8]
 _WOODS = ((181, 134, 84), (146, 98, 60), (206, 170, 122), (104, 70, 48), (164, 140, 116), (92, 88, 84))
 _MARBLES = ((222, 218, 210), (168, 172, 176), (70, 74, 80), (196, 176, 156), (96, 112, 104))
 _SANDS = ((206, 180, 136), (172, 158, 138), (150, 128, 100), (120, 128, 98), (98, 100, 106))
-# How far a surface reaches beyond the scene, so that it can be turned by any angle.
+# Side of a surface over that of the scene, so that it can be rotated by any angle.
 _MARGIN = 1.45
 
 
 def surface(generator: np.random.Generator, side: int, scale: float) -> Floats:
-    """Draw a surface, turned by a random angle.
+    """Draw a surface, rotated by a random angle.
 
     Args:
-        generator: what it is drawn from.
-        side: width and height of the scene, in pixels.
-        scale: size of a pixel of the scene, where 1 is that of a scene of 128 pixels.
+        generator: source of random numbers.
+        side: width and height of the scene in pixels.
+        scale: `side` over 128, the scale of all lengths.
 
     Returns:
         (side, side, 3) float32 in 0..255.
     """
     extent = math.ceil(side * _MARGIN)
-    kind = _SURFACES[int(generator.integers(len(_SURFACES)))]
-    flat = np.clip(kind(generator, extent, scale), 0, 255).astype(np.uint8)
+    draw = _SURFACES[int(generator.integers(len(_SURFACES)))]
+    flat = np.clip(draw(generator, extent, scale), 0, 255).astype(np.uint8)
     angle = generator.uniform(0, 2 * math.pi)
     cosine, sine = math.cos(angle), math.sin(angle)
-    # Each pixel of the scene takes that of the surface which is turned around the common centre.
+    # Each pixel of the scene samples the surface, which is rotated around the common centre.
     offsets = [extent / 2 - side / 2 * (cosine + other) for other in (-sine, sine)]
-    turned = Image.fromarray(flat).transform(
+    rotated = Image.fromarray(flat).transform(
         (side, side),
         Image.Transform.AFFINE,
         (cosine, -sine, offsets[0], sine, cosine, offsets[1]),
         Image.Resampling.BILINEAR,
     )
-    return np.asarray(turned, dtype=np.float32)
+    return np.asarray(rotated, dtype=np.float32)
 
 
 def noise(generator: np.random.Generator, extent: int, cells: tuple[int, int], octaves: int = 1) -> Floats:
-    """Smooth noise of about -1..1, each octave with twice the bumps of the one before at half the height.
+    """Smooth noise of about -1..1; each octave has twice the frequency and 0.55 times the amplitude.
 
     Args:
-        generator: what it is drawn from.
-        extent: width and height, in pixels.
-        cells: bumps of the first octave, down and across.
-        octaves: how many octaves.
+        generator: source of random numbers.
+        extent: width and height in pixels.
+        cells: grid points of the first octave, down and across.
+        octaves: number of octaves.
 
     Returns:
         (extent, extent) float32.
@@ -59,8 +59,8 @@ def noise(generator: np.random.Generator, extent: int, cells: tuple[int, int], o
     total = np.zeros((1, 1), dtype=np.float32)
     for octave in range(octaves):
         down, across = (min(count << octave, extent) for count in cells)
-        bumps = generator.random((down, across), dtype=np.float32) * 2 - 1
-        total = _resized(total, down, across) + np.float32(0.55**octave) * bumps
+        grid = generator.random((down, across), dtype=np.float32) * 2 - 1
+        total = _resized(total, down, across) + np.float32(0.55**octave) * grid
     return _resized(total, extent, extent)
 
 
@@ -69,7 +69,7 @@ def _resized(values: Floats, down: int, across: int) -> Floats:
 
 
 def muted_colour(generator: np.random.Generator) -> Floats:
-    """A colour as cloth and paint have it: seldom glaring."""
+    """A colour that is rarely saturated, like cloth and paint."""
     rgb = colorsys.hsv_to_rgb(generator.random(), 0.75 * generator.random() ** 1.3, generator.uniform(0.4, 0.95))
     return np.array(rgb, dtype=np.float32) * 255
 
@@ -98,7 +98,7 @@ def _tiles(generator: np.random.Generator, extent: int, scale: float) -> Floats:
     row, down = np.divmod(position, np.float32(height))
     offset = 0.5 * width * (row % 2) if width > height else np.zeros_like(row)
     column, across = np.divmod(position[None] + offset[:, None].astype(np.float32), np.float32(width))
-    # A tone for each tile, from a table that is large enough for all.
+    # A tone per tile.
     tones = generator.uniform(-1, 1, (int(row.max()) + 1, int(column.max()) + 1)) * generator.uniform(0.02, 0.16)
     tones[(np.indices(tones.shape).sum(axis=0) % 2) == 1] -= 0.35 * generator.integers(0, 2)
     tone = tones.astype(np.float32)[row[:, None].astype(int), column.astype(int)]
@@ -174,8 +174,8 @@ def _sand(generator: np.random.Generator, extent: int, scale: float) -> Floats:
 
 
 def _varied(colours: tuple[tuple[int, int, int], ...], generator: np.random.Generator) -> Floats:
-    chosen = np.array(colours[int(generator.integers(len(colours)))], dtype=np.float32)
-    return chosen * generator.uniform(0.85, 1.12, 3).astype(np.float32)
+    colour = np.array(colours[int(generator.integers(len(colours)))], dtype=np.float32)
+    return colour * generator.uniform(0.85, 1.12, 3).astype(np.float32)
 
 
 _SURFACES = (_boards, _tiles, _cloth, _marble, _paper, _sand)

@@ -1,220 +1,178 @@
-"""YOLO data sets: a `data.yaml`, and beside each image a text file of `class cx cy width height`, relative to its size.
+"""YOLO data sets: one label file per image, and the names of the classes in one of these.
 
-A line with more columns is a polygon, `class x1 y1 x2 y2 ...`; its extent is the box.
+- a `data.yaml`, which also names the folders or lists of the splits;
+- an `obj.data` of Darknet, with a file of classes and the lists of the splits;
+- a `classes.txt` or `obj.names`, where the folders of the images are the splits.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from defeat.data.dataset import Annotation, DetectionDataset, SplitBuilder, finite, select_classes
-from defeat.data.files import absolute, exists, is_file, is_image, read_lines, read_text, unknown_split
+from defeat.data.dataset import DetectionDataset, SplitBuilder, select_classes
+from defeat.data.files import is_file, is_image, unknown_split
 from defeat.data.images import read_header
+from defeat.data.layout import Layout
+from defeat.data.pairs import SPLIT_FOLDERS, Pair, Pairs, Unannotated, is_hidden
 from defeat.data.problems import Problems
-from defeat.errors import InputError, shown
+from defeat.data.yolo_description import Description, is_darknet, keys_of, read_darknet, read_yaml
+from defeat.data.yolo_folders import find_folders, label_folders
+from defeat.data.yolo_labels import LabelReader
+from defeat.data.yolo_paths import ListReader, hidden_below, resolve
+from defeat.errors import InputError
 
-LOOKED_FOR = "a YOLO folder (data.yaml with 'names' and 'train')"
+LOOKED_FOR = (
+    "a YOLO folder (data.yaml with 'names' and 'train', an obj.data, or images and label files with a classes.txt)"
+)
 _FILE_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
-_LARGEST_INDEX = 1_000_000
-_SPLITS = ("train", "val", "test")
+_YAML_SUFFIXES = (".yaml", ".yml")
+_LARGEST_YAML = 10_000_000  # bytes of a file of another name
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice, of which PyYAML takes the last, and to merge maps.
+def find(path: Path, unannotated: Unannotated) -> Layout | None:
+    """Find a YOLO data set at a path.
 
-    Maps merged in each other would grow without bounds.
+    Args:
+        path: a folder, or the file that describes the data set.
+        unannotated: what images without a label file are; with `auto`, they are background.
+
+    Raises:
+        InputError: the data set can't be used as it is.
     """
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping of a node."""
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((key for place, key in enumerate(keys) if key in keys[:place]), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Leave `<<` an ordinary key, which no constructor knows."""
-
-
-@dataclass(frozen=True)
-class _Configuration:
-    file: Path
-    root: Path
-    names: dict[int, str]
-    splits: dict[str, list[str]]
-
-
-def find_file(path: Path) -> Path | None:
-    """The YAML file of the data set at `path`: the path itself, or a file of a usual name in it."""
-    if path.is_file() and path.suffix.lower() in (".yaml", ".yml"):
-        return path
-    return next((path / name for name in _FILE_NAMES if (path / name).is_file()), None)
-
-
-def split_names(file: Path) -> list[str]:
-    """Splits that the YAML file names."""
-    return sorted(_load(file).splits)
-
-
-def read(file: Path, split: str, classes: Sequence[str] | None, problems: Problems) -> DetectionDataset:
-    """Read a split; classes are the names of the YAML file, in the order of their indices."""
-    configuration = _load(file)
-    if split not in configuration.splits:
-        raise unknown_split(file, split, sorted(configuration.splits))
-    builder = SplitBuilder(select_classes(list(configuration.names.values()), classes, file), problems)
-    images = _list_images(configuration, split, problems)
-    labels = {image: _label_file(image, configuration.root) for image in images}
-    if images and not any(map(is_file, labels.values())):
-        first = labels[images[0]]
-        raise InputError(f"No image of the split {split!r} of {file} has a label file; looked for {first} first.")
-    for image in problems.track(images):
-        with problems.of_an_image():
-            size, label = read_header(image).upright, labels[image]
-            boxes = _read_labels(label, configuration.names, size) if is_file(label) else []
-            builder.add(image, image.relative_to(configuration.root).as_posix(), size, boxes)
-    return builder.finish(configuration.root.resolve().name, split, file)
-
-
-def _load(file: Path) -> _Configuration:
-    text = read_text(file)
-    try:
-        content = yaml.load(text, _Loader)  # noqa: S506 (a safe loader)
-    except Exception as error:  # beside its own errors, the library hands on those of every kind of value
-        raise InputError(f"{file} is not well-formed YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{file} is no YOLO description: expected keys such as 'train' and 'names'.")
-    path = content.get("path") or "."
-    if not isinstance(path, str | int | float):
-        raise InputError(f"{file}: 'path' is {shown(path)}, no path.")
-    root = absolute(file.parent / str(path))
-    if not (exists(root) and root.is_dir()):
-        raise InputError(f"{file}: its 'path' leads to {root}, which is no folder.")
-    splits = {name: _entries(content[name], name, file) for name in _SPLITS if content.get(name)}
-    return _Configuration(file, root, _read_names(content, file), splits)
-
-
-def _entries(value: Any, split: str, file: Path) -> list[str]:
-    entries = value if isinstance(value, list) else [value]
-    if not all(isinstance(entry, str) for entry in entries):
-        raise InputError(f"{file}: {split!r} is {shown(value)}, neither a path nor a list of paths.")
-    return entries
-
-
-def _read_names(content: dict[Any, Any], file: Path) -> dict[int, str]:
-    raw = content.get("names")
-    if isinstance(raw, list):
-        raw = dict(enumerate(raw))
-    if not isinstance(raw, dict) or not raw:
-        raise InputError(f"{file}: 'names' is {shown(raw)}, neither a list of classes nor a map from index to class.")
-    for name in raw.values():
-        # YAML reads words such as `no` and `on` as truth values.
-        if isinstance(name, bool) or not isinstance(name, str | int | float) or name == "":
-            raise InputError(f"{file}: the class {shown(name)} of 'names' is no name; put it in quotes.")
-    try:
-        names = {int(index): str(name) for index, name in raw.items()}
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{file}: a key of 'names' is not a class index: {error}.") from error
-    if len(set(names.values())) < len(raw):
-        raise InputError(f"{file}: 'names' holds a class twice.")
-    count = content.get("nc")
-    if count is not None and count != len(names):
-        raise InputError(f"{file}: 'nc' is {shown(count)}, but 'names' has {len(names)} classes.")
-    if min(names) < 0 or max(names) > _LARGEST_INDEX:
-        raise InputError(f"{file}: a class index in 'names' is not from 0 to {_LARGEST_INDEX}.")
-    return {index: names[index] for index in sorted(names)}
-
-
-def _list_images(configuration: _Configuration, split: str, problems: Problems) -> list[Path]:
-    images: list[Path] = []
-    for entry in configuration.splits[split]:
-        place = _resolve(entry, configuration, split)
-        if place.is_dir():
-            images += sorted(file for file in place.rglob("*") if is_image(file) and file.is_file())
-        elif place.suffix.lower() == ".txt":
-            images += _read_list(place, configuration.root, problems)
-        else:
-            raise InputError(f"{configuration.file}: {split!r} names {place}, neither a folder nor a .txt list.")
-    once = list(dict.fromkeys(images))
-    if repeated := len(images) - len(once):
-        problems.notes.append(f"{repeated} images listed again (each is read once)")
-    return once
-
-
-def _resolve(entry: str, configuration: _Configuration, split: str) -> Path:
-    place = absolute(configuration.root / entry)
-    if not exists(place) and entry.startswith("../"):
-        # Exports of Roboflow are written as if the YAML file stood one folder deeper.
-        place = absolute(configuration.root / entry[3:])
-    if not place.is_relative_to(configuration.root):
-        raise InputError(
-            f"{configuration.file}: {split!r} names {entry!r}, outside the data set; "
-            "set 'path' to the folder that holds everything."
-        )
-    if not exists(place):
-        raise InputError(f"{configuration.file}: {split!r} names {place}, which does not exist.")
-    return place
-
-
-def _read_list(file: Path, root: Path, problems: Problems) -> list[Path]:
-    """Images of a list file; `./` means the folder of the list, everything else the root of the data set."""
-    images = []
-    for number, line in enumerate(read_lines(file), 1):
-        name = line.strip()
-        if name:
-            with problems.of_an_image():
-                images.append(_listed_image(file, root, name, f"{file}, line {number}"))
-    return images
-
-
-def _listed_image(file: Path, root: Path, name: str, where: str) -> Path:
-    image = absolute((file.parent if name.startswith("./") else root) / name)
-    if not image.is_relative_to(root):
-        raise InputError(f"{where}: {name!r} is outside the data set {root}.")
-    if not is_file(image):
-        raise InputError(f"{where}: the image {image} does not exist.")
-    return image
-
-
-def _label_file(image: Path, root: Path) -> Path:
-    """`images/a/b.jpg` has its labels in `labels/a/b.txt`; without a folder `images` they are beside it."""
-    folders = list(image.relative_to(root).parent.parts)
-    if "images" in folders:
-        last = len(folders) - 1 - folders[::-1].index("images")
-        folders[last] = "labels"
-    return root.joinpath(*folders, f"{image.stem}.txt")
-
-
-def _read_labels(file: Path, names: dict[int, str], size: tuple[int, int]) -> list[Annotation]:
-    return [
-        _read_line(line.split(), names, size, f"{file}, line {number}")
-        for number, line in enumerate(read_lines(file), 1)
-        if line.strip()
-    ]
-
-
-def _read_line(columns: list[str], names: dict[int, str], size: tuple[int, int], where: str) -> Annotation:
-    try:
-        values = [float(column) for column in columns]
-    except ValueError as error:
-        raise InputError(f"{where}: {error}.") from error
-    if len(values) != 5 and (len(values) < 7 or len(values) % 2 == 0):
-        raise InputError(
-            f"{where} has {len(values)} columns; expected a class and 'cx cy width height', or three or more points."
-        )
-    finite(values, where)
-    index = int(values[0])
-    if index != values[0] or index not in names:
-        raise InputError(f"{where}: there is no class {columns[0]}; the indices go from {min(names)} to {max(names)}.")
-    height, width = size
-    if len(values) == 5:
-        cx, cy, w, h = values[1:]
-        corners = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
+    if path.is_file():
+        description = _described(path)
     else:
-        xs, ys = values[1::2], values[2::2]
-        corners = (min(xs), min(ys), max(xs), max(ys))
-    x1, y1, x2, y2 = corners
-    return Annotation((x1 * width, y1 * height, x2 * width, y2 * height), names[index])
+        file = next((path / name for name in _FILE_NAMES if (path / name).is_file()), None)
+        description = _find_described(path) if file is None else _described(file)
+    if description is None:
+        return None
+    splits = tuple(sorted(description.splits or description.images))
+    origin = description.file.name if description.file.is_file() else "label files and a file of classes"
+    return Layout(f"YOLO, {origin}", splits, partial(read, description, unannotated), description.notes)
+
+
+def read(
+    description: Description,
+    unannotated: Unannotated,
+    split: str,
+    classes: Sequence[str] | None,
+    problems: Problems,
+) -> DetectionDataset:
+    """Read a split; classes are in the order of their indices."""
+    file, root = description.file, description.root
+    valid = description.splits or description.images
+    if split not in valid:
+        raise unknown_split(file, split, sorted(valid))
+    builder = SplitBuilder(select_classes(list(description.names.values()), classes, file), problems)
+    images = _list_images(description, split, problems)
+    labels = _label_files(description, split, images, unannotated, problems)
+    pairs = [Pair(image.relative_to(root).as_posix(), image, labels.get(image)) for image in images]
+    chosen = Pairs(root, {split: pairs}, listed=True, annotations=()).chosen(split, unannotated, problems)
+    reader = LabelReader(description.names)
+    for pair in problems.track(chosen):
+        assert pair.image is not None
+        with problems.skip_broken_image():
+            size = read_header(pair.image).upright
+            boxes = [] if pair.annotation is None else reader.read(pair.annotation, size)
+            builder.add(pair.image, pair.name, size, boxes)
+    problems.notes += reader.notes()
+    return builder.finish(root.resolve().name, split, file)
+
+
+def _described(file: Path) -> Description | None:
+    """The data set of a description; where it names only the classes, the images are searched for."""
+    if file.suffix.lower() in _YAML_SUFFIXES:
+        description = read_yaml(file)
+    elif file.suffix.lower() == ".data":
+        description = read_darknet(file)
+    else:
+        return None
+    return description if description.splits else find_folders(description.root, description) or description
+
+
+def _find_described(folder: Path) -> Description | None:
+    """The data set of a folder without a description of a usual name."""
+    if not folder.is_dir() or _is_coco(folder):
+        return None
+    file = _other_yaml(folder) or next(filter(is_darknet, _files(folder)), None)
+    description = None if file is None else _described(file)
+    return (
+        description if description is not None and (description.splits or description.images) else find_folders(folder)
+    )
+
+
+def _is_coco(folder: Path) -> bool:
+    """Whether a folder has COCO files; data sets in both formats are read as COCO, unless a data.yaml is there."""
+    return any(folder.glob("annotations/*.json")) or any(folder.glob("*/_annotations.coco.json"))
+
+
+def _other_yaml(folder: Path) -> Path | None:
+    """The YAML file of a folder that names classes, whatever its own name; preferably one that names splits, too.
+
+    Raises:
+        InputError: several name classes and splits.
+    """
+    files = [file for file in _files(folder) if file.suffix.lower() in _YAML_SUFFIXES]
+    keys = {file: keys_of(file) for file in files if file.stat().st_size <= _LARGEST_YAML}
+    named = [file for file in keys if "names" in keys[file]]
+    described = [file for file in named if keys[file].intersection(SPLIT_FOLDERS)]
+    if len(described) > 1:
+        raise InputError(
+            f"{folder} has {len(described)} YAML files with 'names' and splits: give one of them as the data set, such "
+            f"as {described[0]}."
+        )
+    return next(iter(described or named), None)
+
+
+def _files(folder: Path) -> list[Path]:
+    return [file for file in sorted(folder.iterdir()) if file.is_file() and not is_hidden(file.name)]
+
+
+def _list_images(description: Description, split: str, problems: Problems) -> list[Path]:
+    if not description.splits:
+        return list(description.images[split])
+    images: list[Path] = []
+    lists = ListReader(description.root, problems)
+    for entry in description.splits[split]:
+        path = resolve(description.root, entry, split, description.file, problems.notes)
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if is_image(file) and file.is_file())
+            images += [file for file in files if not hidden_below(path, file)]
+        elif path.suffix.lower() == ".txt":
+            images += lists.read(path)
+        else:
+            raise InputError(f"{description.file}: {split!r} names {path}, neither a folder nor a .txt list.")
+    problems.notes += lists.notes()
+    unique = list(dict.fromkeys(images))
+    if duplicates := len(images) - len(unique):
+        problems.notes.append(f"{duplicates} images listed more than once (each is read once)")
+    return unique
+
+
+def _label_files(
+    description: Description, split: str, images: Sequence[Path], unannotated: Unannotated, problems: Problems
+) -> dict[Path, Path]:
+    """Label files by their image: `labels/a/b.txt` for `images/a/b.jpg`; without a folder `images`, beside it.
+
+    Raises:
+        InputError: no image has a label file, and it is not said that this means anything.
+    """
+    if description.labels:
+        return {image: description.labels[image] for image in images if image in description.labels}
+    root = description.root
+    expected = {
+        image: root.joinpath(*label_folders(image.relative_to(root).parent.parts), f"{image.stem}.txt")
+        for image in images
+    }
+    labels = {image: file for image, file in expected.items() if is_file(file)}
+    if not labels:
+        beside = {image: image.parent / f"{image.stem}.txt" for image in images}
+        labels = {image: file for image, file in beside.items() if is_file(file)}
+        if labels:
+            problems.notes.append(f"{len(labels)} label files beside the images read: there are none in 'labels'")
+    if images and not labels and unannotated not in ("background", "drop"):
+        raise InputError(
+            f"No image of the split {split!r} of {description.file} has a label file, such as {expected[images[0]]}; "
+            "with --unannotated background, they contain no object."
+        )
+    return labels

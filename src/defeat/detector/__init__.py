@@ -1,4 +1,4 @@
-"""Detectors: build one from its description, load one from a run, a file or torchvision."""
+"""Detectors: build from a description, load from a run, a file or torchvision."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from defeat.detector.base import Detector, DetectorSpec
+from defeat.detector.description import default_max_size
 from defeat.detector.families import faster_rcnn, retinanet
 from defeat.detector.model_files import load_model, save_model
 from defeat.detector.normalisation import Norm
-from defeat.detector.pretrained import load_torchvision
+from defeat.detector.pretrained import load_torchvision, torchvision_name
 from defeat.detector.taps import TappedTeacher, candidate_taps
 from defeat.detector.teacher import Teacher
 from defeat.errors import InputError, unknown_name
@@ -30,9 +31,9 @@ __all__ = [
     "save_model",
 ]
 
-TeacherNetwork = Detector | TappedTeacher  # what satisfies `Teacher` and is a network
+TeacherNetwork = Detector | TappedTeacher  # a teacher that is an nn.Module
 
-# A family is a file with `build(spec, weights)`, an options dataclass, and a line here.
+# A family is a file with `build(spec, weights)` and an options dataclass, and an entry here.
 FAMILIES = {
     "faster_rcnn": (faster_rcnn.build, faster_rcnn.FasterRCNNOptions),
     "retinanet": (retinanet.build, retinanet.RetinaNetOptions),
@@ -40,7 +41,7 @@ FAMILIES = {
 
 
 def family_options(family: str) -> Any:
-    """The dataclass of a family's settings.
+    """Dataclass of a family's options.
 
     Raises:
         InputError: the family is unknown.
@@ -51,13 +52,13 @@ def family_options(family: str) -> Any:
 
 
 def make_options(family: str, values: Mapping[str, Any]) -> Any:
-    """A family's settings, with its defaults where they are not given.
+    """Create a family's options; missing values are its defaults.
 
     Raises:
-        InputError: the family or a setting is unknown, or a value is not valid.
+        InputError: unknown family or option, or invalid value.
     """
     kind = family_options(family)
-    valid = {one.name for one in fields(kind)}
+    valid = {field.name for field in fields(kind)}
     for name in values:
         if name not in valid:
             raise unknown_name(f"option of {family}", name, valid)
@@ -77,29 +78,28 @@ def build(
     frozen_stages: int = 0,
     options: Mapping[str, Any] | None = None,
 ) -> Detector:
-    """Build a detector; what would follow from training data is as in torchvision.
+    """Build a detector; options that would be derived from training data are those of torchvision.
 
     Args:
-        detector: a family such as `retinanet`, which the keywords describe further, or a whole description, beside
-            which no keyword is needed.
-        weights: the backbone's first weights: `auto` (an installed package where one fits, else a download), `none`, or
-            the path of a file.
+        detector: name of a family such as `retinanet`, with the keywords below, or a complete description, which
+            replaces the keywords.
+        weights: initial weights of the backbone: `auto` (an installed package if there is one, else a download),
+            `none`, or the path of a file.
         backbone: name of the backbone.
         classes: names of the K classes, in the order of the labels.
         size: short side of an image after resizing, in pixels.
-        max_size: upper limit of the long side, in pixels; None for 5/3 of the short side.
+        max_size: upper limit of the long side in pixels; None for 5/3 of the short side.
         norm: normalisation of the backbone.
         neck_channels: channels of the feature pyramid.
-        frozen_stages: stages of the backbone that are not trained.
-        options: settings of the family that differ from its defaults.
+        frozen_stages: number of stages of the backbone that are not trained.
+        options: options of the family that differ from its defaults.
 
     Raises:
-        InputError: unknown family, backbone or option, or weights that don't fit.
+        InputError: unknown family, backbone or option, or weights that do not match.
     """
     if isinstance(detector, str):
-        long_side = max_size or round(size * 5 / 3)
-        sizes = (size, long_side, norm, neck_channels, frozen_stages)
-        detector = DetectorSpec(detector, backbone, tuple(classes), *sizes, options=dict(options or {}))
+        numbers = (size, max_size or default_max_size(size), norm, neck_channels, frozen_stages)
+        detector = DetectorSpec(detector, backbone, tuple(classes), *numbers, options=dict(options or {}))
     given = {name: value for name, value in detector.options.items() if value != AUTO}
     spec = replace(detector, classes=tuple(detector.classes), options=given)
     make_options(spec.family, spec.options)
@@ -114,16 +114,16 @@ def load(source: str | Path, weights: str | Path | None = None) -> Detector:
 
     Args:
         source: a run directory, or a torchvision model such as `torchvision:retinanet_resnet50_fpn`.
-        weights: with a torchvision model, a file with its state dict, instead of the published weights.
+        weights: for a torchvision model, a file with its state dict, instead of the published weights.
 
     Raises:
-        InputError: there is no such model, or its files are incomplete or damaged.
+        InputError: the model does not exist, or its files are incomplete or damaged.
     """
-    name = str(source)
-    if name.startswith("torchvision:"):
-        return load_torchvision(name.removeprefix("torchvision:"), weights).eval()
+    name = torchvision_name(source)
+    if name is not None:
+        return load_torchvision(name, weights).eval()
     if weights is not None:
-        raise InputError("A file of weights can be given for a torchvision model only; a run holds its own.")
+        raise InputError("A file of weights can be given for a torchvision model only; a run contains its own.")
     return load_model(Path(source), build_any).eval()
 
 

@@ -1,4 +1,4 @@
-"""A classification network cut open at its strides, with a feature pyramid on top."""
+"""Backbones: feature maps of a classification network at several strides, with a feature pyramid network."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,14 +30,14 @@ Maps = dict[int, Tensor]
 
 
 class Backbone(nn.Module):
-    """A body that gives maps at several strides, and a feature pyramid network (Lin et al., CVPR 2017) on them.
+    """A body with feature maps at several strides, and a feature pyramid network (Lin et al., CVPR 2017) on them.
 
-    The parts are called `body` and `fpn` as in torchvision, so that its checkpoints fit.
+    The parts are called `body` and `fpn` as in torchvision, so that its checkpoints can be loaded.
 
     Attributes:
-        body_channels: channels of the body's maps that the pyramid uses, by stride.
-        neck_channels: channels of the pyramid's maps, by stride.
-        mean: mean of R, G, B that the body expects to be subtracted, for values in 0..1.
+        body_channels: channels of the body's feature maps that the pyramid uses, by stride.
+        neck_channels: channels of the pyramid's feature maps by stride.
+        mean: mean of R, G, B of the body's pretraining, for values in 0..1.
         std: standard deviation of R, G, B.
     """
 
@@ -56,10 +56,10 @@ class Backbone(nn.Module):
         self.body_channels = body_channels
         self.neck_channels = neck_channels
         self.mean, self.std = tuple(mean), tuple(std)
-        self._still: list[nn.Module] = []  # batch normalisation whose statistics stay as they are
+        self._frozen_norms: list[nn.Module] = []  # batch normalisation whose statistics are frozen
 
     def forward(self, images: Tensor) -> tuple[Maps, Maps]:
-        """Compute the maps of the body and of the neck, both by stride.
+        """Compute the feature maps of body and neck by stride.
 
         Args:
             images: (B, 3, H, W), normalised; H and W are multiples of 32.
@@ -72,21 +72,21 @@ class Backbone(nn.Module):
         return backbone, neck
 
     def freeze(self, parameters: Sequence[tuple[str, nn.Parameter]]) -> None:
-        """Hold these parameters of the body, and the statistics of the normalisation between them, as they are."""
+        """Freeze parameters of the body, and the statistics of the normalisation layers that own them."""
         for _, parameter in parameters:
             parameter.requires_grad_(False)
         owners = {name.rpartition(".")[0] for name, _ in parameters}
-        self.hold_statistics(module for name, module in self.body.named_modules() if name in owners)
+        self.freeze_statistics(module for name, module in self.body.named_modules() if name in owners)
 
-    def hold_statistics(self, modules: Iterable[nn.Module]) -> None:
-        """Hold the running statistics of the batch normalisation among these modules as they are."""
-        self._still += [module for module in modules if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    def freeze_statistics(self, modules: Iterable[nn.Module]) -> None:
+        """Freeze the running statistics of the batch normalisation among these modules."""
+        self._frozen_norms += [module for module in modules if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "Backbone":
-        """Switch to training, but for normalisation whose statistics are held."""
+        """Set the mode of all modules except normalisation with frozen statistics."""
         super().train(mode)
-        for module in self._still:
+        for module in self._frozen_norms:
             module.eval()
         return self
 
@@ -102,20 +102,20 @@ def build_backbone(
     extra_blocks: Callable[[int, int], ExtraFPNBlock],
     extra_strides: Sequence[int],
 ) -> Backbone:
-    """Build a body by name and a pyramid on it.
+    """Build a body with a feature pyramid network.
 
     Args:
-        name: `resnet18` to `resnet152` (torchvision), or any timm network with NCHW maps at `strides`.
-        strides: strides of the body's maps that the pyramid uses, e.g. 4, 8, 16, 32.
+        name: `resnet18` to `resnet152` (torchvision), or any timm network with NCHW feature maps at `strides`.
+        strides: strides of the body's feature maps that the pyramid uses, e.g. 4, 8, 16, 32.
         weights: `auto`, `none` or a file (see `find_weights`).
-        norm: `bn`, `syncbn`, `bn_eval`, `frozen` or `gn` (see `apply_norm`); it concerns the body.
-        neck_channels: channels of every map of the pyramid.
-        frozen_stages: how many stages of the body keep their first weights: 0 none, 1 the stem, 5 the whole body.
-        extra_blocks: makes the pyramid's upper levels from the channels of the body's last map and of the neck.
+        norm: `bn`, `syncbn`, `bn_eval`, `frozen` or `gn` (see `apply_norm`), for the body.
+        neck_channels: channels of the pyramid's feature maps.
+        frozen_stages: number of stages of the body that are not trained: 0 none, 1 the stem, 5 the whole body.
+        extra_blocks: builds the pyramid's upper levels, given the channels of the last body level and of the neck.
         extra_strides: strides of those levels.
 
     Raises:
-        InputError: unknown name, unsuitable network, or weights that don't fit.
+        InputError: unknown name, unsuitable network, or weights that do not match.
     """
     source = find_weights(name, weights)
     if name in RESNETS:
@@ -132,17 +132,17 @@ def build_backbone(
     if not 0 <= frozen_stages <= len(stages):
         raise InputError(f"--frozen-stages {frozen_stages}: {name} has {len(stages)} stages, give 0 to {len(stages)}.")
     if norm == "bn_eval":
-        backbone.hold_statistics(backbone.body.modules())
+        backbone.freeze_statistics(backbone.body.modules())
     backbone.freeze(list(_parameters_up_to(backbone.body, stages[:frozen_stages])))
     return backbone
 
 
 def _parameters_up_to(body: nn.Module, stages: Sequence[str]) -> Iterator[tuple[str, nn.Parameter]]:
-    """Parameters from the input to the end of the last named module, in the order of the forward pass."""
-    wanted = {form for stage in stages for form in (stage, stage.replace(".", "_"))}  # timm flattens some names
+    """Parameters from the input to the end of the last of these stages, in the order of the forward pass."""
+    names = {name for stage in stages for name in (stage, stage.replace(".", "_"))}  # timm flattens some names
     modules = [name for name, _ in body.named_modules()]
-    # A stage may end with a module without parameters, such as an activation: its place among the modules counts.
-    ends = [index for index, name in enumerate(modules) if any(f"{name}.".startswith(f"{one}.") for one in wanted)]
+    # By the index of modules, because a stage may end with a module without parameters, such as an activation.
+    ends = [index for index, name in enumerate(modules) if any(f"{name}.".startswith(f"{stage}.") for stage in names)]
     inside = set(modules[: max(ends, default=-1) + 1])
     return (pair for pair in body.named_parameters() if pair[0].rpartition(".")[0] in inside)
 
@@ -157,7 +157,7 @@ def _torchvision_body(
     if source.path is not None:
         fit_state_dict(network, read_state_dict(source.path), source.path, ("fc",))
     layers = {4: "layer1", 8: "layer2", 16: "layer3", 32: "layer4"}
-    widest = network.fc.in_features  # channels of stride 32; every level below has half of them
+    widest = network.fc.in_features  # channels at stride 32, halved at each lower stride
     channels = {stride: widest * stride // 32 for stride in strides}
     body = IntermediateLayerGetter(network, {layers[stride]: str(index) for index, stride in enumerate(strides)})
     return body, channels, ["bn1", *layers.values()]
@@ -168,18 +168,18 @@ def _timm_body(
 ) -> tuple[nn.Module, dict[int, int], list[str], Sequence[float], Sequence[float]]:
     name = name.removeprefix("timm:")
     if not timm.is_model(name):
-        near = get_close_matches(name, timm.list_models(), n=5)  # all of them would fill a page
+        near = get_close_matches(name, timm.list_models(), n=5)  # there are more than a thousand
         error = unknown_name("backbone", name, {*RESNETS, *near})
-        raise InputError(f"{error} So is every other convolutional network in timm.list_models().")
+        raise InputError(f"{error} Other convolutional networks of timm.list_models() are valid, too.")
     probe: Any = _probe(name)
     reductions, channels = probe.feature_info.reduction(), probe.feature_info.channels()
     layout = str(getattr(probe, "output_fmt", None) or "NCHW").removeprefix("Format.")
     if layout != "NCHW" or not set(strides) <= set(reductions):
         raise InputError(
-            f"Backbone {name!r} gives {layout} maps at strides {reductions}; "
-            f"needed are NCHW maps at strides {list(strides)}. Choose a convolutional network."
+            f"Backbone {name!r} has {layout} feature maps at strides {reductions}; "
+            f"expected NCHW at strides {list(strides)}. Choose a convolutional network."
         )
-    wanted = [reductions.index(stride) for stride in strides]
+    indices = [reductions.index(stride) for stride in strides]
     options: dict[str, Any] = {"features_only": True, "pretrained": source.kind != "none"}
     if source.path is not None:
         network = timm.create_model(name, pretrained=False)
@@ -189,7 +189,7 @@ def _timm_body(
         options["pretrained_cfg_overlay"] = {"state_dict": state}
     try:
         with _quiet_timm():
-            body = timm.create_model(name, out_indices=[probe.feature_info.out_indices[i] for i in wanted], **options)
+            body = timm.create_model(name, out_indices=[probe.feature_info.out_indices[i] for i in indices], **options)
     except OSError as error:
         raise _no_download(name, error) from error
     configuration = timm.get_pretrained_cfg(name)
@@ -198,22 +198,22 @@ def _timm_body(
     else:
         mean, std = configuration.mean, configuration.std
     stages = list(probe.feature_info.module_name())
-    return body, {stride: channels[index] for stride, index in zip(strides, wanted, strict=True)}, stages, mean, std
+    return body, {stride: channels[index] for stride, index in zip(strides, indices, strict=True)}, stages, mean, std
 
 
 def _probe(name: str) -> nn.Module:
-    """Build the network once without weights, to learn what maps it gives."""
+    """Build the network without weights, to inspect its feature maps."""
     try:
         with torch.random.fork_rng(devices=[]):
             probe: nn.Module = timm.create_model(name, features_only=True, pretrained=False)
     except (RuntimeError, AssertionError, AttributeError) as error:
-        raise InputError(f"Backbone {name!r} gives no feature maps ({error}); choose another one.") from error
+        raise InputError(f"Backbone {name!r} has no feature maps ({error}); choose another one.") from error
     return probe
 
 
 @contextmanager
 def _quiet_timm() -> Iterator[None]:
-    """Hold back timm's warning about the classifier, which a detector leaves out on purpose."""
+    """Suppress timm's warning about the classifier, which a detector does not use."""
     logger = logging.getLogger("timm")
     level = logger.level
     logger.setLevel(logging.ERROR)

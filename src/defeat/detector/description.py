@@ -1,20 +1,25 @@
-"""What a `model.json` may say, which is a foreign file: kinds and ranges, checked before anything is built from it."""
+"""Validation of `model.json`, an untrusted file: types and ranges are checked before a detector is built."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from defeat.errors import InputError, shown
+from defeat.errors import InputError, quoted
 
-LARGEST_SIDE = 16_384  # pixels; an image of such sides would fill the memory of any device
+LARGEST_SIDE = 16_384  # pixels; a larger image would fill the memory of any device
+
+
+def default_max_size(size: int) -> int:
+    """Default upper limit of the long side of an image, in pixels: 5/3 of the short side, 1333 for 800."""
+    return round(size * 5 / 3)
 
 
 def _text(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
 
 
-def _whole(least: int, most: int) -> Callable[[Any], bool]:
+def _integer(least: int, most: int) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
@@ -23,67 +28,67 @@ def _names(value: Any) -> bool:
 
 
 def _colour(least: float) -> Callable[[Any], bool]:
-    def fits(value: Any) -> bool:
-        numbers = isinstance(value, list) and all(type(one) in (int, float) for one in value)
-        return numbers and len(value) == 3 and all(least <= one < math.inf for one in value)
+    def accepts(value: Any) -> bool:
+        numeric = isinstance(value, list) and all(type(channel) in (int, float) for channel in value)
+        return numeric and len(value) == 3 and all(least <= channel < math.inf for channel in value)
 
-    return fits
+    return accepts
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What a field may hold.
+    """Valid values of a field.
 
     Attributes:
-        fits: whether a value may stand there.
-        wanted: what may, in words.
+        accepts: whether a value is valid.
+        expected: description of valid values, for messages.
     """
 
-    fits: Callable[[Any], bool]
-    wanted: str
+    accepts: Callable[[Any], bool]
+    expected: str
 
 
 def name_of(kind: str) -> Rule:
-    """The name of something."""
+    """Rule for a name."""
     return Rule(_text, f"the name of a {kind}")
 
 
-def whole_number(least: int, most: int, wanted: str) -> Rule:
-    """A whole number within bounds."""
-    return Rule(_whole(least, most), wanted)
+def integer(least: int, most: int, expected: str) -> Rule:
+    """Rule for an integer in a range."""
+    return Rule(_integer(least, most), expected)
 
 
-SIDE = whole_number(1, LARGEST_SIDE, f"a number of pixels from 1 to {LARGEST_SIDE}")
-NAMES = Rule(_names, "a list of different names")
+SIDE = integer(1, LARGEST_SIDE, f"a number of pixels from 1 to {LARGEST_SIDE}")
+NAMES = Rule(_names, "a list of unique names")
 COLOUR = Rule(_colour(-math.inf), "three numbers")
 POSITIVE_COLOUR = Rule(_colour(1e-6), "three numbers above zero")
 SETTINGS = Rule(lambda value: isinstance(value, dict), "a map of settings")
 
 
-def ruled(rule: Rule, **default: Any) -> Any:
-    """A field of a dataclass that is read from a foreign file.
+def validated(rule: Rule, **default: Any) -> Any:
+    """Define a field of a dataclass that is read from an untrusted file.
 
     Args:
-        rule: what it may hold.
+        rule: valid values.
         default: `default` or `default_factory`, as of `dataclasses.field`.
     """
     return field(metadata={"rule": rule}, **default)
 
 
 def require_description(kind: Any, content: dict[str, Any], origin: object) -> None:
-    """Refuse a description whose values can't be those of a detector.
+    """Refuse a description with invalid values.
 
     Args:
-        kind: the dataclass of the description, whose fields say their rules.
-        content: of a `model.json`.
+        kind: dataclass of the description, with a rule for each field.
+        content: content of a `model.json`.
         origin: the file, for messages.
 
     Raises:
-        InputError: naming the field, what it holds and what it may hold.
+        InputError: the message names the field, its value and the valid values.
     """
-    for one in fields(kind):
-        rule: Rule = one.metadata["rule"]
-        if one.name not in content:
-            raise InputError(f"{origin} does not describe a detector: the field {one.name!r} is missing.")
-        if not rule.fits(content[one.name]):
-            raise InputError(f"{origin}: the field {one.name!r} is {shown(content[one.name])}, not {rule.wanted}.")
+    for entry in fields(kind):
+        name, rule = entry.name, entry.metadata["rule"]
+        if name not in content:
+            raise InputError(f"{origin} does not describe a detector: the field {name!r} is missing.")
+        if not rule.accepts(content[name]):
+            raise InputError(f"{origin}: the field {name!r} is {quoted(content[name])}, not {rule.expected}.")

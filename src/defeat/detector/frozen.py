@@ -1,4 +1,4 @@
-"""A detector that learns no more computes its maps in less time."""
+"""Faster inference of a teacher: batch normalisation folded into convolutions, optionally lower precision."""
 
 from collections import Counter
 from copy import deepcopy
@@ -13,19 +13,19 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from defeat.detector.base import Detector
 from defeat.detector.taps import TappedTeacher
 
-PLAIN = (nn.Conv2d, Conv2dSame)  # other convolutions make their weights anew in each pass
+CONVOLUTIONS = (nn.Conv2d, Conv2dSame)  # others compute their weights in each forward pass
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d, FrozenBatchNormAct2d)
 PROBE = (1, 3, 128, 128)
-CLOSE = 1e-3  # of a map's largest value
+TOLERANCE = 1e-3  # relative to the largest value of a feature map
 
 
 def frozen(detector: Detector | TappedTeacher, dtype: torch.dtype | None = None) -> Detector | TappedTeacher:
-    """A copy of a teacher for inference alone: eval mode, no gradients, normalisation folded into convolutions.
+    """Copy a teacher for inference: eval mode, no gradients, batch normalisation folded into convolutions.
 
     Args:
-        detector: stays as it is.
-        dtype: precision in which the copy's backbone and neck compute; None for that of their weights. The maps
-            themselves are float32 in either case.
+        detector: teacher to copy.
+        dtype: precision of backbone and neck of the copy; None for that of their weights. The feature maps are float32
+            in either case.
     """
     copy = deepcopy(detector).eval().requires_grad_(False)
     if not isinstance(copy, Detector):
@@ -38,11 +38,11 @@ def frozen(detector: Detector | TappedTeacher, dtype: torch.dtype | None = None)
 
 
 class LowPrecision(nn.Module):
-    """A backbone that computes in a lower precision where that is safe, and gives float32 maps.
+    """A backbone under autocast that returns float32 feature maps.
 
     Args:
-        backbone: gives maps of body and neck by stride.
-        dtype: such as bfloat16.
+        backbone: computes feature maps of body and neck by stride.
+        dtype: autocast precision, such as bfloat16.
     """
 
     def __init__(self, backbone: nn.Module, dtype: torch.dtype) -> None:
@@ -50,7 +50,7 @@ class LowPrecision(nn.Module):
         self.backbone, self.dtype = backbone, dtype
 
     def forward(self, images: Tensor) -> tuple[dict[int, Tensor], ...]:
-        """Compute the maps of (B, 3, H, W) normalised images."""
+        """Compute the feature maps of (B, 3, H, W) normalised images."""
         with torch.autocast(images.device.type, self.dtype):
             parts = self.backbone(images)
         return tuple({stride: level.float() for stride, level in part.items()} for part in parts)
@@ -58,54 +58,54 @@ class LowPrecision(nn.Module):
 
 @torch.no_grad()
 def folded(backbone: nn.Module) -> nn.Module:
-    """A copy of a backbone in eval mode whose batch normalisation is part of the convolutions before it.
+    """Copy a backbone in eval mode, and fold its batch normalisation into the preceding convolutions.
 
-    Which normalisation reads which convolution is seen in a forward pass. Where the copy does not give the same maps,
-    because something else reads a convolution, too, the backbone itself is returned.
+    A forward pass determines which normalisation follows which convolution. If the feature maps of the copy differ,
+    because another module also uses the output of a convolution, the backbone itself is returned.
 
     Args:
-        backbone: gives maps of body and neck by stride.
+        backbone: computes feature maps of body and neck by stride.
     """
     weight, copy = next(backbone.parameters()), deepcopy(backbone)
     noise = torch.randn(PROBE, generator=torch.Generator().manual_seed(0)).to(weight)
-    wanted, pairs = _looked_at(copy, noise)
+    expected, pairs = _trace(copy, noise)
     for convolution, norm in pairs:
         _fold(copy, convolution, norm)
-    found = copy(noise)
-    levels = [(ours[stride], theirs[stride]) for ours, theirs in zip(found, wanted, strict=True) for stride in theirs]
-    same = all(bool((ours - theirs).abs().max() <= CLOSE * theirs.abs().max()) for ours, theirs in levels)
-    return copy if same else backbone
+    parts = zip(copy(noise), expected, strict=True)
+    levels = [(folded_maps[stride], maps[stride]) for folded_maps, maps in parts for stride in maps]
+    equal = all(bool((level - other).abs().max() <= TOLERANCE * other.abs().max()) for level, other in levels)
+    return copy if equal else backbone
 
 
-def _looked_at(backbone: nn.Module, images: Tensor) -> tuple[Any, list[tuple[Any, Any]]]:
-    """What a backbone gives, and convolutions with the normalisation that reads them, where both take part once."""
-    made: list[tuple[nn.Module, Tensor]] = []
-    read: list[tuple[nn.Module, Tensor]] = []
+def _trace(backbone: nn.Module, images: Tensor) -> tuple[Any, list[tuple[Any, Any]]]:
+    """Feature maps of a backbone, and pairs of a convolution and the normalisation after it, both called once."""
+    conv_outputs: list[tuple[nn.Module, Tensor]] = []
+    norm_inputs: list[tuple[nn.Module, Tensor]] = []
 
-    def seen(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if type(module) in PLAIN:
-            made.append((module, output))
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if type(module) in CONVOLUTIONS:
+            conv_outputs.append((module, output))
         else:
-            read.append((module, inputs[0]))
+            norm_inputs.append((module, inputs[0]))
 
-    norms = [one for one in backbone.modules() if isinstance(one, NORMS) and one.running_mean is not None]
-    watched = [*norms, *(one for one in backbone.modules() if type(one) in PLAIN)]
-    handles = [module.register_forward_hook(seen) for module in watched]
+    norms = [module for module in backbone.modules() if isinstance(module, NORMS) and module.running_mean is not None]
+    convolutions = [module for module in backbone.modules() if type(module) in CONVOLUTIONS]
+    handles = [module.register_forward_hook(record) for module in (*norms, *convolutions)]
     try:
-        given = backbone(images)
+        maps = backbone(images)
     finally:
         for handle in handles:
             handle.remove()
-    passes = Counter(module for module, _ in (*made, *read))
-    makers = {id(output): convolution for convolution, output in made}  # `made` keeps the outputs alive
-    pairs = [(makers[id(level)], norm) for norm, level in read if id(level) in makers]
-    return given, [pair for pair in pairs if all(passes[module] == 1 for module in pair)]
+    calls = Counter(module for module, _ in (*conv_outputs, *norm_inputs))
+    producers = {id(output): convolution for convolution, output in conv_outputs}  # `conv_outputs` keeps them alive
+    pairs = [(producers[id(features)], norm) for norm, features in norm_inputs if id(features) in producers]
+    return maps, [pair for pair in pairs if all(calls[module] == 1 for module in pair)]
 
 
 def _fold(backbone: nn.Module, convolution: Any, norm: Any) -> None:
     statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
     weight, bias = fuse_conv_bn_weights(convolution.weight, convolution.bias, *statistics)
     convolution.weight, convolution.bias = weight.requires_grad_(False), bias.requires_grad_(False)
-    rest = [one for one in (getattr(norm, "drop", None), getattr(norm, "act", None)) if one is not None]
+    rest = [layer for layer in (getattr(norm, "drop", None), getattr(norm, "act", None)) if layer is not None]
     name = next(name for name, module in backbone.named_modules() if module is norm)
     backbone.set_submodule(name, nn.Sequential(*rest).eval(), strict=True)

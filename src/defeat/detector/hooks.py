@@ -1,10 +1,10 @@
-"""Which outputs of a network are maps: how to write that down, how to read them by forward hooks, and how to find them.
+"""Taps, the outputs of a network that are feature maps: their notation, reading them by forward hooks, finding them.
 
 A tap is written `NAME`, `NAME:CALL`, `NAME[KEY]` or `NAME:CALL[KEY][KEY]`:
 
-- `NAME` is a submodule as in `named_modules`, such as `layer2.0`; nothing stands for the network's own output.
-- `:CALL` counts from 0 which call is meant, where the module runs several times: `head.conv:2` is the third.
-- `[KEY]` is the place or key in a tuple, list or dict: `backbone.fpn[pool]`, `[features][3]`.
+- `NAME` is a submodule as in `named_modules`, such as `layer2.0`; it is empty for the output of the network.
+- `:CALL` is the index of the call if the module runs several times: `head.conv:2` is the third call.
+- `[KEY]` is an index or key of a tuple, list or dict: `backbone.fpn[pool]`, `[features][3]`.
 """
 
 import re
@@ -27,22 +27,22 @@ Size = tuple[int, int]  # height and width
 Result = TypeVar("Result")
 
 TAP = re.compile(r"(?P<name>[^:\[\]]*)(?::(?P<call>\d+))?(?P<keys>(?:\[[^\[\]]+\])*)")
-TOKEN_STRIDES = (4, 8, 16, 32, 14)  # of transformers, those that a candidate may have; of equals the first
-MOST_PREFIX_TOKENS = 8  # class and register tokens that a candidate may have
-DEPTH = 3  # of tuples and dicts that are looked into
-LONGEST_REASON = 160  # characters
+TOKEN_STRIDES = (4, 8, 16, 32, 14)  # strides that a candidate with tokens can have; the first has precedence
+MAX_PREFIX_TOKENS = 8  # class and register tokens that a candidate can have
+MAX_DEPTH = 3  # levels of nested tuples and dicts that are searched
+MAX_REASON_LENGTH = 160  # characters
 
 
 @dataclass(frozen=True)
 class Tap:
-    """Which output of a network is a map.
+    """An output of a network that is a feature map.
 
     Attributes:
-        name: of the submodule; empty for the network itself.
-        call: which of its calls in a forward pass is meant, from 0; None where it has only one.
-        keys: places or keys that lead from its output to the map.
+        name: name of the submodule; empty for the network itself.
+        call: index of its call in a forward pass; None if it is called once.
+        keys: indices or keys that lead from its output to the feature map.
         layout: `maps` (B, C, H, W), `channels_last` (B, H, W, C) or `tokens` (B, N, C).
-        prefix_tokens: tokens before that of the first cell, such as a class token.
+        prefix_tokens: number of tokens before that of the first cell, such as a class token.
     """
 
     name: str
@@ -53,10 +53,10 @@ class Tap:
 
     @classmethod
     def parse(cls, text: str, layout: Layout = "maps", prefix_tokens: int = 0) -> "Tap":
-        """Read a tap such as `head.conv:2` or `backbone.fpn[pool]`.
+        """Parse a tap such as `head.conv:2` or `backbone.fpn[pool]`.
 
         Raises:
-            InputError: the text is not one.
+            InputError: invalid notation.
         """
         parts = TAP.fullmatch(text)
         if parts is None:
@@ -69,10 +69,10 @@ class Tap:
         return f"{self.name}{call}{''.join(f'[{key}]' for key in self.keys)}"
 
     def read(self, output: Any) -> Tensor:
-        """The map in what the submodule gave.
+        """Get the feature map from the output of the submodule.
 
         Raises:
-            InputError: it is not there.
+            InputError: the output does not contain it.
         """
         for key in self.keys:
             valid = _items(output)
@@ -81,15 +81,16 @@ class Tap:
             output = valid[key]
         if not isinstance(output, Tensor):
             parts = ", ".join(f"'{self}[{key}]'" for key in _items(output)) or "none"
-            raise InputError(f"The output of '{self}' is a {type(output).__name__}, not a map. Its parts: {parts}.")
+            actual = type(output).__name__
+            raise InputError(f"The output of '{self}' is a {actual}, not a feature map. Its parts: {parts}.")
         return output
 
 
 class Recorder:
-    """A forward hook that keeps what a tap reads.
+    """A forward hook that records the feature map of a tap.
 
-    It keeps a copy, because an in-place layer that follows may overwrite the map, and in float32, because the network
-    may run under autocast. It refers to no module, so that copies and pickles of a network take theirs along.
+    It records a copy, because a following in-place layer may overwrite the output, and in float32, because the network
+    may run under autocast. It has no reference to a module, so that copies and pickles of a network include it.
     """
 
     def __init__(self, tap: Tap) -> None:
@@ -97,50 +98,50 @@ class Recorder:
         self.maps: list[Tensor] = []
 
     def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        """Note one call of the submodule."""
+        """Record a call of the submodule."""
         if self.active:
             if self.tap.call is None or self.tap.call == self.calls:
                 self.maps.append(self.tap.read(output).detach().to(torch.float32, copy=True))
             self.calls += 1
 
     def start(self) -> None:
-        """Forget all calls, and note those that follow."""
+        """Clear all records and start recording."""
         self.active, self.calls, self.maps = True, 0, []
 
     def stop(self) -> None:
-        """Note no more calls; what was kept is forgotten."""
+        """Stop recording and clear all records."""
         self.active, self.calls, self.maps = False, 0, []
 
     def only_map(self) -> Tensor:
-        """The map that was kept.
+        """Get the recorded feature map.
 
         Raises:
-            InputError: there is none, or more than one.
+            InputError: none or several were recorded.
         """
         if len(self.maps) == 1:
             return self.maps[0]
         if not self.calls:
             raise InputError(
-                f"The module {self.tap.name!r} did not run, or a compiled network that ran before hides its calls: "
-                "make the TappedTeacher before the first call, or of the network before compilation."
+                f"The module {self.tap.name!r} did not run, or its network was compiled and called before: create the "
+                "TappedTeacher before the first call, or from the uncompiled network."
             )
         last = self.calls - 1
         if self.tap.call is None:
-            chosen = replace(self.tap, call=last)
-            raise InputError(f"'{self.tap}' runs {self.calls} times: choose a call from 0 to {last}, e.g. '{chosen}'.")
+            example = replace(self.tap, call=last)
+            raise InputError(f"'{self.tap}' runs {self.calls} times: choose a call from 0 to {last}, e.g. '{example}'.")
         raise InputError(f"'{self.tap}': the module runs {self.calls} times; choose a call from 0 to {last}.")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An output of a network that may be tapped.
+    """An output of a network that can be a tap.
 
     Attributes:
-        name: the tap.
-        shape: of the output for one image.
+        name: notation of the tap.
+        shape: shape of the output for one image.
         stride: pixels of the image per cell.
         layout: `maps`, `channels_last` or `tokens`.
-        prefix_tokens: tokens before that of the first cell, if the layout is that of tokens.
+        prefix_tokens: number of tokens before that of the first cell, for the layout `tokens`.
     """
 
     name: str
@@ -158,15 +159,15 @@ class Candidate:
         return f"'{self.name}' {self.shape}{options[self.layout]}"
 
 
-class Watcher:
-    """A forward hook that notes the shapes of all tensors that a submodule gives."""
+class ShapeRecorder:
+    """A forward hook that records the shapes of all output tensors of a submodule."""
 
-    def __init__(self, name: str, seen: list[tuple[str, dict[str, tuple[int, ...]]]]) -> None:
-        self.name, self.seen = name, seen
+    def __init__(self, name: str, outputs: list[tuple[str, dict[str, tuple[int, ...]]]]) -> None:
+        self.name, self.outputs = name, outputs
 
     def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        """Note one call."""
-        self.seen.append((self.name, dict(_shapes(output))))
+        """Record one call."""
+        self.outputs.append((self.name, dict(_shapes(output))))
 
 
 def candidate_taps(
@@ -175,26 +176,29 @@ def candidate_taps(
     takes: Takes | None = None,
     preprocess: Callable[[Tensor], Tensor] | None = None,
 ) -> list[Candidate]:
-    """List the outputs of a network and its submodules that look like maps, in the order in which they are computed.
+    """List the outputs of a network and its submodules that look like feature maps, in the order of computation.
 
-    Maps of a single cell are left out. With height and width that differ, no layout is mistaken for another.
+    Outputs of a single cell are omitted. If height and width differ, layouts are not confused.
 
     Args:
-        module: takes (1, 3, H, W), or a list of (3, H, W).
-        size: height and width in pixels of the black image that it is tried with.
-        takes: `tensor` or `list`; None to find out.
-        preprocess: makes (1, 3, H, W) float32 in 0..1 what the network expects.
+        module: a network whose input is (1, 3, H, W), or a list of (3, H, W).
+        size: height and width in pixels of the black image used as input.
+        takes: `tensor` or `list`; None to detect it.
+        preprocess: converts (1, 3, H, W) float32 in 0..1 to the input of the network.
 
     Raises:
-        InputError: the network does not run.
+        InputError: the network fails to run.
     """
     images = torch.zeros(1, 3, *size, device=device_of(module))
     images = images if preprocess is None else preprocess(images)
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
-        return first_that_runs(
-            module, images, takes, lambda form: watched(module, images if form == "tensor" else list(images), size)
+        return first_working_form(
+            module,
+            images,
+            takes,
+            lambda form: traced_candidates(module, images if form == "tensor" else list(images), size),
         )
     finally:
         for part, mode in modes.items():
@@ -202,51 +206,51 @@ def candidate_taps(
 
 
 @torch.no_grad()
-def watched(module: nn.Module, inputs: Tensor | list[Tensor], image: Size) -> list[Candidate]:
-    """The candidates among the outputs of one forward pass of one image.
+def traced_candidates(module: nn.Module, inputs: Tensor | list[Tensor], image: Size) -> list[Candidate]:
+    """Find the candidates among the outputs of a forward pass of one image.
 
     Args:
-        module: in eval mode.
-        inputs: what it takes.
-        image: height and width in pixels.
+        module: network in eval mode.
+        inputs: its input.
+        image: height and width of the image in pixels.
     """
-    seen: list[tuple[str, dict[str, tuple[int, ...]]]] = []
+    outputs: list[tuple[str, dict[str, tuple[int, ...]]]] = []
     first = {id(part): name for name, part in reversed(submodules(module).items())}
     handles = [
-        part.register_forward_hook(Watcher(name, seen))
+        part.register_forward_hook(ShapeRecorder(name, outputs))
         for name, part in submodules(module).items()
         if name and first[id(part)] == name
     ]
     try:
-        with eager(module):
-            seen.append(("", dict(_shapes(module(inputs)))))
+        with force_eager(module):
+            outputs.append(("", dict(_shapes(module(inputs)))))
     finally:
         for handle in handles:
             handle.remove()
-    runs, calls, candidates = Counter(name for name, _ in seen), Counter[str](), []
-    for name, shapes in seen:
+    runs, calls, candidates = Counter(name for name, _ in outputs), Counter[str](), []
+    for name, shapes in outputs:
         call = f":{calls[name]}" if runs[name] > 1 else ""
         calls[name] += 1
         for keys, shape in shapes.items():
-            candidates += [Candidate(f"{name}{call}{keys}", shape, *likeness) for likeness in _likenesses(shape, image)]
+            candidates += [Candidate(f"{name}{call}{keys}", shape, *layout) for layout in _layouts(shape, image)]
     return candidates
 
 
-def first_that_runs(
+def first_working_form(
     module: nn.Module, images: Tensor, takes: Takes | None, attempt: Callable[[Takes], Result]
 ) -> Result:
-    """The result of the first of the forms in which a network may take images that it runs with.
+    """Run a network with a tensor or a list of images, whichever works first, and return the result.
 
     Args:
         module: the network.
         images: (1, 3, H, W), for the message.
-        takes: the form to use; None to try both.
-        attempt: runs the network with images in a form.
+        takes: form of the input; None to try both.
+        attempt: runs the network with a form of the input.
 
     Raises:
-        InputError: it runs with none of them.
+        InputError: the network fails with both.
     """
-    forms: tuple[Takes, ...] = ("list", "tensor") if takes_crops(module) else ("tensor", "list")
+    forms: tuple[Takes, ...] = ("list", "tensor") if is_torchvision_detector(module) else ("tensor", "list")
     failures = []
     for form in (takes,) if takes else forms:
         try:
@@ -254,35 +258,35 @@ def first_that_runs(
         except InputError:
             raise
         except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST_REASON]
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:MAX_REASON_LENGTH]
             shape = tuple(images.shape) if form == "tensor" else tuple(images.shape[1:])
             failures.append(f"with a {'tensor' if form == 'tensor' else 'list of one tensor'} {shape}: {reason}")
     raise InputError(
-        f"{kind(module)} does not run {'; nor '.join(failures)}. Hand over the part of it that takes images, an image "
-        "size that it accepts, or a preprocess that makes its input."
+        f"{class_name(module)} does not run {'; nor '.join(failures)}. Give the part of it whose input is images, an "
+        "image size that it accepts, or a preprocess that creates its input."
     )
 
 
 def submodules(module: nn.Module) -> dict[str, nn.Module]:
-    """All submodules by name, without the additions that `torch.compile` makes to names."""
+    """All submodules by name, without the prefixes that `torch.compile` adds."""
     named: dict[str, nn.Module] = {}
     for name, part in module.named_modules(remove_duplicate=False):
         named.setdefault(".".join(step for step in name.split(".") if step != "_orig_mod"), part)
     return named
 
 
-def tapped(tap: str | Tap, module: nn.Module, layout: Layout, prefix_tokens: int) -> Tap:
-    """The tap that a text or a `Tap` stands for, in a network.
+def resolve_tap(tap: str | Tap, module: nn.Module, layout: Layout, prefix_tokens: int) -> Tap:
+    """Parse a tap given as text, and check that its submodule exists.
 
     Raises:
-        InputError: the network has no such submodule.
+        InputError: invalid notation or unknown submodule.
     """
     tap = tap if isinstance(tap, Tap) else Tap.parse(tap, layout, prefix_tokens)
-    named = submodules(module)
-    if tap.name not in named:
-        near = get_close_matches(tap.name, named, n=5) or [name for name, _ in module.named_children()]
+    modules = submodules(module)
+    if tap.name not in modules:
+        near = get_close_matches(tap.name, modules, n=5) or [name for name, _ in module.named_children()]
         raise InputError(
-            f"{unknown_name('module', tap.name, near)} So is every other submodule; candidate_taps lists all maps."
+            f"{unknown_name('module', tap.name, near)} These are the nearest; candidate_taps lists all feature maps."
         )
     return tap
 
@@ -293,50 +297,49 @@ def is_compiled(module: nn.Module) -> bool:
     return any("_orig_mod" in part._modules or part._compiled_call_impl is not None for part in parts)
 
 
-def eager(module: nn.Module) -> AbstractContextManager[Any]:
-    """Run a network without its compiled code, for which it may be too early."""
+def force_eager(module: nn.Module) -> AbstractContextManager[Any]:
+    """Run a network without compiling it."""
     return torch.compiler.set_stance("force_eager") if is_compiled(module) else nullcontext()
 
 
-def takes_crops(module: nn.Module) -> bool:
-    """Whether a network is one of torchvision's detectors, which take a list, resize and normalise by themselves."""
+def is_torchvision_detector(module: nn.Module) -> bool:
+    """Whether a network is a detector of torchvision, whose input is a list and which resizes and normalises it."""
     return isinstance(getattr(module, "transform", None), GeneralizedRCNNTransform)
 
 
-def kind(module: nn.Module) -> str:
-    """The name of a network's class."""
+def class_name(module: nn.Module) -> str:
+    """Name of a network's class."""
     return type(getattr(module, "_orig_mod", module)).__name__
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where a network's weights are."""
+    """Device of a network's parameters and buffers."""
     tensors = (tensor for part in (module.parameters(), module.buffers()) for tensor in part)
     return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
 def cells(side: int, stride: int) -> int:
-    """How many cells of a stride a side of an image has, counting one that is cut off."""
+    """Number of cells along a side of an image, including a partial one."""
     return -(-side // stride)
 
 
-def meets(shape: Sequence[int], image: Size, stride: int) -> bool:
-    """Whether a map of this height and width has a stride; a cell that is cut off may be left out."""
+def has_stride(shape: Sequence[int], image: Size, stride: int) -> bool:
+    """Whether a feature map of this height and width has a stride; a partial cell may be missing."""
     sides = zip(shape, image, strict=True)
     return all(max(1, side // stride) <= count <= cells(side, stride) for count, side in sides)
 
 
 def stride_of(shape: Sequence[int], image: Size) -> int | None:
-    """The stride of a map of this height and width, a power of two if possible; None where it has none."""
+    """Stride of a feature map of this height and width, a power of two if possible; None if it has none."""
     if max(shape) < 2 or min(shape) < 1:
         return None
     powers = [2**power for power in range(max(image).bit_length())]
-    return next(
-        (stride for stride in (*powers, round(image[0] / shape[0])) if stride and meets(shape, image, stride)), None
-    )
+    strides = (stride for stride in (*powers, round(image[0] / shape[0])) if stride)
+    return next((stride for stride in strides if has_stride(shape, image, stride)), None)
 
 
-def _likenesses(shape: tuple[int, ...], image: Size) -> list[tuple[int, Layout, int]]:
-    """Stride, layout and prefix tokens, if an output's shape looks like that of one image's map; else nothing."""
+def _layouts(shape: tuple[int, ...], image: Size) -> list[tuple[int, Layout, int]]:
+    """Stride, layout and prefix tokens of an output that looks like the feature map of one image; else empty."""
     if len(shape) == 4 and shape[0] == 1:
         strides: dict[Layout, int | None] = {
             "maps": stride_of(shape[2:], image),
@@ -346,23 +349,23 @@ def _likenesses(shape: tuple[int, ...], image: Size) -> list[tuple[int, Layout, 
     if len(shape) == 3 and shape[0] == 1:
         counts = {stride: (image[0] // stride) * (image[1] // stride) for stride in TOKEN_STRIDES}
         surplus = {stride: shape[1] - count for stride, count in counts.items() if count > 1}
-        likely = {stride: more for stride, more in surplus.items() if 0 <= more <= MOST_PREFIX_TOKENS}
-        fewest = min(likely, key=likely.__getitem__, default=0)
-        return [(fewest, "tokens", likely[fewest])] if likely else []
+        prefixes = {stride: count for stride, count in surplus.items() if 0 <= count <= MAX_PREFIX_TOKENS}
+        likely = min(prefixes, key=prefixes.__getitem__, default=0)
+        return [(likely, "tokens", prefixes[likely])] if prefixes else []
     return []
 
 
 def _items(output: Any) -> dict[str, Any]:
-    """The parts of a tuple, list or dict, by place or key."""
+    """Items of a tuple, list or dict by index or key."""
     if isinstance(output, Mapping):
         return {str(key): value for key, value in output.items()}
     if isinstance(output, (tuple, list)):
-        return {str(place): value for place, value in enumerate(output)}
+        return {str(index): value for index, value in enumerate(output)}
     return {}
 
 
-def _shapes(output: Any, keys: str = "", depth: int = DEPTH) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The shapes of all tensors in an output, with the keys that lead to them."""
+def _shapes(output: Any, keys: str = "", depth: int = MAX_DEPTH) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Shapes of all tensors in an output, with the keys that lead to them."""
     if isinstance(output, Tensor):
         yield keys, tuple(output.shape)
     elif depth:

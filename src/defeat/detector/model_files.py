@@ -1,4 +1,4 @@
-"""The two files that hold a trained detector: `model.json` says what it is, `model.safetensors` holds its weights."""
+"""The files of a trained detector: its description `model.json` and its weights `model.safetensors`."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from defeat.detector.base import Detector, DetectorSpec
 from defeat.detector.description import require_description
-from defeat.detector.weights import first_not_finite, misfits
+from defeat.detector.weights import first_not_finite, mismatches
 from defeat.errors import InputError
 from defeat.files import write_atomically
 
@@ -20,12 +20,12 @@ FORMAT = 1
 
 
 def save_model(detector: Detector, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
-    """Write a detector, and nothing but the detector, into a folder; each file is complete or absent.
+    """Write a detector into a folder; each file is complete or missing.
 
     Args:
-        detector: what to save.
+        detector: detector to save.
         folder: an existing folder.
-        state: a state dict of the detector; by default the one that it has now.
+        state: state dict to save; by default that of the detector.
     """
     description = asdict(detector.spec)
     description["mean"], description["std"] = list(detector.info.mean), list(detector.info.std)
@@ -37,39 +37,39 @@ def save_model(detector: Detector, folder: Path, state: Mapping[str, Tensor] | N
 
 
 def load_model(folder: Path, build: Callable[[dict[str, Any]], Detector]) -> Detector:
-    """Read a detector that `save_model` wrote.
+    """Load a detector written by `save_model`.
 
     Args:
         folder: a run directory.
-        build: makes a detector with random weights from its description.
+        build: builds a detector with random weights from its description.
 
     Raises:
         InputError: a file is missing or damaged.
     """
     description = read_description(folder)
-    described = folder / "model.json"
+    json_path = folder / "model.json"
     if description.pop("format") != FORMAT:
-        raise InputError(f"{described} was written by another version of this program.")
+        raise InputError(f"{json_path} was written by another version of this program.")
     path = folder / "model.safetensors"
     if not path.is_file():
         raise InputError(f"{path} is missing: the run has no trained model yet.")
-    require_description(DetectorSpec, description, described)
+    require_description(DetectorSpec, description, json_path)
     try:
         weights = load_file(path)
-        # Built without memory first: a description may ask for more than there is, and its weights know better.
+        # Built without memory first: an untrusted description may be too large, and the weights show its real size.
         with torch.device("meta"):
             expected = build(description).state_dict()
-        if wrong := misfits(expected, weights):
-            raise RuntimeError(f"{len(wrong)} tensors are missing, unknown or of another shape, e.g. {wrong[0]}")
+        if names := mismatches(expected, weights):
+            raise RuntimeError(f"{len(names)} tensors are missing, unknown or of another shape, e.g. {names[0]}")
         detector = build(description)
         detector.load_state_dict(weights)
     except InputError as error:
-        raise InputError(f"{described} describes no detector that can be built: {error}") from error
-    except Exception as error:  # whatever kind the parts raise that were built from a foreign description
+        raise InputError(f"{json_path} does not describe a valid detector: {error}") from error
+    except Exception as error:  # of any type, raised by modules with untrusted arguments
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(":.")
-        raise InputError(f"{path} is damaged or does not belong to {described} ({reason}).") from error
+        raise InputError(f"{path} is damaged or does not belong to {json_path} ({reason}).") from error
     if (name := first_not_finite(weights)) is not None:
-        raise InputError(f"{path} holds weights that are not finite ({name}): the detector can't detect anything.")
+        raise InputError(f"{path} contains weights that are not finite ({name}).")
     return detector
 
 
@@ -77,7 +77,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     """Read the `model.json` of a run directory.
 
     Raises:
-        InputError: it is missing or not valid.
+        InputError: the file is missing or invalid.
     """
     path = folder / "model.json"
     if not path.is_file():

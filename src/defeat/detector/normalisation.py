@@ -1,10 +1,11 @@
-"""The normalisation layers of a backbone: what `--norm` does to them."""
+"""Normalisation layers: `--norm` of a backbone, and group normalisation of a head."""
 
 import math
 from typing import Any, Literal, cast, get_args
 
+import torch
 from timm.layers import BatchNormAct2d, GroupNormAct, convert_sync_batchnorm, freeze_batch_norm_2d
-from torch import nn
+from torch import Tensor, nn
 
 from defeat.errors import unknown_name
 
@@ -12,18 +13,30 @@ Norm = Literal["bn", "syncbn", "bn_eval", "frozen", "gn"]
 NORMS: tuple[str, ...] = get_args(Norm)
 
 
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation that also accepts a single value per group, whose result is the bias.
+
+    That is a feature map of one cell with one channel per group. `nn.GroupNorm` accepts it for several images, with the
+    same result, but not for one image.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Normalise (B, C, H, W) features."""
+        return torch.group_norm(features, self.num_groups, self.weight, self.bias, self.eps)
+
+
 def apply_norm(body: nn.Module, norm: str) -> nn.Module:
-    """Turn the batch normalisation of a backbone into what was asked for, keeping its affine weights.
+    """Replace the batch normalisation of a backbone; affine weights are kept.
 
     Args:
-        body: a network with `BatchNorm2d` layers; it is changed in place where possible.
-        norm: `bn` (as it is: statistics of the batch on one device), `syncbn` (statistics over all devices), `bn_eval`
-            (statistics of the pretraining, affine weights are trained; `Backbone` holds them in eval mode), `frozen`
-            (statistics and affine weights stay those of the pretraining) or `gn` (group normalisation, 32 groups or
-            the largest number that divides the channels; the statistics of the pretraining are lost).
+        body: a network with `BatchNorm2d` layers; it is changed in place if possible.
+        norm: `bn` (unchanged: batch statistics of one device), `syncbn` (batch statistics of all devices), `bn_eval`
+            (pretrained statistics, trained affine weights; `Backbone` keeps these layers in eval mode), `frozen`
+            (pretrained statistics and affine weights) or `gn` (group normalisation; the number of groups is the
+            greatest common divisor of 32 and the channels; the pretrained statistics are lost).
 
     Raises:
-        InputError: the name is unknown.
+        InputError: unknown name.
     """
     if norm not in NORMS:
         raise unknown_name("norm", norm, NORMS)

@@ -1,136 +1,138 @@
-"""Settings of a family may come from a command line or from a foreign `model.json`: kinds and ranges are checked."""
+"""Options of a detector family, whose types and ranges are validated: they may come from an untrusted `model.json`."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import field, fields, replace
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from defeat.errors import InputError, shown
+from defeat.errors import InputError, quoted
 from defeat.settings import AUTO
 
-MOST = 1_000_000  # of anything that is counted
+MAX_COUNT = 1_000_000
 
 Options = TypeVar("Options")
 
 
-def fitted_to_data(usual: Any, shown: str = "", as_teacher: bool = False, same_size: bool = False) -> Any:
-    """A field of a family's options whose value follows from the data by default.
+def fitted_to_data(usual: Any, summary: str = "", from_teacher: bool = False, same_size: bool = False) -> Any:
+    """Define a field of a family's options whose value is derived from the data by default.
 
     Args:
-        usual: its value where there are no data: torchvision's, which checkpoints without the field were made with.
-        shown: how its value is named to a user, with `{}` for the value; empty for not at all.
-        as_teacher: whether a student takes over the value of a teacher of the same family, so that it can begin with
-            the teacher's weights, or be compared with it prediction by prediction.
-        same_size: whether it does so only where both resize images to the same size.
+        usual: value without data, that of torchvision; checkpoints without the field use it, too.
+        summary: text that shows the value to a user, with `{}` for the value; empty to omit it.
+        from_teacher: whether a student uses the value of a teacher of the same family, so that it can inherit the
+            teacher's weights, or be compared with its predictions.
+        same_size: whether it does so only if both have the same input size.
     """
-    about = {"usual": usual, "shown": shown, "as_teacher": as_teacher, "same_size": same_size}
+    metadata = {"usual": usual, "summary": summary, "from_teacher": from_teacher, "same_size": same_size}
     if isinstance(usual, int):
-        about["bounds"] = (1, MOST)
-    return field(default=AUTO, metadata=about)
+        metadata["bounds"] = (1, MAX_COUNT)
+    return field(default=AUTO, metadata=metadata)
 
 
-def bounded(default: float, least: float, most: float = MOST) -> Any:
-    """A field of a family's options that holds a number.
+def bounded(default: float, least: float, most: float = MAX_COUNT) -> Any:
+    """Define a numeric field of a family's options.
 
     Args:
-        default: its value where none is given; a whole number for a field of whole numbers.
-        least: the least value that can work.
-        most: the greatest.
+        default: default value; an integer for an integer field.
+        least: lower limit.
+        most: upper limit.
     """
     return field(default=default, metadata={"bounds": (least, most)})
 
 
-def settled(options: Options) -> Options:
-    """The same options, with usual values where they would follow from data."""
-    found: Any = options
-    usual = {one.name: one.metadata["usual"] for one in fields(found) if _is_automatic(found, one)}
-    changed: Options = replace(found, **usual)
+def with_usual_values(options: Options) -> Options:
+    """Replace `auto` by the values without data."""
+    given: Any = options
+    usual = {entry.name: entry.metadata["usual"] for entry in fields(given) if _is_automatic(given, entry)}
+    changed: Options = replace(given, **usual)
     return changed
 
 
 def automatic(options: Any) -> list[str]:
-    """Names of the options that are to follow from the data."""
-    return [one.name for one in fields(options) if _is_automatic(options, one)]
+    """Names of the options that are `auto`."""
+    return [entry.name for entry in fields(options) if _is_automatic(options, entry)]
 
 
-def taken_over(options: Options, teacher: Options, same_size: bool) -> Options:
-    """The same options, with a teacher's values where they are to be equal.
+def with_teacher_values(options: Options, teacher: Options, same_size: bool) -> Options:
+    """Replace `auto` by the values of a teacher in options that should be equal.
 
     Args:
-        options: of the student.
-        teacher: of a teacher of the same family, settled.
-        same_size: whether both resize images to the same size.
+        options: options of the student.
+        teacher: options of a teacher of the same family, without `auto`.
+        same_size: whether both have the same input size.
     """
-    found: Any = options
+    given: Any = options
     names = [
-        one.name
-        for one in fields(found)
-        if _is_automatic(found, one) and one.metadata["as_teacher"] and (same_size or not one.metadata["same_size"])
+        entry.name
+        for entry in fields(given)
+        if _is_automatic(given, entry)
+        and entry.metadata["from_teacher"]
+        and (same_size or not entry.metadata["same_size"])
     ]
-    changed: Options = replace(found, **{name: getattr(teacher, name) for name in names})
+    changed: Options = replace(given, **{name: getattr(teacher, name) for name in names})
     return changed
 
 
-def described(kind: Any, values: Mapping[str, Any]) -> list[str]:
-    """How values that followed from the data are named to a user.
+def summaries(kind: Any, values: Mapping[str, Any]) -> list[str]:
+    """Texts that show derived values to a user.
 
     Args:
-        kind: the dataclass of a family's options.
-        values: some of its fields.
+        kind: dataclass of a family's options.
+        values: values of some of its fields.
     """
     texts = []
-    for one in fields(kind):
-        if one.name in values and one.metadata.get("shown"):
-            value = values[one.name]
+    for entry in fields(kind):
+        if entry.name in values and entry.metadata.get("summary"):
+            value = values[entry.name]
             text = " ".join(f"{side:g}" for side in value) if isinstance(value, list | tuple) else str(value)
-            texts.append(one.metadata["shown"].format(text))
+            texts.append(entry.metadata["summary"].format(text))
     return texts
 
 
-def _is_automatic(options: Any, one: Any) -> bool:
-    return "usual" in one.metadata and getattr(options, one.name) == AUTO
+def _is_automatic(options: Any, entry: Any) -> bool:
+    return "usual" in entry.metadata and getattr(options, entry.name) == AUTO
 
 
 def require_valid(options: Any) -> None:
-    """Refuse settings of a family that can't work.
+    """Refuse invalid options of a family.
 
-    Numbers lie within the bounds of their field (`bounded`, `fitted_to_data`), sides of anchors are above zero, one for
-    each level, and names are those of the field's `Literal`. What is fitted to the data may be `auto`.
+    Numbers must be within the bounds of their field (`bounded`, `fitted_to_data`), sides of anchors above zero, one per
+    level, and names among those of the field's `Literal`. Options derived from the data may be `auto`.
 
     Args:
         options: a dataclass with a default for every field.
 
     Raises:
-        InputError: naming the first such setting, its range and its value.
+        InputError: the message names the first invalid option, its range and its value.
     """
     hints = get_type_hints(type(options))
-    for one in fields(options):
-        if _is_automatic(options, one):
+    for entry in fields(options):
+        if _is_automatic(options, entry):
             continue
-        value, usual = getattr(options, one.name), one.metadata.get("usual", one.default)
-        fits, wanted = _judged(value, usual, one.metadata.get("bounds"), hints[one.name])
-        if not fits:
-            wanted += ", or auto" * ("usual" in one.metadata)
-            raise InputError(f"--detector.{one.name.replace('_', '-')} must be {wanted}, not {shown(value)}.")
+        value, usual = getattr(options, entry.name), entry.metadata.get("usual", entry.default)
+        valid, expected = _validate(value, usual, entry.metadata.get("bounds"), hints[entry.name])
+        if not valid:
+            expected += ", or auto" * ("usual" in entry.metadata)
+            raise InputError(f"--detector.{entry.name.replace('_', '-')} must be {expected}, not {quoted(value)}.")
 
 
-def _judged(value: Any, usual: Any, bounds: tuple[float, float] | None, hint: Any) -> tuple[bool, str]:
-    """Whether a value fits a field, and what would."""
+def _validate(value: Any, usual: Any, bounds: tuple[float, float] | None, hint: Any) -> tuple[bool, str]:
+    """Whether a value is valid for a field, and a description of valid values."""
     if bounds is not None:
         least, most = bounds
-        whole = isinstance(usual, int)
-        number = type(value) is int or (not whole and type(value) is float)
-        fits = number and least <= value <= most
-        return fits, f"a number from {least} to {most}" if whole else f"between {least:g} and {most:g}"
+        integral = isinstance(usual, int)
+        number = type(value) is int or (not integral and type(value) is float)
+        valid = number and least <= value <= most
+        return valid, f"a number from {least} to {most}" if integral else f"between {least:g} and {most:g}"
     if isinstance(usual, bool):
         return isinstance(value, bool), "true or false"
     if isinstance(usual, tuple):
-        return _sides(value, len(usual)), f"{len(usual)} sides of 1 pixel or more"
+        return _are_sides(value, len(usual)), f"{len(usual)} sides of 1 pixel or more"
     names = [name for name in get_args(hint) if name != AUTO]
     return isinstance(value, str) and value in names, f"one of {', '.join(names)}"
 
 
-def _sides(value: Any, count: int) -> bool:
+def _are_sides(value: Any, count: int) -> bool:
     return (
         isinstance(value, list | tuple)
         and len(value) == count

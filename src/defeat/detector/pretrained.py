@@ -1,4 +1,4 @@
-"""Detectors with torchvision's own weights."""
+"""Detectors with weights of torchvision."""
 
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from defeat.detector.families import faster_rcnn, retinanet
 from defeat.detector.weights import read_state_dict
 from defeat.errors import InputError, unknown_name
 
+PREFIX = "torchvision:"  # marks the name of a torchvision model where a run directory is expected
 CONVERTERS = {
     "fasterrcnn_resnet50_fpn": faster_rcnn.from_torchvision,
     "fasterrcnn_resnet50_fpn_v2": faster_rcnn.from_torchvision,
@@ -16,20 +17,25 @@ CONVERTERS = {
     "retinanet_resnet50_fpn_v2": retinanet.from_torchvision,
 }
 
-# The tensor whose length tells how many classes (background included) a checkpoint was made for, and how many entries
-# there are for each of them.
+# The tensor whose length gives the number of classes of a checkpoint (including background), and its entries per class.
 CLASS_TENSORS = {"roi_heads.box_predictor.cls_score.bias": 1, "head.classification_head.cls_logits.bias": 9}
 
 
+def torchvision_name(source: str | Path) -> str | None:
+    """The model name of a source such as `torchvision:retinanet_resnet50_fpn`; None for a run directory."""
+    name = str(source)
+    return name.removeprefix(PREFIX) if name.startswith(PREFIX) else None
+
+
 def load_torchvision(name: str, weights: str | Path | None = None) -> Detector:
-    """Load one of torchvision's detectors.
+    """Load a detector of torchvision.
 
     Args:
         name: torchvision's name, e.g. `fasterrcnn_resnet50_fpn_v2`.
         weights: a file with a state dict; None downloads the weights that torchvision published (COCO).
 
     Raises:
-        InputError: unknown name, no connection, or a file that does not fit.
+        InputError: unknown name, failed download, or a file that does not match.
     """
     if name not in CONVERTERS:
         raise unknown_name("torchvision detector", name, CONVERTERS)
@@ -43,9 +49,9 @@ def load_torchvision(name: str, weights: str | Path | None = None) -> Detector:
                 f"The weights of torchvision's {name} could not be downloaded ({type(error).__name__}); "
                 "give a file with its state dict instead."
             ) from error
-        return CONVERTERS[name](core, categories, f"torchvision:{name}")
+        return CONVERTERS[name](core, categories, PREFIX + name)
     state = read_state_dict(Path(weights))
-    count = next((len(state[key]) // each for key, each in CLASS_TENSORS.items() if key in state), None)
+    count = next((len(state[key]) // entries for key, entries in CLASS_TENSORS.items() if key in state), None)
     if count is None:
         raise InputError(f"{weights} is not a checkpoint of torchvision's {name}: it has no classification layer.")
     core = get_model(name, weights=None, weights_backbone=None, num_classes=count)
@@ -56,4 +62,4 @@ def load_torchvision(name: str, weights: str | Path | None = None) -> Detector:
             f"{weights} does not fit torchvision's {name}: {str(error).splitlines()[-1].strip()}"
         ) from error
     classes = categories if len(categories) == count - 1 else tuple(f"class {index}" for index in range(count - 1))
-    return CONVERTERS[name](core, classes, f"torchvision:{name}")
+    return CONVERTERS[name](core, classes, PREFIX + name)

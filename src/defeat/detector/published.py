@@ -1,9 +1,8 @@
-"""What the published configurations do otherwise than torchvision's detectors.
+"""Differences between the published configurations and torchvision's detectors.
 
-Guo et al. (CVPR 2021) trained with MMDetection 2.0: anchors are not rounded, boxes are learned by an absolute loss,
-RoIAlign leaves out its shift of half a pixel and samples as densely as needed, one-stage losses are averaged over the
-batch, and some layers begin with other weights. Each is a setting of its family; torchvision's way is the default, and
-what torchvision's own checkpoints need.
+Guo et al. (CVPR 2021) trained with MMDetection 2.0: anchors are not rounded, the box loss is L1, RoIAlign is aligned
+with adaptive sampling, one-stage losses are averaged over the batch, and some layers have another initialisation. Each
+is an option of its family; the defaults are those of torchvision, which its checkpoints need.
 """
 
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from torchvision.models.detection.roi_heads import fastrcnn_loss
 from torchvision.models.detection.rpn import AnchorGenerator, RegionProposalNetwork
 from torchvision.ops import FeaturePyramidNetwork, roi_align, sigmoid_focal_loss
 
-CANONICAL_SIDE = 56.0  # boxes of up to twice this side are pooled from the finest level
+CANONICAL_SIDE = 56.0  # boxes with a side of less than twice this are pooled from the finest level
 
 
 class ExactAnchors(AnchorGenerator):  # type: ignore[misc] # torchvision has no types
@@ -30,7 +29,7 @@ class ExactAnchors(AnchorGenerator):  # type: ignore[misc] # torchvision has no 
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """Anchors (A, 4) around the origin: the ratios (height over width) one after the other, each of all scales."""
+        """Anchors (A, 4) around the origin, ordered by ratio (height over width), then scale."""
         side = torch.as_tensor(scales, dtype=dtype, device=device)
         root = torch.as_tensor(aspect_ratios, dtype=dtype, device=device).sqrt()
         width, height = (side / root[:, None]).flatten(), (side * root[:, None]).flatten()
@@ -38,12 +37,12 @@ class ExactAnchors(AnchorGenerator):  # type: ignore[misc] # torchvision has no 
 
 
 class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
-    """A region proposal network with a choice of losses.
+    """A region proposal network with configurable losses.
 
     Attributes:
         box_loss: `smooth_l1` (torchvision: squared below 1/9) or `l1`.
         negative_weight: weight of negative anchors in the classification loss, 0 or more.
-        annotated: whether each image of the batch is; in one that is not, what is no object is undecided.
+        annotated: whether each image of the batch is annotated; negative anchors of other images are ignored.
     """
 
     box_loss = "smooth_l1"
@@ -52,9 +51,9 @@ class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
 
     @classmethod
     def of(cls, network: RegionProposalNetwork, box_loss: str) -> "ProposalNetwork":
-        """Take over the parts and settings of torchvision's network."""
+        """Create it from the parts and settings of torchvision's network."""
         matcher, sampler = network.proposal_matcher, network.fg_bg_sampler
-        taken = cls(
+        converted = cls(
             network.anchor_generator,
             network.head,
             matcher.high_threshold,
@@ -66,18 +65,18 @@ class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
             network.nms_thresh,
             network.score_thresh,
         )
-        taken.box_loss = box_loss
-        return taken
+        converted.box_loss = box_loss
+        return converted
 
     def assign_targets_to_anchors(
         self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Label anchors 1 on an object, 0 beside all, and -1 where undecided, with the box that each belongs to."""
+        """Label anchors 1 (positive), 0 (negative) or -1 (ignored), with the box matched to each."""
         labels, boxes = super().assign_targets_to_anchors(anchors, targets)
-        undecided = [not one for one in self.annotated] or [False] * len(labels)
+        annotated = self.annotated or [True] * len(labels)
         labels = [
-            torch.where(label == 0, -1.0, label) if skip else label
-            for label, skip in zip(labels, undecided, strict=True)
+            label if complete else torch.where(label == 0, -1.0, label)
+            for label, complete in zip(labels, annotated, strict=True)
         ]
         return labels, boxes
 
@@ -85,27 +84,27 @@ class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
         self, objectness: Tensor, deltas: Tensor, labels: list[Tensor], targets: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Compute the losses of objectness and boxes over the sampled anchors of all images."""
-        if not any(self.annotated or [True]) and not any(bool((one > 0).any()) for one in labels):
-            return 0 * objectness.sum(), 0 * deltas.sum()  # no anchor is decided
+        if not any(self.annotated or [True]) and not any(bool((label > 0).any()) for label in labels):
+            return 0 * objectness.sum(), 0 * deltas.sum()  # all anchors are ignored
         if self.box_loss == "smooth_l1" and self.negative_weight == 1:
             losses: tuple[Tensor, Tensor] = super().compute_loss(objectness, deltas, labels, targets)
             return losses
-        positive, negative = (torch.where(torch.cat(one))[0] for one in self.fg_bg_sampler(labels))
+        positive, negative = (torch.where(torch.cat(masks))[0] for masks in self.fg_bg_sampler(labels))
         sampled = torch.cat([positive, negative])
-        wanted = torch.cat(labels)[sampled]
-        costs = F.binary_cross_entropy_with_logits(objectness.flatten()[sampled], wanted, reduction="none")
-        weights = torch.where(wanted > 0, 1.0, self.negative_weight)
+        label = torch.cat(labels)[sampled]
+        costs = F.binary_cross_entropy_with_logits(objectness.flatten()[sampled], label, reduction="none")
+        weights = torch.where(label > 0, 1.0, self.negative_weight)
         box = box_cost(deltas[positive], torch.cat(targets)[positive], self.box_loss) / max(1, len(sampled))
         return weighted_mean(costs, weights), box
 
 
 class AlignedPooling(nn.Module):
-    """RoIAlign without the shift of half a pixel, each box from the level that fits its size.
+    """Aligned RoIAlign; the level of each box depends on its size.
 
     Args:
-        strides: strides of the levels, ascending from 4 by factors of 2; coarser ones are not used.
-        output_size: height and width of a pooled map.
-        sampling_ratio: points a cell in each direction; 0 for as many as the cell has pixels.
+        strides: strides of the levels, ascending from 4 by factors of 2; coarser levels are not used.
+        output_size: height and width of the output.
+        sampling_ratio: sampling points per cell in each direction; 0 for adaptive.
     """
 
     def __init__(self, strides: Sequence[int], output_size: int, sampling_ratio: int) -> None:
@@ -113,18 +112,20 @@ class AlignedPooling(nn.Module):
         self.strides, self.output_size, self.sampling_ratio = tuple(strides), output_size, sampling_ratio
 
     def forward(self, features: dict[str, Tensor], boxes: list[Tensor], sizes: Sequence[tuple[int, int]]) -> Tensor:
-        """Pool boxes (one (R_i, 4) tensor an image, pixels of the batch): (R, C, output_size, output_size)."""
+        """Pool boxes (one (R_i, 4) tensor per image, pixels of the batch): (R, C, output_size, output_size)."""
         levels = list(features.values())[: len(self.strides)]
-        image = torch.repeat_interleave(torch.tensor([len(one) for one in boxes], device=levels[0].device))
+        image = torch.repeat_interleave(
+            torch.tensor([len(image_boxes) for image_boxes in boxes], device=levels[0].device)
+        )
         corners = torch.cat(boxes)
         regions = torch.cat([image[:, None].to(corners.dtype), corners], dim=1)  # (R, 5)
         side = (corners[:, 2:] - corners[:, :2]).prod(dim=1).clamp(min=0).sqrt()
         level = torch.floor(torch.log2(side / CANONICAL_SIDE + 1e-6)).clamp(0, len(levels) - 1)
         pooled = levels[0].new_zeros(len(corners), levels[0].shape[1], self.output_size, self.output_size)
         for index, (features_of_level, stride) in enumerate(zip(levels, self.strides, strict=True)):
-            mine = torch.where(level == index)[0]
+            rows = torch.where(level == index)[0]
             options = (self.output_size, 1 / stride, self.sampling_ratio, True)
-            pooled[mine] = roi_align(features_of_level, regions[mine].to(features_of_level.dtype), *options).to(pooled)
+            pooled[rows] = roi_align(features_of_level, regions[rows].to(features_of_level.dtype), *options).to(pooled)
         return pooled
 
 
@@ -136,17 +137,17 @@ def second_stage_loss(
     box_loss: str = "smooth_l1",
     negative_weight: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Compute the losses of classes and boxes of the second stage.
+    """Compute classification and box loss of the second stage.
 
     Args:
         logits: (R, 1+K), background first.
         deltas: (R, 4 (1+K)).
-        labels: 0 for background, one (R_i,) tensor an image.
-        targets: the deltas wanted, one (R_i, 4) tensor an image.
+        labels: 0 for background, one (R_i,) tensor per image.
+        targets: target deltas, one (R_i, 4) tensor per image.
         box_loss: `smooth_l1` (torchvision: squared below 1/9) or `l1`.
         negative_weight: weight of background proposals in the classification loss, 0 or more.
     """
-    if not len(logits):  # of a batch in which no image is annotated
+    if not len(logits):  # no image of the batch is annotated
         return 0 * logits.sum(), 0 * deltas.sum()
     if box_loss == "smooth_l1" and negative_weight == 1:
         losses: tuple[Tensor, Tensor] = fastrcnn_loss(logits, deltas, labels, targets)
@@ -155,8 +156,8 @@ def second_stage_loss(
     positive = torch.where(label > 0)[0]
     weights = torch.where(label > 0, 1.0, negative_weight)
     classification = weighted_mean(F.cross_entropy(logits, label, reduction="none"), weights)
-    found = deltas.unflatten(1, (-1, 4))[positive, label[positive]]
-    return classification, box_cost(found, torch.cat(targets)[positive], box_loss) / max(1, len(label))
+    predicted = deltas.unflatten(1, (-1, 4))[positive, label[positive]]
+    return classification, box_cost(predicted, torch.cat(targets)[positive], box_loss) / max(1, len(label))
 
 
 def one_stage_loss(
@@ -169,57 +170,57 @@ def one_stage_loss(
     average: str = "image",
     negative_weight: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Compute the focal loss of classes and the absolute loss of boxes at every anchor.
+    """Compute the focal loss of classes and the L1 loss of boxes over all anchors.
 
     Args:
         logits: (B, N, K).
         deltas: (B, N, 4).
-        targets: boxes and labels of each image.
+        targets: boxes and labels per image.
         anchors: B times (N, 4).
-        matched: B times (N,), the object of each anchor, -1 for background, -2 for undecided.
-        coder: turns boxes into deltas.
-        average: over the positives of each `image`, then over images (torchvision), or over those of the whole `batch`.
-        negative_weight: weight of negative anchors in the loss of classes, 0 or more.
+        matched: B times (N,), index of the object matched to each anchor, -1 for background, -2 for ignored.
+        coder: encodes boxes as deltas.
+        average: over the positive anchors of each `image`, then over images (torchvision), or of the whole `batch`.
+        negative_weight: weight of negative anchors in the classification loss, 0 or more.
     """
     classes, boxes, counts = [], [], []
     for image, (target, index) in enumerate(zip(targets, matched, strict=True)):
         positive = torch.where(index >= 0)[0]
-        wanted = torch.zeros_like(logits[image])
-        wanted[positive, target["labels"][index[positive]]] = 1
-        costs = sigmoid_focal_loss(logits[image], wanted, reduction="none").sum(dim=1)  # (N,)
+        one_hot = torch.zeros_like(logits[image])
+        one_hot[positive, target["labels"][index[positive]]] = 1
+        costs = sigmoid_focal_loss(logits[image], one_hot, reduction="none").sum(dim=1)  # (N,)
         weights = torch.where(index >= 0, 1.0, negative_weight) * (index != Matcher.BETWEEN_THRESHOLDS)
         classes.append((costs * weights).sum())
-        corners = coder.encode_single(target["boxes"][index[positive]], anchors[image][positive])
-        boxes.append(F.l1_loss(deltas[image][positive], corners, reduction="sum"))
+        target_deltas = coder.encode_single(target["boxes"][index[positive]], anchors[image][positive])
+        boxes.append(F.l1_loss(deltas[image][positive], target_deltas, reduction="sum"))
         counts.append(len(positive))
     if average == "batch":
         count = max(1, sum(counts))
         return torch.stack(classes).sum() / count, torch.stack(boxes).sum() / count
-    count_each = torch.tensor(counts, device=logits.device).clamp(min=1)
-    return (torch.stack(classes) / count_each).mean(), (torch.stack(boxes) / count_each).mean()
+    per_image = torch.tensor(counts, device=logits.device).clamp(min=1)
+    return (torch.stack(classes) / per_image).mean(), (torch.stack(boxes) / per_image).mean()
 
 
-def box_cost(found: Tensor, wanted: Tensor, box_loss: str) -> Tensor:
+def box_cost(predicted: Tensor, target: Tensor, box_loss: str) -> Tensor:
     """Sum of the box loss over (P, 4) deltas."""
     if box_loss == "l1":
-        return F.l1_loss(found, wanted, reduction="sum")
-    return F.smooth_l1_loss(found, wanted, beta=1 / 9, reduction="sum")
+        return F.l1_loss(predicted, target, reduction="sum")
+    return F.smooth_l1_loss(predicted, target, beta=1 / 9, reduction="sum")
 
 
 def weighted_mean(costs: Tensor, weights: Tensor) -> Tensor:
-    """Sum of weighted costs over the number of those with a weight above zero, at least one."""
+    """Sum of weighted costs, over the number of weights above zero (at least one)."""
     return (costs * weights).sum() / (weights > 0).sum().clamp(min=1)
 
 
 def initialise_pyramid(fpn: FeaturePyramidNetwork) -> None:
-    """Give the convolutions of a pyramid their published first weights (Xavier, uniform)."""
+    """Initialise the convolutions of a pyramid as published (Xavier, uniform)."""
     for layer in fpn.modules():
         if isinstance(layer, nn.Conv2d):
             _xavier(layer)
 
 
 def initialise_second_stage(head: nn.Module, predictor: Any) -> None:
-    """Give the linear layers of the second stage their published first weights."""
+    """Initialise the linear layers of the second stage as published."""
     for layer in head.modules():
         if isinstance(layer, nn.Linear):
             _xavier(layer)

@@ -1,8 +1,8 @@
-"""Which detector a run trains, and with what it begins."""
+"""Settings of the detector and its initial weights."""
 
 from typing import Any, Literal
 
-from defeat.detector.description import LARGEST_SIDE
+from defeat.detector.description import LARGEST_SIDE, default_max_size
 from defeat.detector.normalisation import Norm
 from defeat.settings import AUTO, Checked, at_least, setting, settings_part
 
@@ -18,24 +18,24 @@ class DetectorSettings(Checked):
     size: int = setting(default=800, compared=False)
     """Short side of an image after resizing, in pixels."""
     max_size: int | None = setting(default=None)
-    """Upper limit of the long side, in pixels; by default 5/3 of the short side."""
+    """Upper limit of the long side in pixels; by default 5/3 of the short side."""
     norm: Norm = setting(default="bn")
     """Normalisation of the backbone: bn, syncbn, bn_eval (pretrained statistics, trained weights), frozen (as
     pretrained) or gn."""
     neck_channels: int | Literal["auto"] = setting(default=AUTO, usual=256)
-    """Channels of the feature pyramid; auto for as many as the teacher has, or without a teacher 256 from --size 512
-    on, 128 from 256 on and 64 below."""
+    """Channels of the feature pyramid; auto for those of the teacher, or without a teacher 256 for --size 512 or more,
+    128 for 256 or more, and 64 below."""
     frozen_stages: int = setting(default=0)
-    """Stages of the backbone that are not trained: 0 none, 1 the stem, up to 5 all."""
+    """Number of stages of the backbone that are not trained: 0 none, 1 the stem, 5 all."""
     weights: str = setting(default="auto")
-    """First weights of the backbone: auto (an installed package, else a download), none, or a file; or a run
-    directory, with whose trained detector this one begins."""
+    """Initial weights of the backbone: auto (an installed package, else a download), none, or a file; or a run
+    directory, to start from its trained detector."""
     detector_options: dict[str, Any] = setting(factory=dict, hidden=True)
-    """Settings of the family that differ from its defaults; those that are auto follow from size and objects of the
+    """Options of the family that differ from its defaults; auto options are derived from size and objects of the
     training split."""
 
     def check(self) -> None:
-        """Refuse values that can't work."""
+        """Refuse invalid values."""
         at_least("neck_channels", self.number("neck_channels"), 1, 8192)
         for name in ("size", "max_size"):
             at_least(name, getattr(self, name), 32, LARGEST_SIDE)
@@ -43,5 +43,5 @@ class DetectorSettings(Checked):
 
     @property
     def long_side(self) -> int:
-        """Upper limit of an image's long side, in pixels."""
-        return self.max_size or round(self.size * 5 / 3)
+        """Upper limit of an image's long side in pixels."""
+        return self.max_size or default_max_size(self.size)

@@ -1,4 +1,4 @@
-"""What a trained teacher must have, and what else it may be able to do."""
+"""The interface of a teacher, and its optional capabilities."""
 
 from collections.abc import Collection, Sequence
 from typing import Protocol, TypeGuard, runtime_checkable
@@ -7,42 +7,49 @@ from torch import Tensor
 
 from defeat.types import Batch, Detections, DetectorInfo, DetectorOutput, Maps
 
-PREDICT = "predict"  # `predict(images)` gives detections
-MAPS = "maps"  # `forward_maps(batch)` gives the maps alone, so that they can be kept in a cache
+PREDICT = "predict"  # `predict(images)` returns detections
+MAPS = "maps"  # `forward_maps(batch)` returns only the feature maps, so that they can be cached
 FOLD = "fold"  # its batch normalisation can be folded into the convolutions of `backbone`
 PROPOSALS = "proposals"  # its output has `score_proposals`
-HEAD = "head"  # its head can run on the maps of another detector
-INHERIT = "inherit"  # a student may begin with its weights
+HEAD = "head"  # its head can run on the feature maps of another detector
+INHERIT = "inherit"  # a student can inherit its weights
 CAPABILITIES = frozenset({PREDICT, MAPS, FOLD, PROPOSALS, HEAD, INHERIT})
 
 
 @runtime_checkable
 class Teacher(Protocol):
-    """A trained network that a student learns from; every `Detector` is one, and so is a `TappedTeacher`.
+    """A trained network that a student learns from, such as a `Detector` or a `TappedTeacher`.
 
-    What it lacks among the capabilities is left out with a note, or refused where a method can't do without.
+    A step that needs a missing capability is omitted with a note, or refused if a method requires it.
     """
 
     @property
     def info(self) -> DetectorInfo:
-        """Classes, strides, channels, input size and normalisation."""
+        """Classes, strides, channels, input size and normalisation.
+
+        `size` and `max_size` are 0 for a teacher without an input size, such as a `TappedTeacher` without `size`: it
+        sees the student's batch at the student's size, with more padding if its `size_divisor` requires that.
+        """
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """Which of `CAPABILITIES` it has."""
+        """Its capabilities, a subset of `CAPABILITIES`."""
 
     def adopt(self, batch: Batch) -> Batch:
-        """Take over a batch that the student prepared, so that both look at the same pixels."""
+        """Convert a batch that the student prepared, so that both see the same pixels.
+
+        The batch is resized to `info.size` (unless that is 0) and padded to multiples of `info.size_divisor`.
+        """
 
     def forward_teacher(
         self, batch: Batch, reads: Collection[str] | None = None, maps: Maps | None = None
     ) -> DetectorOutput:
-        """Compute what a student may learn from, in eval mode and without gradient.
+        """Compute the output that a student learns from, in eval mode and without gradient.
 
         Args:
-            batch: what `adopt` gave.
-            reads: fields of the output that will be read, beside `valid`; None for all. Others may be missing.
-            maps: what `forward_maps` gave for the same batch, when that is known already; only with `MAPS`.
+            batch: result of `adopt`.
+            reads: fields of the output that will be read, besides `valid`; None for all. Others may be missing.
+            maps: result of `forward_maps` for the same batch, if already computed; only with `MAPS`.
         """
 
 
@@ -50,24 +57,27 @@ class PredictingTeacher(Teacher, Protocol):
     """A teacher with the capability `PREDICT`."""
 
     def predict(self, images: Sequence[Tensor]) -> list[Detections]:
-        """Detect objects in RGB images, each (3, H, W), uint8 in 0..255 or float32 in 0..1; best first."""
+        """Detect objects in RGB images, each (3, H, W), uint8 in 0..255 or float32 in 0..1; sorted by score."""
 
 
 class MapsTeacher(Teacher, Protocol):
     """A teacher with the capability `MAPS`."""
 
     def forward_maps(self, batch: Batch) -> Maps:
-        """Compute the maps of backbone and neck for a batch that `adopt` gave, by stride."""
+        """Compute feature maps of backbone and neck by stride, for a batch returned by `adopt`."""
 
     def padded_size(self, height: int, width: int) -> tuple[int, ...]:
-        """Height and width in pixels that an image has after resizing and its own padding."""
+        """Height and width of an image in pixels after resizing and padding, in a batch of its own.
+
+        The arguments are those of the original image, or of the image in the student's batch if `info.size` is 0.
+        """
 
 
 def can_predict(teacher: Teacher) -> TypeGuard[PredictingTeacher]:
-    """Whether a teacher gives detections."""
+    """Whether a teacher can detect objects."""
     return PREDICT in teacher.capabilities
 
 
 def gives_maps(teacher: Teacher) -> TypeGuard[MapsTeacher]:
-    """Whether a teacher gives its maps alone."""
+    """Whether a teacher can compute only its feature maps."""
     return MAPS in teacher.capabilities

@@ -30,7 +30,7 @@ __all__ = [
     "renamed_classes",
 ]
 
-# A method is a file with a subclass of `Method`, and a line here.
+# To add a method, write a file with a subclass of `Method` and add a line here.
 METHODS: dict[str, type[Method]] = {
     "classification": Classification,
     "defeat": DeFeat,
@@ -41,7 +41,7 @@ METHODS: dict[str, type[Method]] = {
 
 
 def find_method(name: str) -> type[Method]:
-    """The class of a method; `none` is that of no distillation.
+    """The class of a method; `none` gives `NoDistillation`.
 
     Raises:
         InputError: the name is unknown.
@@ -59,8 +59,8 @@ def method_defaults(name: str) -> dict[str, Any]:
         InputError: the name is unknown.
     """
     method = find_method(name)
-    own = [one for one in signature(method).parameters.values() if one.kind is one.KEYWORD_ONLY]
-    return {**{one.name: one.default for one in own}, **method.shared}
+    options = [option for option in signature(method).parameters.values() if option.kind is option.KEYWORD_ONLY]
+    return {**{option.name: option.default for option in options}, **method.shared}
 
 
 def build_method(name: str, student: DetectorInfo, teacher: DetectorInfo, options: dict[str, Any]) -> Method:
@@ -68,9 +68,9 @@ def build_method(name: str, student: DetectorInfo, teacher: DetectorInfo, option
 
     Args:
         name: one of `METHODS`.
-        student: what is known about the student.
-        teacher: what is known about the teacher.
-        options: the method's own keywords.
+        student: description of the student.
+        teacher: description of the teacher.
+        options: options of the method.
 
     Raises:
         InputError: unknown name or option, or the pair lacks what the method needs.

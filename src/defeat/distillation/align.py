@@ -1,4 +1,4 @@
-"""Bring a student's and a teacher's maps together: which level meets which, at what size, with how many channels."""
+"""Align a student's and a teacher's feature maps: level correspondence, resizing, adaptation layers."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,12 +21,12 @@ class LevelPair:
     """A level of the student and the level of the teacher that it is compared with.
 
     Attributes:
-        part: what they belong to: `neck` or `backbone`.
-        stride: of the student's level.
-        teacher_stride: of the teacher's; where it differs, the teacher's map is resized.
+        part: `neck` or `backbone`.
+        stride: stride of the student's level.
+        teacher_stride: stride of the teacher's level; where it differs, the teacher's map is resized.
         channels: channels of the student's map.
         teacher_channels: channels of the teacher's map.
-        kernel: side in cells of the kernel that adapts the student's channels.
+        kernel: kernel size of the adaptation layer, in cells.
     """
 
     part: str
@@ -37,40 +37,40 @@ class LevelPair:
     kernel: int = 1
 
 
-def paired_levels(
+def match_levels(
     student: Mapping[int, int],
     teacher: Mapping[int, int],
     part: str,
     only: Sequence[int] | None = None,
     missing: str = "leave_out",
 ) -> dict[int, LevelPair]:
-    """Pair the levels of two networks by their strides.
+    """Match the levels of two networks by their strides.
 
     Args:
         student: channels of the student's maps by stride.
-        teacher: the same of the teacher.
-        part: what the maps belong to, for the message, e.g. `neck`.
+        teacher: channels of the teacher's maps by stride.
+        part: name of the part in error messages: `neck` or `backbone`.
         only: strides of the student's levels to use; None for all.
-        missing: what becomes of a level whose stride the teacher lacks: `leave_out`, or `nearest`, which pairs it with
-            the teacher's level of the nearest stride (by ratio; of two the finer).
+        missing: handling of levels whose stride the teacher lacks: `leave_out`, or `nearest`, which matches them to the
+            teacher's level of the nearest stride (by ratio; the finer of two equally near).
 
     Returns:
         The pairs by the student's stride, ascending.
 
     Raises:
-        InputError: no level is left, or `missing` is unknown.
+        InputError: no level is matched, or `missing` is unknown.
     """
     if missing not in MISSING_LEVELS:
-        raise unknown_name("way with missing levels", missing, MISSING_LEVELS)
+        raise unknown_name("choice of missing_levels", missing, MISSING_LEVELS)
     used = [stride for stride in sorted(student) if only is None or stride in only]
     nearest = {stride: min(sorted(teacher), key=lambda other: abs(math.log2(other / stride))) for stride in used}
     if missing == "leave_out":
         nearest = {stride: other for stride, other in nearest.items() if stride == other}
     if not nearest:
-        asked = "" if only is None else f" at the strides {sorted(only)} that were asked for"
+        requested = "" if only is None else f" among the requested strides {sorted(only)}"
         raise InputError(
             f"The student's {part} has strides {sorted(student)} and the teacher's {sorted(teacher)}: "
-            f"no level meets another{asked}. Choose detectors with a common stride, or missing_levels nearest."
+            f"they share no level{requested}. Choose detectors with a common stride, or missing_levels nearest."
         )
     return {
         stride: LevelPair(part, stride, other, student[stride], teacher[other])
@@ -79,22 +79,22 @@ def paired_levels(
 
 
 class Adaptation(nn.Module):
-    """A convolution for each level that turns the student's channels into the teacher's.
+    """Adaptation layers: a convolution per level that maps the student's channels to the teacher's.
 
-    It is there even where the channels match, as in the published code: it takes up what differs between the two
+    They are used even where the channels match, as in the published code: they absorb differences between the two
     networks' feature spaces, so that the student's maps need not be equal to the teacher's, only as informative.
 
     Args:
-        levels: the pairs by the student's stride.
-        initialisation: `default` (that of torch), `identity` (a layer between equal channels begins by changing
-            nothing, which fits a student whose neck and head begin with the weights of the teacher; others as by
-            default), or `published` (truncated normal with deviation 1e-4, as in the original code: at first the layer
-            learns and hardly any gradient reaches the student).
+        levels: the level pairs by the student's stride.
+        initialisation: `default` (that of torch), `identity` (layers between equal channels start as the identity, for
+            students whose neck and head start with the teacher's weights; other layers as with `default`), or
+            `published` (truncated normal with deviation 1e-4, as in the original code: at first the layer learns and
+            hardly any gradient reaches the student).
         activation: whether a ReLU follows each convolution.
-        kernel: side of each convolution's kernel in cells: 3 (published), or 1, which costs a ninth.
+        kernel: kernel size in cells: 3 (published), or 1, at a ninth of the cost.
 
     Attributes:
-        kernel: as given.
+        kernel: kernel size in cells.
         dtype: precision in which the convolutions compute; None for that of their weights.
 
     Raises:
@@ -117,7 +117,7 @@ class Adaptation(nn.Module):
             raise InputError(f"adaptation_kernel must be 1 or 3, not {kernel}.")
         size: Any = {"kernel_size": kernel, "padding": kernel // 2}
         self.layers = nn.ModuleDict(
-            {str(stride): nn.Conv2d(one.channels, one.teacher_channels, **size) for stride, one in levels.items()}
+            {str(stride): nn.Conv2d(pair.channels, pair.teacher_channels, **size) for stride, pair in levels.items()}
         )
         for layer in self.layers.values():
             assert isinstance(layer, nn.Conv2d)
@@ -129,37 +129,38 @@ class Adaptation(nn.Module):
                 nn.init.dirac_(layer.weight)
                 nn.init.zeros_(layer.bias)
 
-    def forward(self, level: Tensor, stride: int) -> Tensor:
-        """Adapt the student's map (B, C, H, W) of a stride; gives (B, C of the teacher, H, W), float32."""
+    def forward(self, student_map: Tensor, stride: int) -> Tensor:
+        """Adapt the student's map (B, C, H, W) of a stride; returns (B, C of the teacher, H, W), float32."""
         if self.dtype is None:
-            adapted: Tensor = self.layers[str(stride)](level)
+            adapted: Tensor = self.layers[str(stride)](student_map)
         else:
-            with torch.autocast(level.device.type, self.dtype):
-                adapted = self.layers[str(stride)](level).float()
+            with torch.autocast(student_map.device.type, self.dtype):
+                adapted = self.layers[str(stride)](student_map).float()
         return adapted.relu() if self.activation else adapted
 
 
-def resized_map(level: Tensor, scale: float, shape: tuple[int, int]) -> Tensor:
-    """A teacher's map, resized to the cells of the student's.
+def resize_map(teacher_map: Tensor, scale: float, shape: tuple[int, int]) -> Tensor:
+    """Resize a teacher's map to the shape of the student's.
 
     Args:
-        level: (B, C, H, W) of the teacher.
+        teacher_map: (B, C, H, W).
         scale: cells of the teacher's map per cell of the student's, in either direction.
         shape: height and width of the student's map, in cells.
 
     Returns:
         (B, C, *shape).
     """
-    if scale == 1 and level.shape[-2:] == shape:
-        return level
-    # The teacher's padding may reach further than the student's: leave out what lies beyond it before resizing.
-    height, width = (min(have, max(1, round(want * scale))) for have, want in zip(level.shape[-2:], shape, strict=True))
-    level = level[..., :height, :width]
-    if shape[1] == 1:  # where the result has one column, torch 2.14 repeats its first row on a processor
-        return F.interpolate(level.mT, size=(1, shape[0]), mode="bilinear", antialias=True).mT
-    return F.interpolate(level, size=shape, mode="bilinear", antialias=True)
+    if scale == 1 and teacher_map.shape[-2:] == shape:
+        return teacher_map
+    # The teacher's padding may reach further than the student's: cut off the rest before resizing.
+    sizes = zip(teacher_map.shape[-2:], shape, strict=True)
+    height, width = (min(size, max(1, round(student_size * scale))) for size, student_size in sizes)
+    teacher_map = teacher_map[..., :height, :width]
+    if shape[1] == 1:  # where the result has one column, torch 2.14 repeats its first row on CPU
+        return F.interpolate(teacher_map.mT, size=(1, shape[0]), mode="bilinear", antialias=True).mT
+    return F.interpolate(teacher_map, size=shape, mode="bilinear", antialias=True)
 
 
 def rescale_boxes(boxes: list[Tensor], factor: float) -> list[Tensor]:
-    """Boxes in pixels of another batch; `factor` is pixels there per pixel here."""
-    return boxes if factor == 1 else [one * factor for one in boxes]
+    """Convert boxes to pixels of another batch; `factor` is pixels there per pixel here."""
+    return boxes if factor == 1 else [image_boxes * factor for image_boxes in boxes]

@@ -1,4 +1,4 @@
-"""The contract that every distillation method keeps."""
+"""Interface of the distillation methods."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -15,21 +15,21 @@ from defeat.types import DetectorInfo, DetectorOutput, Progress, Target
 
 
 class Method(nn.Module, ABC):
-    """Turns what a student and a teacher computed for the same batch into named losses.
+    """Base class of the methods: computes named losses from the outputs of student and teacher for the same batch.
 
     A subclass takes the two `DetectorInfo`s first and its options as keywords; builds its adaptation layers, which are
-    trained along with the student and never saved with it; and implements `terms`. It never sums, steps, or moves
-    anything to a device.
+    trained along with the student and never saved with it; and implements `terms`. It never sums losses, takes steps,
+    or moves anything to a device.
 
     Attributes:
-        paper: where the method comes from (of the class).
-        reads: fields of `DetectorOutput` that it may read beside the losses (of the class).
-        shared: defaults of the options that it shares with other methods and takes as `**options` (of the class).
-        student: what is known about the student.
-        teacher: what is known about the teacher, with its classes named as the student calls them.
-        weights: of its terms, by the names of the options that set them.
-        begins_near_zero: whether its adaptation layers begin near zero, so that at first hardly any gradient passes.
-        notes: one sentence for each part of the method that this pair leaves out, and why.
+        paper: source of the method (class attribute).
+        reads: fields of `DetectorOutput` that it may read, apart from the losses (class attribute).
+        shared: defaults of the options shared with other methods, taken as `**options` (class attribute).
+        student: description of the student.
+        teacher: description of the teacher, with its classes renamed to the student's names.
+        weights: weights of the terms, by option name.
+        begins_near_zero: whether the adaptation layers start near zero, so that at first hardly any gradient passes.
+        notes: one sentence per part of the method that is left out for this pair, with the reason.
 
     Raises:
         InputError: the pair lacks something that the method needs.
@@ -49,34 +49,34 @@ class Method(nn.Module, ABC):
 
     @property
     def classes(self) -> ClassMap:
-        """Meets the classes of both by their names."""
+        """Maps teacher classes to student classes by name."""
         return ClassMap(self.student.classes, self.teacher.classes)
 
     @property
     def levels(self) -> list[LevelPair]:
-        """The levels of both detectors that are compared; none unless the method says so."""
+        """The levels of both detectors that are compared; empty by default."""
         return []
 
     @property
     def needs(self) -> frozenset[str]:
-        """Those of `reads` that its settings make it read: a teacher need not compute the others."""
+        """The fields among `reads` that are read with the current options: the teacher need not compute the others."""
         return frozenset(self.reads)
 
     def negative_weight(self, progress: Progress) -> float:
-        """The weight that negatives shall have in the detector's own loss of classes; 1 leaves it as it is."""
+        """Weight of negatives in the student's own classification loss; 1 leaves the loss unchanged."""
         return 1.0
 
     def adapt_in(self, dtype: torch.dtype | None) -> None:
-        """Let the adaptation layers compute in a lower precision, such as bfloat16; what they give is float32."""
+        """Let the adaptation layers compute in a lower precision, such as bfloat16; their outputs stay float32."""
         for layer in self.modules():
             if isinstance(layer, Adaptation):
                 layer.dtype = dtype
 
     def painted(self, boxes: Sequence[Tensor], shapes: dict[int, Shape]) -> dict[str, Regions]:
-        """The regions of the neck's maps that the method looks at, by name, for pictures; none unless it says so.
+        """The regions of the neck's maps that the method uses, by name, for pictures; empty by default.
 
         Args:
-            boxes: one (G, 4) tensor an image, pixels of the batch.
+            boxes: one (G, 4) tensor per image, pixels of the batch.
             shapes: height and width of each level in cells, by stride.
         """
         return {}
@@ -85,18 +85,18 @@ class Method(nn.Module, ABC):
     def terms(
         self, student: DetectorOutput, teacher: DetectorOutput, targets: Sequence[Target], progress: Progress
     ) -> dict[str, Tensor]:
-        """Compute the losses; arguments and result are those of `forward`, and autocast is off."""
+        """Compute the losses; arguments and result as for `forward`, with autocast disabled."""
 
     def forward(
         self, student: DetectorOutput, teacher: DetectorOutput, targets: Sequence[Target], progress: Progress
     ) -> dict[str, Tensor]:
-        """Compute named, already weighted scalar losses, in float32 also under autocast.
+        """Compute named, already weighted scalar losses, in float32 even under autocast.
 
         Args:
-            student: with gradient.
-            teacher: without gradient.
+            student: output of the student, with gradient.
+            teacher: output of the teacher, without gradient.
             targets: the trainable boxes of each image, in pixels of the student's batch.
-            progress: where the run stands.
+            progress: current step and epoch of the run.
         """
         device = next(iter(student.neck.values())).device.type
         with torch.autocast(device, enabled=False):
@@ -104,10 +104,10 @@ class Method(nn.Module, ABC):
 
 
 def checked_weights(**weights: float) -> dict[str, float]:
-    """The weights by name, none of them negative or not finite.
+    """Check that no weight is negative or not finite; returns the weights by name.
 
     Raises:
-        InputError: naming the first such weight.
+        InputError: a weight is negative or not finite.
     """
     for name, weight in weights.items():
         if not 0 <= weight < float("inf"):

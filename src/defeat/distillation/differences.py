@@ -1,7 +1,7 @@
-"""Differences of a student's and a teacher's map, as they are or standardised, in few passes over them.
+"""Differences of a student's and a teacher's feature map, optionally standardised, in few passes over the maps.
 
-Maps are read piece by piece: what is made of a piece stays in a processor's cache. Nothing but the two maps themselves
-is kept for the backward pass of the usual difference, which is squared, and standardised on both sides.
+Maps are read in pieces, so that temporaries stay in the CPU's cache. For the default difference, squared and
+standardised on both sides, only the two maps themselves are saved for the backward pass.
 """
 
 from collections.abc import Callable
@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from defeat.distillation.processes import added
+from defeat.distillation.processes import sum_over_processes
 
-# Values of a map at a time: on a processor what is made of them stays in its cache, on a GPU it takes little memory.
+# Values of a map per piece: on CPU, temporaries of that size stay in the cache; on a GPU they take little memory.
 PIECE = {"cpu": 2**18}
 OTHERS = 2**24
 SAFE = 1e12  # values up to this have squares whose sum over a batch fits float32
@@ -25,107 +25,111 @@ class _Piece(NamedTuple):
     channels: slice
     rows: slice
 
-    def of(self, level: Tensor) -> Tensor:
-        """That part of a map (B, C, H, W), as a view."""
-        return level[self.images, self.channels, self.rows]
+    def view(self, feature_map: Tensor) -> Tensor:
+        """This part of a map (B, C, H, W), as a view."""
+        return feature_map[self.images, self.channels, self.rows]
 
     def cells(self, values: Tensor) -> Tensor:
-        """The values of its cells (b, 1, h, W), of (B, H, W)."""
+        """The values of this part's cells (b, 1, h, W), of (B, H, W)."""
         return values[self.images, None, self.rows]
 
 
-def _pieces(level: Tensor) -> list[_Piece]:
-    """Cut a map into pieces of neighbours in memory."""
-    batch, channels, height, width = level.shape
-    values, whole = PIECE.get(level.device.type, OTHERS), slice(None)
-    images = _slices(batch, channels * height * width, values)
-    if level.is_contiguous():
-        return [_Piece(some, part, whole) for some in images for part in _slices(channels, height * width, values)]
-    return [_Piece(some, whole, part) for some in images for part in _slices(height, channels * width, values)]
+def _pieces(feature_map: Tensor) -> list[_Piece]:
+    """Split a map into pieces that are contiguous in memory."""
+    batch, channels, height, width = feature_map.shape
+    values, everything = PIECE.get(feature_map.device.type, OTHERS), slice(None)
+    image_slices = _slices(batch, channels * height * width, values)
+    if feature_map.is_contiguous():
+        channel_slices = _slices(channels, height * width, values)
+        return [_Piece(images, part, everything) for images in image_slices for part in channel_slices]
+    row_slices = _slices(height, channels * width, values)
+    return [_Piece(images, everything, rows) for images in image_slices for rows in row_slices]
 
 
-def _slices(length: int, each: int, values: int) -> list[slice]:
-    """Cut a length into parts of so many values at most, where each place has so many; at least one place a part."""
-    step = max(1, values // max(1, each))
+def _slices(length: int, values_per_index: int, max_values: int) -> list[slice]:
+    """Split a dimension into slices of at most `max_values` values, and at least one index."""
+    step = max(1, max_values // max(1, values_per_index))
     return [slice(begin, begin + step) for begin in range(0, length, step)]
 
 
-Look = Callable[[_Piece], tuple[Tensor, Tensor]]
-
-
-class _Scale(NamedTuple):
-    """Mean and inverse deviation of each channel of a map (C, 1, 1), in sums over the cells of all processes."""
+class _ChannelStatistics(NamedTuple):
+    """Mean and inverse standard deviation of each channel of a map (C, 1, 1), over the cells of all processes."""
 
     mean: Tensor
     inverse: Tensor
 
-    def of(self, piece: _Piece, level: Tensor) -> Tensor:
-        """A piece of a map, standardised."""
-        return (piece.of(level) - self.mean[piece.channels]).mul_(self.inverse[piece.channels])
+    def standardise(self, piece: _Piece, feature_map: Tensor) -> Tensor:
+        """A piece of the map, standardised."""
+        return (piece.view(feature_map) - self.mean[piece.channels]).mul_(self.inverse[piece.channels])
 
 
-def _scale(level: Tensor, weight: Tensor, count: Tensor, eps: float) -> _Scale:
-    """How to standardise a map (B, C, H, W) over its cells, which have weights (B, H, W) and this sum of weights.
+def _channel_statistics(feature_map: Tensor, weight: Tensor, count: Tensor, eps: float) -> _ChannelStatistics:
+    """Statistics of a map (B, C, H, W) over its cells, with weights (B, H, W) that sum to `count`.
 
-    Where a square or a sum overflows, the inverse is zero or not a number. Sums are not taken as matrix products, which
-    are less exact.
+    Where a square or a sum overflows, the inverse is zero or not a number. Sums are not computed as matrix products,
+    which are less exact.
     """
-    pieces, sums = _pieces(level), level.new_zeros(2, level.shape[1])
+    pieces, sums = _pieces(feature_map), feature_map.new_zeros(2, feature_map.shape[1])
     for piece in pieces:
-        sums[0, piece.channels] += (piece.of(level) * piece.cells(weight)).sum(dim=(0, 2, 3))
-    mean = (added(sums[0]) / count)[:, None, None]
+        sums[0, piece.channels] += (piece.view(feature_map) * piece.cells(weight)).sum(dim=(0, 2, 3))
+    mean = (sum_over_processes(sums[0]) / count)[:, None, None]
     for piece in pieces:
-        squares = (piece.of(level) - mean[piece.channels]).square_()
+        squares = (piece.view(feature_map) - mean[piece.channels]).square_()
         sums[1, piece.channels] += squares.mul_(piece.cells(weight)).sum(dim=(0, 2, 3))
-    return _Scale(mean, torch.rsqrt(added(sums[1]) / count + eps)[:, None, None])
+    return _ChannelStatistics(mean, torch.rsqrt(sum_over_processes(sums[1]) / count + eps)[:, None, None])
 
 
-def _are_safe(*scales: _Scale) -> bool:
-    """Whether nothing overflowed."""
-    return bool((torch.cat([one.inverse for one in scales]) > 0).all())
+def _no_overflow(*statistics: _ChannelStatistics) -> bool:
+    """Whether the statistics were computed without overflow."""
+    return bool((torch.cat([of_map.inverse for of_map in statistics]) > 0).all())
 
 
-def _gradient_before(like: Tensor, look: Look, share: Tensor, inverse: Tensor) -> Tensor:
-    """The gradient of a map that was standardised.
+def _standardisation_gradient(
+    like: Tensor, piece_gradient: Callable[[_Piece], tuple[Tensor, Tensor]], share: Tensor, inverse: Tensor
+) -> Tensor:
+    """The gradient with respect to a map, given the gradient with respect to the standardised map.
 
-    With weights w of the cells, n their sum, y the result and r the inverse deviation, the gradient g of y becomes
-    `r (g - w / n (sum(g) + y sum(g y)))`; the sums are those of each channel, over the cells of all processes.
+    With cell weights w, their sum n, the standardised map y and the inverse deviation r, the gradient g of y becomes
+    `r (g - w / n (sum(g) + y sum(g y)))`; the sums are per channel, over the cells of all processes.
 
     Args:
-        like: (B, C, H, W), whose shape and layout the gradient gets.
-        look: gives y and g of a piece.
+        like: (B, C, H, W), whose shape and memory layout the gradient gets.
+        piece_gradient: returns y and g of a piece.
         share: (B, H, W), w / n.
         inverse: (C, 1, 1), r.
     """
     pieces, sums = _pieces(like), like.new_zeros(2, like.shape[1])
     for piece in pieces:
-        result, gradient = look(piece)
+        standardised, gradient = piece_gradient(piece)
         sums[0, piece.channels] += gradient.sum(dim=(0, 2, 3))
-        sums[1, piece.channels] += (gradient * result).sum(dim=(0, 2, 3))
-    first, second = added(sums)[..., None, None]
-    found = torch.empty_like(like)
+        sums[1, piece.channels] += (gradient * standardised).sum(dim=(0, 2, 3))
+    gradient_sum, product_sum = sum_over_processes(sums)[..., None, None]
+    result = torch.empty_like(like)
     for piece in pieces:
-        result, gradient = look(piece)
-        common = (result * second[piece.channels]).add_(first[piece.channels]).mul_(piece.cells(share))
-        torch.sub(gradient, common, out=piece.of(found)).mul_(inverse[piece.channels])
-    return found
+        standardised, gradient = piece_gradient(piece)
+        common = (standardised * product_sum[piece.channels]).add_(gradient_sum[piece.channels])
+        common.mul_(piece.cells(share))
+        torch.sub(gradient, common, out=piece.view(result)).mul_(inverse[piece.channels])
+    return result
 
 
-class _Standardised(torch.autograd.Function):
-    """Masked standardisation, with a backward pass of a few passes over the map."""
+class _Standardise(torch.autograd.Function):
+    """Masked standardisation, with a backward pass that reads the map a few times."""
 
     @staticmethod
-    def forward(context: Any, level: Tensor, weight: Tensor, eps: float) -> Tensor:
-        count = added(weight.sum())
-        scale, shrink = _scale(level, weight, count, eps), None
-        if not _are_safe(scale):  # the result does not depend on the scale
-            shrink = 1 / added((level.abs().amax(dim=(0, 2, 3)) / SAFE).clamp(min=1))[:, None, None]
-            level = level * shrink
-            scale = _scale(level, weight, count, eps)
-        result = torch.empty_like(level)
-        for piece in _pieces(level):
-            piece.of(result).copy_(scale.of(piece, level))
-        context.save_for_backward(result, weight / count, scale.inverse if shrink is None else scale.inverse * shrink)
+    def forward(context: Any, feature_map: Tensor, weight: Tensor, eps: float) -> Tensor:
+        count = sum_over_processes(weight.sum())
+        statistics, shrink = _channel_statistics(feature_map, weight, count, eps), None
+        if not _no_overflow(statistics):  # shrink the map first: the result does not depend on its scale
+            largest = feature_map.abs().amax(dim=(0, 2, 3))
+            shrink = 1 / sum_over_processes((largest / SAFE).clamp(min=1))[:, None, None]
+            feature_map = feature_map * shrink
+            statistics = _channel_statistics(feature_map, weight, count, eps)
+        result = torch.empty_like(feature_map)
+        for piece in _pieces(feature_map):
+            piece.view(result).copy_(statistics.standardise(piece, feature_map))
+        inverse = statistics.inverse if shrink is None else statistics.inverse * shrink
+        context.save_for_backward(result, weight / count, inverse)
         return result
 
     @staticmethod
@@ -133,67 +137,85 @@ class _Standardised(torch.autograd.Function):
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         result, share, inverse = context.saved_tensors
         (gradient,) = gradients
-        return _gradient_before(result, lambda one: (one.of(result), one.of(gradient)), share, inverse), None, None
+
+        def piece_gradient(piece: _Piece) -> tuple[Tensor, Tensor]:
+            return piece.view(result), piece.view(gradient)
+
+        return _standardisation_gradient(result, piece_gradient, share, inverse), None, None
 
 
 class _SquaredDifference(torch.autograd.Function):
-    """The squared difference of two maps as they are. It keeps the maps alone, and makes no map but the gradient."""
+    """The squared difference of two maps. It saves only the maps, and allocates no map except the gradient."""
 
     @staticmethod
     def forward(context: Any, student: Tensor, teacher: Tensor) -> Tensor:
         context.save_for_backward(student, teacher)
-        return _summed_squares(student, lambda one: one.of(student) - one.of(teacher))
+        return _sum_of_squares(student, lambda piece: piece.view(student) - piece.view(teacher))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         student, teacher = context.saved_tensors
-        found, twice = torch.empty_like(student), 2 * gradients[0]
+        result, twice = torch.empty_like(student), 2 * gradients[0]
         for piece in _pieces(student):
-            difference = torch.sub(piece.of(student), piece.of(teacher), out=piece.of(found))
+            difference = torch.sub(piece.view(student), piece.view(teacher), out=piece.view(result))
             difference.mul_(piece.cells(twice))
-        return found, None
+        return result, None
 
 
 class _StandardisedDifference(torch.autograd.Function):
-    """The squared difference of two maps that are both standardised, which it does again in the backward pass."""
+    """The squared difference of two standardised maps; the backward pass standardises them again."""
 
     @staticmethod
-    def forward(context: Any, student: Tensor, teacher: Tensor, share: Tensor, own: _Scale, other: _Scale) -> Tensor:
-        context.save_for_backward(student, teacher, share, *own, *other)
-        return _summed_squares(student, lambda one: own.of(one, student).sub_(other.of(one, teacher)))
+    def forward(
+        context: Any,
+        student: Tensor,
+        teacher: Tensor,
+        share: Tensor,
+        student_statistics: _ChannelStatistics,
+        teacher_statistics: _ChannelStatistics,
+    ) -> Tensor:
+        context.save_for_backward(student, teacher, share, *student_statistics, *teacher_statistics)
+
+        def difference(piece: _Piece) -> Tensor:
+            return student_statistics.standardise(piece, student).sub_(teacher_statistics.standardise(piece, teacher))
+
+        return _sum_of_squares(student, difference)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
-        student, teacher, share, *both = context.saved_tensors
-        own, other, twice = _Scale(*both[:2]), _Scale(*both[2:]), 2 * gradients[0]
+        student, teacher, share, *saved = context.saved_tensors
+        student_statistics, teacher_statistics = _ChannelStatistics(*saved[:2]), _ChannelStatistics(*saved[2:])
+        twice = 2 * gradients[0]
 
-        def look(piece: _Piece) -> tuple[Tensor, Tensor]:
-            result, wanted = own.of(piece, student), other.of(piece, teacher)
-            return result, torch.sub(result, wanted, out=wanted).mul_(piece.cells(twice))
+        def piece_gradient(piece: _Piece) -> tuple[Tensor, Tensor]:
+            standardised = student_statistics.standardise(piece, student)
+            target = teacher_statistics.standardise(piece, teacher)
+            return standardised, torch.sub(standardised, target, out=target).mul_(piece.cells(twice))
 
-        return _gradient_before(student, look, share, own.inverse), None, None, None, None
+        gradient = _standardisation_gradient(student, piece_gradient, share, student_statistics.inverse)
+        return gradient, None, None, None, None
 
 
-def _summed_squares(like: Tensor, difference: Callable[[_Piece], Tensor]) -> Tensor:
-    """The squares of a difference, which is given piece by piece, summed over the channels: (B, H, W)."""
+def _sum_of_squares(like: Tensor, difference: Callable[[_Piece], Tensor]) -> Tensor:
+    """The squares of a difference, computed piece by piece and summed over the channels: (B, H, W)."""
     total = torch.zeros_like(like[:, 0])
     for piece in _pieces(like):
         total[piece.images, piece.rows] += difference(piece).square_().sum(dim=1)
     return total
 
 
-def standardise(level: Tensor, valid: Tensor, eps: float = 1e-6) -> Tensor:
-    """Give every channel zero mean and unit variance over the valid cells of the batch, that of all processes.
+def standardise(feature_map: Tensor, valid: Tensor, eps: float = 1e-6) -> Tensor:
+    """Normalise every channel to zero mean and unit variance over the valid cells of the batch, of all processes.
 
     Args:
-        level: (B, C, H, W), any finite values: the result and its gradient are finite.
+        feature_map: (B, C, H, W), any finite values: the result and its gradient are finite.
         valid: (B, H, W) bool; at least one cell is valid.
         eps: added to the variance.
     """
-    found: Tensor = _Standardised.apply(level, valid.to(level.dtype), eps)
-    return found
+    result: Tensor = _Standardise.apply(feature_map, valid.to(feature_map.dtype), eps)
+    return result
 
 
 def squared_difference(student: Tensor, teacher: Tensor) -> Tensor:
@@ -201,15 +223,15 @@ def squared_difference(student: Tensor, teacher: Tensor) -> Tensor:
 
     The teacher's map gets no gradient. Values up to 1e15 give a finite mean over any region, in float32.
     """
-    found: Tensor = _SquaredDifference.apply(student, teacher)
-    return found
+    result: Tensor = _SquaredDifference.apply(student, teacher)
+    return result
 
 
 def absolute_difference(student: Tensor, teacher: Tensor) -> Tensor:
     """The published code's variant of an absolute difference, summed over the channels: (B, H, W).
 
-    `|d|` where it is below 1, `d^2` elsewhere: the other way round than a Huber loss, so large differences count more.
-    Values up to 1e15 give a finite mean over any region, in float32.
+    `|d|` where it is below 1, `d^2` elsewhere: the reverse of a Huber loss, so large differences count more. Values up
+    to 1e15 give a finite mean over any region, in float32.
     """
     difference = (student - teacher).abs()
     return torch.where(difference < 1, difference, difference.square()).sum(dim=1)
@@ -218,18 +240,18 @@ def absolute_difference(student: Tensor, teacher: Tensor) -> Tensor:
 def divisive_difference(student: Tensor, teacher: Tensor) -> Tensor:
     """Squared relative difference `(1 - s / (t + 1e-8))^2` of two maps, summed over the channels: (B, H, W).
 
-    It has no upper limit where the teacher's map is near zero, and is not zero there for equal maps. It is finite where
+    It is unbounded where the teacher's map is near zero, and there it is not zero for equal maps. It is finite where
     the teacher's values are at least 0.01 from zero and the student's at most 1e6.
     """
     return (1 - student / (teacher + 1e-8)).square().sum(dim=1)
 
 
 def standardised_difference(student: Tensor, teacher: Tensor, valid: Tensor, eps: float = 1e-6) -> Tensor:
-    """`squared_difference` of two maps, both as `standardise` gives them, without a map in between.
+    """`squared_difference` of two maps after `standardise`, without storing the standardised maps.
 
     Args:
         student: (B, C, H, W), any finite values.
-        teacher: likewise; it gets no gradient.
+        teacher: (B, C, H, W), any finite values; it gets no gradient.
         valid: (B, H, W) bool; at least one cell is valid.
         eps: added to the variance.
 
@@ -237,12 +259,15 @@ def standardised_difference(student: Tensor, teacher: Tensor, valid: Tensor, eps
         (B, H, W).
     """
     weight = valid.to(student.dtype)
-    count = added(weight.sum())
-    own, other = (_scale(one.detach(), weight, count, eps) for one in (student, teacher))
-    if not _are_safe(own, other):
+    count = sum_over_processes(weight.sum())
+    student_statistics = _channel_statistics(student.detach(), weight, count, eps)
+    teacher_statistics = _channel_statistics(teacher.detach(), weight, count, eps)
+    if not _no_overflow(student_statistics, teacher_statistics):
         return squared_difference(standardise(student, valid, eps), standardise(teacher, valid, eps))
-    found: Tensor = _StandardisedDifference.apply(student, teacher, weight / count, own, other)
-    return found
+    result: Tensor = _StandardisedDifference.apply(
+        student, teacher, weight / count, student_statistics, teacher_statistics
+    )
+    return result
 
 
 DIFFERENCES = {"squared": squared_difference, "absolute": absolute_difference, "divisive": divisive_difference}

@@ -1,4 +1,4 @@
-"""Imitation of feature maps: adaptation layers, a region, a difference, and the weights of region and background."""
+"""Imitation of feature maps: adaptation layers, regions, differences, and weights of region and background."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, TypedDict, Unpack
 import torch
 from torch import Tensor, nn
 
-from defeat.distillation.align import Adaptation, LevelPair, paired_levels, resized_map
+from defeat.distillation.align import Adaptation, LevelPair, match_levels, resize_map
 from defeat.distillation.base import Method
 from defeat.distillation.differences import DIFFERENCES, squared_difference, standardise, standardised_difference
 from defeat.distillation.losses import region_mean
@@ -21,23 +21,23 @@ SCALES = ("standardise", "teacher", "none")
 
 
 class MapOptions(TypedDict, total=False):
-    """Options that all methods share which imitate maps."""
+    """Options shared by all methods that imitate feature maps."""
 
     scale: str
-    """What makes the terms on maps independent of the magnitude of features: standardise (both sides), teacher (the
-    teacher's side alone) or none (published)."""
+    """How the terms are made independent of the magnitude of the features: standardise (both sides), teacher (the
+    teacher's maps only) or none (published)."""
     initialisation: str
-    """Of the adaptation layers: identity (they begin by changing nothing, where channels match), default (random) or
-    published (near zero)."""
+    """Initialisation of the adaptation layers: identity (where channels match), default (random) or published (near
+    zero)."""
     adaptation_kernel: int
-    """Side of the kernels of the adaptation layers, in cells: 1, or 3 (published), which costs more."""
+    """Kernel size of the adaptation layers in cells: 1, or 3 (published), which costs more."""
     missing_levels: str
-    """What becomes of levels whose stride the teacher lacks: leave_out, or nearest (the level of the teacher with the
-    nearest stride, resized)."""
+    """Handling of levels whose stride the teacher lacks: leave_out, or nearest (the teacher's level of the nearest
+    stride, resized)."""
     count_padding: bool
     """Whether padded cells count as background, as in the published code."""
     warmup: float
-    """Part of the run over which the terms rise linearly from zero, 0..1."""
+    """Fraction of the run over which the terms rise linearly from zero, 0..1."""
     decay: str
     """How the terms change over the epochs: constant, linear, cosine or up_down."""
 
@@ -56,36 +56,37 @@ PaintRegions = Callable[[Sequence[Tensor], dict[int, Shape]], Regions]
 
 
 class MapImitation(nn.Module):
-    """Draws the maps of a student towards those of a teacher, over a region and over what lies beside it.
+    """Losses between the feature maps of student and teacher, over a region and over the background.
 
-    On each level, the difference between the teacher's map and the adapted student's is summed over the region and over
-    the rest of the image apart, each over twice the number of its elements in the batch. Levels are averaged, and each
-    of the two means gets its own weight: with equal weights the background, which has many more cells, does not
-    outweigh the objects (Guo et al., CVPR 2021, equation 3; with one weight at zero, equation 1).
+    On each level, the difference between the teacher's map and the adapted student's is summed over the region and,
+    separately, over the rest of the image; each sum is divided by twice the number of its elements in the batch. Levels
+    are averaged, and each of the two means gets its own weight, so that the background, which has many more cells, does
+    not outweigh the objects (Guo et al., CVPR 2021, equation 3; with one weight at zero, equation 1).
 
     Args:
-        student: what is known about the student.
-        teacher: what is known about the teacher.
+        student: description of the student.
+        teacher: description of the teacher.
         part: whose maps: `neck`, or `backbone`, where a ReLU follows each adaptation layer.
-        regions: paints the region, see `defeat.distillation.regions`.
+        regions: function that marks the region, see `defeat.distillation.regions`.
         object_weight: weight of the region; 0 leaves the term out.
         background_weight: weight of the rest; 0 leaves the term out.
-        strides: strides of the student's levels that take part; None for all.
-        missing_levels: what becomes of those whose stride the teacher lacks, see `paired_levels`.
+        strides: strides of the student's levels that are compared; None for all.
+        missing_levels: handling of levels whose stride the teacher lacks, see `match_levels`.
         difference: `squared`, `absolute` or `divisive`, see `defeat.distillation.differences`.
-        scale: what makes the terms independent of the magnitude of features. `standardise`: both sides get zero mean
-            and unit variance in every channel of a level; `teacher`: the teacher's side alone does, and the adaptation
-            layer has to find that scale; `none`: the published arithmetic, whose weights fit one pair of networks only.
-        initialisation: of the adaptation layers: `identity`, `default` or `published` (see `Adaptation`).
-        adaptation_kernel: side of their kernels, 1 or 3 cells.
+        scale: how the terms are made independent of the magnitude of the features. `standardise`: zero mean and unit
+            variance in every channel of a level, on both sides; `teacher`: only on the teacher's side, and the
+            adaptation layer has to learn the scale; `none`: as published, with weights that fit one pair of networks.
+        initialisation: initialisation of the adaptation layers: `identity`, `default` or `published` (see
+            `Adaptation`).
+        adaptation_kernel: kernel size of the adaptation layers, 1 or 3 cells.
         count_padding: whether padded cells count as background, as in the published code.
-        level_weights: what each level counts for in the mean over the levels: `equal` (published), or `objects`: in
-            proportion to the number of boxes that belong to it by their size, so that a level without objects in the
-            batch teaches nothing.
+        level_weights: weight of each level in the mean over the levels: `equal` (published), or `objects`: in
+            proportion to the number of boxes assigned to it by their size, so that a level without objects in the
+            batch has no gradient.
 
     Attributes:
-        levels: which levels meet, by the student's stride; empty where both weights are 0.
-        notes: one sentence for each thing that the pair leaves out or changes.
+        levels: the matched levels by the student's stride; empty where both weights are 0.
+        notes: one sentence for each level that is left out or resized.
 
     Raises:
         InputError: no stride is shared, or the difference, the scale or the initialisation is unknown.
@@ -123,17 +124,17 @@ class MapImitation(nn.Module):
         self.levels: dict[int, LevelPair] = {}
         self.notes: list[str] = []
         if any(self.weights.values()):  # a part that is switched off has no layers
-            own = getattr(student, part)
-            self.levels = paired_levels(own, getattr(teacher, part), part, strides, missing_levels)
-            self._note_missing([stride for stride in sorted(own) if strides is None or stride in strides])
+            channels = getattr(student, part)
+            self.levels = match_levels(channels, getattr(teacher, part), part, strides, missing_levels)
+            self._note_missing([stride for stride in sorted(channels) if strides is None or stride in strides])
         self.adaptation = Adaptation(self.levels, initialisation, part == "backbone", adaptation_kernel)
 
     def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Compute the weighted terms `PART_object` and `PART_background`.
 
         Args:
-            student: what the student gave.
-            teacher: what the teacher gave; its batch may be larger or smaller.
+            student: output of the student.
+            teacher: output of the teacher; its images may be larger or smaller.
             targets: the boxes of each image, in pixels of the student's batch.
         """
         if not self.levels:
@@ -145,17 +146,17 @@ class MapImitation(nn.Module):
         for stride, level in maps.items():
             valid = student.valid[stride]
             inside = torch.ones_like(valid) if self.count_padding else valid
-            wanted = self._wanted(teacher, self.levels[stride], shapes[stride])
-            per_cell = self._difference(self.adaptation(level, stride), wanted, inside)
+            teacher_map = self._teacher_map(teacher, self.levels[stride], shapes[stride])
+            per_cell = self._difference(self.adaptation(level, stride), teacher_map, inside)
             region = regions[stride].to(per_cell.dtype) * inside
             cells = {"object": region, "background": inside.to(per_cell.dtype) - region}
             for name, term in terms.items():
-                term.append(region_mean(per_cell, cells[name], wanted.shape[1]))
-        means = {name: self._over_levels(torch.stack(term), targets, list(maps)) for name, term in terms.items()}
+                term.append(region_mean(per_cell, cells[name], teacher_map.shape[1]))
+        means = {name: self._mean_over_levels(torch.stack(term), targets, list(maps)) for name, term in terms.items()}
         return {f"{self.part}_{name}": self.weights[name] * mean for name, mean in means.items()}
 
-    def _over_levels(self, values: Tensor, targets: Sequence[Target], strides: Sequence[int]) -> Tensor:
-        """The mean of (L,) values, one of each level."""
+    def _mean_over_levels(self, values: Tensor, targets: Sequence[Target], strides: Sequence[int]) -> Tensor:
+        """Mean of (L,) values, one per level, weighted as `level_weights` says."""
         if self.level_weights == "equal" or not any(len(target.boxes) for target in targets):
             return values.mean()
         levels = box_strides(torch.cat([target.boxes for target in targets]), strides)
@@ -168,48 +169,50 @@ class MapImitation(nn.Module):
         return [replace(pair, kernel=self.adaptation.kernel) for pair in self.levels.values()]
 
     def painted(self, boxes: Sequence[Tensor], shapes: dict[int, Shape]) -> Regions:
-        """The region on those of the levels that take part."""
+        """The region on the levels that are compared."""
         return self.regions(boxes, {stride: shape for stride, shape in shapes.items() if stride in self.levels})
 
-    def _wanted(self, teacher: DetectorOutput, level: LevelPair, shape: Shape) -> Tensor:
+    def _teacher_map(self, teacher: DetectorOutput, level: LevelPair, shape: Shape) -> Tensor:
         """The teacher's map (B, C, *shape) for a level of the student."""
         ratio = teacher.scale * level.stride / level.teacher_stride
-        return resized_map(getattr(teacher, self.part)[level.teacher_stride].float(), ratio, shape)
+        return resize_map(getattr(teacher, self.part)[level.teacher_stride].float(), ratio, shape)
 
-    def _note_missing(self, asked: Sequence[int]) -> None:
-        left_out = [str(stride) for stride in asked if stride not in self.levels]
+    def _note_missing(self, strides: Sequence[int]) -> None:
+        """Add notes on the student's levels that the teacher lacks."""
+        left_out = [str(stride) for stride in strides if stride not in self.levels]
         if left_out:
             self.notes.append(f"The teacher's {self.part} has no level at stride {', '.join(left_out)}: left out.")
-        resized = [one for one in self.levels.values() if one.stride != one.teacher_stride]
+        resized = [level for level in self.levels.values() if level.stride != level.teacher_stride]
         self.notes += [
-            f"The teacher's {self.part} has no level at stride {one.stride}: that at {one.teacher_stride} is resized."
-            for one in resized
+            f"The teacher's {self.part} has no level at stride {level.stride}: the one at stride "
+            f"{level.teacher_stride} is resized."
+            for level in resized
         ]
 
-    def _difference(self, found: Tensor, wanted: Tensor, inside: Tensor) -> Tensor:
-        """The difference of both sides on the scale that was asked for, summed over the channels: (B, H, W)."""
+    def _difference(self, student_map: Tensor, teacher_map: Tensor, inside: Tensor) -> Tensor:
+        """The difference of both maps, scaled as `scale` says, summed over the channels: (B, H, W)."""
         if self.scale == "standardise":
             if self.difference is squared_difference:
-                return standardised_difference(found, wanted, inside)
-            found = standardise(found, inside)
-        return self.difference(found, wanted if self.scale == "none" else standardise(wanted, inside))
+                return standardised_difference(student_map, teacher_map, inside)
+            student_map = standardise(student_map, inside)
+        return self.difference(student_map, teacher_map if self.scale == "none" else standardise(teacher_map, inside))
 
 
-def scheduled(options: Mapping[str, Any]) -> tuple[Schedule, dict[str, Any]]:
-    """The schedule that `MapOptions` describe, and those of them that `MapImitation` takes."""
-    maps = dict(options)
-    return Schedule(maps.pop("decay"), maps.pop("warmup")), maps
+def split_schedule(options: Mapping[str, Any]) -> tuple[Schedule, dict[str, Any]]:
+    """Split `MapOptions` into a schedule and the options of `MapImitation`."""
+    map_options = dict(options)
+    return Schedule(map_options.pop("decay"), map_options.pop("warmup")), map_options
 
 
 class NeckMethod(Method):
-    """What methods share that imitate one region of the neck: `neck_object` is their only term.
+    """Base class of methods that imitate one region of the neck; `neck_object` is their only term.
 
     Args:
-        student: what is known about the student.
-        teacher: what is known about the teacher.
-        regions: paints the region, see `defeat.distillation.regions`.
+        student: description of the student.
+        teacher: description of the teacher.
+        regions: function that marks the region, see `defeat.distillation.regions`.
         weight: weight of the term.
-        difference: of the maps, see `MapImitation`.
+        difference: see `MapImitation`.
         options: see `MapOptions`.
 
     Raises:
@@ -230,18 +233,20 @@ class NeckMethod(Method):
         **options: Unpack[MapOptions],
     ) -> None:
         super().__init__(student, teacher)
-        self.schedule, maps = scheduled({**self.shared, **options})
-        self.begins_near_zero = maps["initialisation"] == "published"
-        self.neck = MapImitation(student, teacher, "neck", regions, object_weight=weight, difference=difference, **maps)
+        self.schedule, map_options = split_schedule({**self.shared, **options})
+        self.begins_near_zero = map_options["initialisation"] == "published"
+        self.neck = MapImitation(
+            student, teacher, "neck", regions, object_weight=weight, difference=difference, **map_options
+        )
         self.notes += self.neck.notes
 
     @property
     def levels(self) -> list[LevelPair]:
-        """Those of the neck."""
+        """The compared levels of the neck."""
         return self.neck.pairs
 
     def painted(self, boxes: Sequence[Tensor], shapes: dict[int, Shape]) -> dict[str, Regions]:
-        """The one region."""
+        """The region, as `object`."""
         return {"object": self.neck.painted(boxes, shapes)}
 
     def terms(

@@ -1,4 +1,4 @@
-"""The arithmetic that methods share: means over a region or a mask, and divergences of class predictions."""
+"""Arithmetic shared by the methods: means over a region or a mask, and divergences of class predictions."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,15 +7,15 @@ from defeat.distillation.processes import average_count
 
 
 def region_mean(per_cell: Tensor, region: Tensor, channels: int) -> Tensor:
-    """Sum over a region of the whole batch, over twice the number of the region's elements.
+    """Sum over a region of the whole batch, divided by twice the number of the region's elements.
 
-    The norm of the published code: `max(1, 2 * cells * channels)`, so that an empty region gives zero. With several
-    processes the batch is that of all.
+    The divisor is that of the published code, `max(1, 2 * cells * channels)`, so that an empty region gives zero. With
+    several processes, the batch is that of all processes.
 
     Args:
-        per_cell: (B, H, W), a value for each cell, already summed over its channels; outside the region any value.
+        per_cell: (B, H, W), a value per cell, already summed over its channels; any value outside the region.
         region: (B, H, W), bool or weights in 0..1.
-        channels: how many channels went into each cell's value.
+        channels: number of channels that were summed in each cell.
 
     Returns:
         Scalar.
@@ -26,7 +26,7 @@ def region_mean(per_cell: Tensor, region: Tensor, channels: int) -> Tensor:
 
 
 def softmax_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """KL(teacher || student) of softmax predictions at a temperature, times its square (Hinton et al., 2015).
+    """KL(teacher || student) of softmax predictions at a temperature T, times T^2 (Hinton et al., 2015).
 
     Args:
         student: (R, K+1) logits.
@@ -37,12 +37,12 @@ def softmax_divergence(student: Tensor, teacher: Tensor, temperature: float) -> 
         (R,), not negative.
     """
     target = F.log_softmax(teacher / temperature, dim=1)
-    found = F.log_softmax(student / temperature, dim=1)
-    return F.kl_div(found, target, reduction="none", log_target=True).sum(dim=1) * temperature**2
+    prediction = F.log_softmax(student / temperature, dim=1)
+    return F.kl_div(prediction, target, reduction="none", log_target=True).sum(dim=1) * temperature**2
 
 
 def sigmoid_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """KL(teacher || student) of one Bernoulli variable a class, summed over classes, times the squared temperature.
+    """KL(teacher || student) of one Bernoulli variable per class at a temperature T, summed over classes, times T^2.
 
     Args:
         student: (N, K) logits.
@@ -52,11 +52,11 @@ def sigmoid_divergence(student: Tensor, teacher: Tensor, temperature: float) -> 
     Returns:
         (N,), not negative.
     """
-    target, found = teacher / temperature, student / temperature
+    target, prediction = teacher / temperature, student / temperature
     probability = target.sigmoid()
     # KL = p (log p - log q) + (1 - p) (log(1 - p) - log(1 - q)), with log sigmoid so that nothing overflows.
-    positive = probability * (F.logsigmoid(target) - F.logsigmoid(found))
-    negative = (1 - probability) * (F.logsigmoid(-target) - F.logsigmoid(-found))
+    positive = probability * (F.logsigmoid(target) - F.logsigmoid(prediction))
+    negative = (1 - probability) * (F.logsigmoid(-target) - F.logsigmoid(-prediction))
     return (positive + negative).sum(dim=1) * temperature**2
 
 
@@ -68,23 +68,23 @@ def softmax_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
         teacher: (R, K+1) logits.
 
     Returns:
-        (R,), not negative; it is not zero for equal logits, but smallest.
+        (R,), not negative; for equal logits it has its minimum, which is not zero.
     """
-    found, wanted = F.softmax(student, dim=1), F.softmax(teacher, dim=1)
-    return 10 * F.binary_cross_entropy(found, wanted, reduction="none").mean(dim=1)
+    prediction, target = F.softmax(student, dim=1), F.softmax(teacher, dim=1)
+    return 10 * F.binary_cross_entropy(prediction, target, reduction="none").mean(dim=1)
 
 
 def sigmoid_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
-    """The same between the sigmoid outputs of (N, K) logits: (N,)."""
+    """`softmax_cross_entropy` for the sigmoid outputs of (N, K) logits: (N,)."""
     return 10 * F.binary_cross_entropy_with_logits(student, teacher.sigmoid(), reduction="none").mean(dim=1)
 
 
 def balanced_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
-    """Binary cross entropy with the teacher's scores, times how far apart the scores are, summed over the classes.
+    """Binary cross entropy with the teacher's scores, weighted by the distance of the scores, summed over the classes.
 
     Per class |sigmoid(t) - sigmoid(s)| BCE(s, sigmoid(t)), the factor without gradient (Yang et al., BCKD, ICCV 2023,
-    equation 5). Where both agree nothing pulls, so that the many easy negatives do not outweigh the rest; and unlike a
-    divergence at a high temperature it asks for the very score of the teacher.
+    equation 5). Predictions on which both agree have no gradient, so that the many easy negatives do not outweigh the
+    rest. Unlike a divergence at a high temperature, the optimum is exactly the teacher's score.
 
     Args:
         student: (N, K) sigmoid logits.
@@ -98,16 +98,16 @@ def balanced_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
     return (F.binary_cross_entropy_with_logits(student, target, reduction="none") * distance).sum(dim=1)
 
 
-def masked_mean(values: Tensor, mask: Tensor, over: Tensor | None = None) -> Tensor:
+def masked_mean(values: Tensor, mask: Tensor, count_mask: Tensor | None = None) -> Tensor:
     """Mean of (R,) `values` where (R,) bool `mask` is true; zero, with a gradient of zero, where it never is.
 
-    With several processes the mean is that of all.
+    With several processes, the mean is over all processes.
 
     Args:
         values: (R,).
-        mask: (R,) bool, which values are added up.
-        over: (R,) bool, whose number the sum is divided by; `mask` when None.
+        mask: (R,) bool, the values that are summed.
+        count_mask: (R,) bool, the elements whose number the sum is divided by; `mask` when None.
     """
     weight = mask.to(values.dtype)
-    count = (mask if over is None else over).sum().to(values.dtype)
+    count = (mask if count_mask is None else count_mask).sum().to(values.dtype)
     return (values * weight).sum() / average_count(count)

@@ -1,4 +1,4 @@
-"""How the weight of distillation changes during a run."""
+"""Schedules of the weight of distillation during a run."""
 
 import math
 
@@ -14,14 +14,14 @@ class Schedule:
     """A factor for all terms of a method: a rise over the first steps, and a decay over the epochs.
 
     With e epochs done of E, as in the published code: `constant` 1; `linear` 1 - e/E; `cosine` (1 + cos(pi e/E)) / 2;
-    `up_down` rises from 1 to 2 over the first quarter, and falls to 0 from there on.
+    `up_down` rises from 1 to 2 over the first quarter, then falls to 0.
 
     Args:
         decay: one of `constant`, `linear`, `cosine`, `up_down`.
-        warmup: part of the run over which the factor rises linearly from near 0, 0..1; 0 for none.
+        warmup: fraction of the run over which the factor rises linearly from near 0, 0..1; 0 for none.
 
     Raises:
-        InputError: the decay is unknown, or the warm-up not in 0..1.
+        InputError: the decay is unknown, or the warm-up is not in 0..1.
     """
 
     def __init__(self, decay: str = "constant", warmup: float = 0.0) -> None:
@@ -33,20 +33,20 @@ class Schedule:
 
     def __call__(self, progress: Progress) -> float:
         """The factor, 0..1 (`up_down`: 0..2)."""
-        return warm_up(progress, self.warmup) * decayed(progress, self.decay)
+        return warmup_factor(progress, self.warmup) * decay_factor(progress, self.decay)
 
     def scaled(self, losses: dict[str, Tensor], progress: Progress) -> dict[str, Tensor]:
-        """The same losses, times the factor."""
+        """The losses, multiplied by the factor."""
         factor = self(progress)
         return {name: loss * factor for name, loss in losses.items()}
 
 
-def warm_up(progress: Progress, fraction: float) -> float:
+def warmup_factor(progress: Progress, fraction: float) -> float:
     """A factor that rises linearly from near 0 to 1 over the first part of a run.
 
     Args:
-        progress: where the run stands.
-        fraction: part of the run over which the factor rises, 0..1; 0 gives 1 from the start.
+        progress: current step and epoch of the run.
+        fraction: fraction of the run over which the factor rises, 0..1; 0 gives 1 from the start.
 
     Returns:
         `(step + 1) / (fraction * steps)`, at most 1.
@@ -54,8 +54,8 @@ def warm_up(progress: Progress, fraction: float) -> float:
     return min(1.0, (progress.step + 1) / max(1.0, fraction * progress.steps))
 
 
-def decayed(progress: Progress, decay: str) -> float:
-    """The factor of a decay (see `Schedule`) at an epoch."""
+def decay_factor(progress: Progress, decay: str) -> float:
+    """The factor of a decay (see `Schedule`) at the current epoch."""
     epoch, epochs = min(progress.epoch, progress.epochs), progress.epochs
     done = epoch / epochs
     if decay == "linear":

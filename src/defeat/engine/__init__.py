@@ -1,1 +1,1 @@
-"""Runs: train, distil and evaluate detectors."""
+"""Training runs: steps, checkpoints, evaluation, and the run directory."""

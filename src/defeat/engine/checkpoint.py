@@ -1,7 +1,7 @@
-"""The run directory: what is in it, and how it is opened."""
+"""The run directory: its files, and how it is opened and locked."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,20 @@ from defeat.files import remove_leftovers, write_atomically, write_into
 
 
 def is_writer() -> bool:
-    """Whether this process is the one of all that writes files."""
+    """Whether this process writes files: the first of several processes."""
     return not getattr(rank_zero_only, "rank", 0)
 
 
 class RunDirectory:
-    """The unit of work, and the only thing that commands pass to each other.
+    """The directory of a run, the only thing that commands pass to each other.
 
     Attributes:
-        folder: where everything is.
-        config: `config.yaml`, all that is needed to repeat the run.
+        folder: the directory.
+        config: `config.yaml`, all settings, enough to repeat the run.
         checkpoint: `checkpoints/last.ckpt`, to resume.
-        metrics: `metrics.jsonl`, a line a logged step or evaluation.
-        detections: `detections.safetensors`, what the trained detector found in the evaluation split, and the truth.
-        results: `results.json`, the final figures and where they come from.
+        metrics: `metrics.jsonl`, one line per logged step and per evaluation.
+        detections: `detections.safetensors`, detections and ground truth of the evaluation split.
+        results: `results.json`, the final metrics and their provenance.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -39,17 +39,17 @@ class RunDirectory:
         self.metrics = self.folder / "metrics.jsonl"
         self.detections = self.folder / "detections.safetensors"
         self.results = self.folder / "results.json"
-        self.abandoned = False  # whether a process that is gone left its lock
+        self.abandoned = False  # whether a process that ended left its lock
 
     @contextmanager
     def locked(self, notify: Callable[[str], None] = lambda _: None) -> Iterator[None]:
         """Keep other processes from writing into the folder.
 
         Args:
-            notify: called with a sentence where a process was killed that held the folder.
+            notify: called with a message if a process that held the lock was killed.
 
         Raises:
-            LockedError: another process holds it.
+            LockedError: another process holds the lock.
             InputError: the folder can't be written.
         """
         if not is_writer():
@@ -60,29 +60,29 @@ class RunDirectory:
         try:
             yield
         except BaseException as error:
-            # A run that is stopped before anything else is written has only its lock to show that it was begun.
+            # If a run is stopped before anything else is written, only its lock shows that it was started.
             if isinstance(error, Exception) or self.config.exists():
                 lock.release()
             raise
         lock.release()
 
     def open(self, record: Record) -> Path | None:
-        """Make the folder, or go back to it.
+        """Create the directory, or open it to resume the run.
 
         Args:
-            record: of the run; one that is resumed must have the settings that it was begun with.
+            record: record of the run; a resumed run must have the settings that it was started with.
 
         Returns:
-            The checkpoint to go on from, or None to begin at the first step.
+            The checkpoint to resume from, or None to start at the first step.
 
         Raises:
-            InputError: the folder holds another run, or nothing to resume, or can't be written.
+            InputError: the directory contains another run, or nothing to resume, or can't be written.
         """
-        if not is_writer():  # the first process of all has opened it
+        if not is_writer():  # the first process has opened it
             return self.checkpoint if record.resume and self.checkpoint.is_file() else None
         text = yaml.safe_dump({"command": record.command, **record.values}, sort_keys=False)
         if record.resume:
-            self._require_same(yaml.safe_load(text), record)  # as the file has it: lists for tuples
+            self._require_same_settings(yaml.safe_load(text), record)  # as in the file: lists for tuples
         else:
             self.require_free(record.resume)
         for folder in (self.folder, self.checkpoint.parent):
@@ -98,38 +98,34 @@ class RunDirectory:
         return None
 
     def require_free(self, resume: bool) -> None:
-        """Refuse a folder with another run, unless it is resumed or another process of this run has opened it.
+        """Refuse a directory with another run, unless it is resumed or another process of this run has opened it.
 
         Raises:
-            InputError: the folder holds a run.
+            InputError: the directory contains a run.
         """
         if is_writer() and not resume and (self.config.exists() or self.results.exists()):
-            raise InputError(f"{self.folder} already holds a run; give another --out, or --resume to go on with it.")
+            raise InputError(f"{self.folder} already contains a run; give another --out, or --resume to continue it.")
 
     @property
-    def begun(self) -> bool:
-        """Whether the folder holds a run that can be resumed, from a checkpoint or from its first step."""
-        # A model is written behind the first checkpoint: where it is alone, the checkpoint was removed.
+    def resumable(self) -> bool:
+        """Whether the directory contains a run that can be resumed, from a checkpoint or from its first step."""
+        # A model is written after the first checkpoint: if there is only a model, the checkpoint was removed.
         trained = self.results.exists() or (self.folder / "model.json").exists()
         return self.checkpoint.is_file() or (not trained and (self.config.exists() or self.abandoned))
 
-    def _require_same(self, content: dict[str, Any], record: Record) -> None:
-        """Refuse to resume what was not begun, or was begun with other settings."""
-        if not self.begun:
+    def _require_same_settings(self, content: dict[str, Any], record: Record) -> None:
+        """Refuse to resume a run that does not exist, or was started with other settings."""
+        if not self.resumable:
             raise InputError(
                 f"{self.folder} has no checkpoint to resume from ({self.checkpoint} is missing): leave out --resume to "
-                "begin a run, in another --out if there is a run already."
+                "start a run, in another --out if there is a run already."
             )
         if not self.checkpoint.is_file() and not self.config.exists():
             return  # killed before it had written its settings
-        begun = self.read_config()
+        before = self.read_config()
         if self.checkpoint.is_file():
-            begun = {**record.earlier, **begun}  # a setting that was not there yet was at its default
-        changed = [
-            f"{name} was {begun[name]!r} and is {content[name]!r}"
-            for name in content
-            if name not in record.free and name in begun and begun[name] != content[name]
-        ]
+            before = dict(record.recorded(before))
+        changed = list(_changes(before, {name: value for name, value in content.items() if name not in record.free}))
         if changed:
             raise InputError(f"{self.folder} can't be resumed with other settings: {'; '.join(changed)}.")
 
@@ -137,7 +133,7 @@ class RunDirectory:
         """Settings of the run.
 
         Raises:
-            InputError: there are none, or they are not valid.
+            InputError: the file is missing or not valid.
         """
         try:
             content = yaml.safe_load(self.config.read_text())
@@ -146,17 +142,32 @@ class RunDirectory:
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise InputError(f"{self.config} is not valid YAML.") from error
         if not isinstance(content, dict):
-            raise InputError(f"{self.config} does not hold the settings of a run.")
+            raise InputError(f"{self.config} does not contain the settings of a run.")
         return content
 
     def evaluated_split(self) -> str | None:
-        """The split that a finished run was evaluated on, or the one that its settings name; None without either."""
+        """The evaluation split of a finished run, or else that of its settings; None without either."""
         try:
             split = json.loads(self.results.read_text()).get("split")
         except (OSError, ValueError, AttributeError):
             split = None
         return split or self.read_config().get("eval_split")
 
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON file into the folder; of several processes only the first one writes."""
+        if is_writer():
+            write_into(self.folder, name, (json.dumps(content, indent=2) + "\n").encode())
+
     def write_results(self, results: dict[str, Any]) -> None:
-        """Write the final figures."""
+        """Write the final results."""
         write_atomically(self.results, (json.dumps(results, indent=2) + "\n").encode())
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], group: str = "") -> Iterator[str]:
+    """Descriptions of the settings that differ, including nested ones."""
+    for name in dict.fromkeys([*now, *before]) if group else [name for name in now if name in before]:
+        was, value = before.get(name), now.get(name)
+        if isinstance(was, dict) and isinstance(value, dict):
+            yield from _changes(was, value, f"{group}{name}.")
+        elif was != value:
+            yield f"{group}{name} was {was!r} and is {value!r}"

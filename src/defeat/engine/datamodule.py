@@ -16,10 +16,10 @@ Images = tuple[list[Tensor], list[Target]]
 
 
 class DetectionDataModule(LightningDataModule):
-    """Gives each process its part of the images.
+    """Loaders of the training and evaluation images of each process.
 
     Args:
-        experiment: says which.
+        experiment: the experiment with these images.
     """
 
     def __init__(self, experiment: Experiment) -> None:
@@ -28,14 +28,14 @@ class DetectionDataModule(LightningDataModule):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Equal for equal training images and annotations."""
+        """Hash of all training images and annotations."""
         return "-".join(dataset.fingerprint()[:16] for dataset in self.experiment.datasets)
 
     def train_dataloader(self) -> DataLoader:  # type: ignore[type-arg]
-        """Shuffled batches; a resumed run starts at the very batch where it stopped."""
+        """Shuffled batches; a resumed run continues at the batch where it stopped."""
         loader = self._training_loader()
         assert self.trainer is not None
-        # Lightning makes the first iterator before it tells anyone the epoch, so that is told here.
+        # Lightning makes the first iterator before it announces the epoch, so the epoch is set here.
         loop: Any = self.trainer.fit_loop
         sampler: Any = loader.batch_sampler
         epoch, batch = divmod(loop.epoch_loop.batch_progress.total.processed, max(1, len(loader)))
@@ -46,13 +46,13 @@ class DetectionDataModule(LightningDataModule):
     def steps(self) -> int:
         """Optimiser steps of the whole run.
 
-        Lightning's own estimate would make the training loader, and with it the first epoch's order, before it knows
+        Lightning's own estimate would create the training loader, and with it the first epoch's order, before it knows
         where a resumed run stopped.
         """
         return self.experiment.optimisation.steps(self.epoch_steps())
 
     def epoch_steps(self) -> int:
-        """Optimiser steps of an epoch."""
+        """Optimiser steps per epoch."""
         return len(self._training_loader())
 
     def _training_loader(self) -> DataLoader:  # type: ignore[type-arg]
@@ -60,7 +60,7 @@ class DetectionDataModule(LightningDataModule):
         return self.experiment.loader(self.experiment.workers, self.trainer.global_rank, self.trainer.world_size)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:  # type: ignore[type-arg]
-        """Every image once, over all processes; nothing without an evaluation."""
+        """Every image once, over all processes; empty without evaluation."""
         assert self.trainer is not None
         if self.experiment.evaluation is None:
             return []
@@ -73,5 +73,5 @@ class DetectionDataModule(LightningDataModule):
         )
 
     def transfer_batch_to_device(self, batch: Images, device: torch.device, dataloader_idx: int) -> Images:
-        """Leave the images where they are: a detector's `prepare` moves them."""
+        """Do nothing: a detector's `prepare` moves the images."""
         return batch

@@ -1,6 +1,6 @@
-"""What a training is made of: objects, whatever words they were made from."""
+"""The objects of a training."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ from defeat.engine.selection import SelectionSettings
 
 @dataclass(frozen=True)
 class CacheFolder:
-    """Where a teacher's maps are kept.
+    """Folder of the cache of a teacher's feature maps.
 
     Attributes:
-        folder: which runs with the same teacher and size can share.
-        limit: bytes that the maps may take; None for as much as the disk has.
+        folder: the folder; runs with the same teacher and size can share it.
+        limit: maximum size in bytes; None for no limit.
     """
 
     folder: Path
@@ -33,16 +33,16 @@ class CacheFolder:
 
 @dataclass(frozen=True)
 class Distillation:
-    """A teacher, and what a student learns from it.
+    """Teacher, method and data of a distillation.
 
     Attributes:
         teacher: a trained detector, in eval mode and without gradients.
-        method: turns the outputs of both detectors into losses.
-        fingerprint: of the teacher's weights as they were loaded.
-        unlabelled: images that are mixed into the batches without annotations; None for none.
-        unlabelled_per_batch: how many of them go into each batch.
-        cache: where the teacher's maps are kept; None to compute them in each epoch.
-        dtype: in what the maps are computed; None for the precision of the run.
+        method: computes losses from the outputs of both detectors.
+        fingerprint: hash of the teacher's weights as loaded.
+        unlabelled: images without annotations that are added to the batches; None for none.
+        unlabelled_per_batch: number of them in each batch.
+        cache: cache of the teacher's feature maps; None to compute them in each epoch.
+        dtype: precision of the teacher and the adaptation layers; None for the precision of the run.
     """
 
     teacher: TeacherNetwork
@@ -56,39 +56,39 @@ class Distillation:
 
 @dataclass(frozen=True)
 class Record:
-    """What a run directory says about the run, in plain values.
+    """The settings that are written to the run directory, as plain values.
 
     Attributes:
         command: `train` or `distill`.
-        values: all settings; `config.yaml` holds them.
-        free: names of those that a resumed run may change.
-        earlier: values of settings that a file does not name, because they came later.
-        resume: whether the run goes on from its last checkpoint.
+        values: all settings, the content of `config.yaml`.
+        free: names of settings that a resumed run may change.
+        recorded: completes the settings of a run that was started by an earlier version.
+        resume: whether the run is resumed from its last checkpoint.
     """
 
     command: str = "train"
     values: Mapping[str, Any] = field(default_factory=dict)
     free: frozenset[str] = frozenset()
-    earlier: Mapping[str, Any] = field(default_factory=dict)
+    recorded: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
     resume: bool = False
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A training.
+    """All objects of a training.
 
     Attributes:
         student: the detector to train.
-        training: images to train on.
-        evaluation: images to evaluate on; None to train without evaluation.
-        optimisation: steps, and how they are taken.
-        selection: evaluations, and what they decide.
-        logging: what is written on the way.
-        devices: where it computes.
-        augmentation: how training images are changed at random.
-        workers: processes that load images, for each device.
-        distillation: teacher and method; None to train the student without.
-        record: what is written about it.
+        training: the training images.
+        evaluation: the evaluation images; None to train without evaluation.
+        optimisation: steps, optimiser and learning rate.
+        selection: when to evaluate, and which student to keep.
+        logging: logs and checkpoints.
+        devices: devices and precision.
+        augmentation: augmentation of the training images.
+        workers: processes per device that load images.
+        distillation: teacher and method; None to train without a teacher.
+        record: the settings that are written to the run directory.
     """
 
     student: Detector
@@ -105,12 +105,12 @@ class Experiment:
 
     @property
     def datasets(self) -> list[DetectionDataset]:
-        """All images that it trains on."""
+        """All training images."""
         unlabelled = None if self.distillation is None else self.distillation.unlabelled
         return [self.training] if unlabelled is None else [self.training, unlabelled]
 
     def loader(self, workers: int = 0, rank: int = 0, world_size: int = 1) -> DetectionLoader:
-        """The training batches of one of its processes."""
+        """The training batches of one process."""
         distillation = self.distillation
         return training_loader(
             self.training,

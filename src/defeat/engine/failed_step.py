@@ -1,4 +1,4 @@
-"""The step at which a run stopped because a loss was not finite, kept so that it can be computed again."""
+"""The step at which a run stopped because a loss was not finite, saved for debugging."""
 
 import json
 from dataclasses import asdict
@@ -17,7 +17,7 @@ from defeat.types import Progress, Target
 FOLDER = "failed"
 
 
-def keep_step(
+def save_step(
     folder: str | Path,
     weights: dict[str, Tensor],
     batch: tuple[list[Tensor], list[Target]],
@@ -26,54 +26,57 @@ def keep_step(
     seed: int,
     rank: int = 0,
 ) -> Path:
-    """Write all that is needed to compute a step again.
+    """Write everything needed to compute a step again.
 
     Args:
         folder: the run directory.
-        weights: of student and method, by their names in the module.
-        batch: images and targets as the loader gave them.
-        progress: where the run stands.
+        weights: weights of student and method, by their names in the module.
+        batch: images and targets of the loader.
+        progress: current step and epoch of the run.
         classes: names of the student's classes.
-        seed: what the step's random numbers were drawn from.
-        rank: which of the processes this is.
+        seed: random seed of the step.
+        rank: rank of this process.
 
     Returns:
-        The folder that it was written to.
+        The folder of the step.
     """
-    kept = Path(folder) / FOLDER
-    kept.mkdir(parents=True, exist_ok=True)
+    step_folder = Path(folder) / FOLDER
+    step_folder.mkdir(parents=True, exist_ok=True)
     packed = pack([(image.cpu(), target) for image, target in zip(*batch, strict=True)])
     assert isinstance(packed, PackedBatch)
     fields = {name: value for name, value in vars(packed).items() if isinstance(value, Tensor)}
     lists = {name: value for name, value in vars(packed).items() if name not in fields}
     about = {"progress": asdict(progress), "classes": classes, "seed": seed, "lists": lists}
-    write_atomically(kept / f"batch-{rank}.safetensors", save(fields, {"about": json.dumps(about)}))
+    write_atomically(step_folder / f"batch-{rank}.safetensors", save(fields, {"about": json.dumps(about)}))
     if rank == 0:
         contents = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-        write_atomically(kept / "weights.safetensors", save(contents))
-    return kept
+        write_atomically(step_folder / "weights.safetensors", save(contents))
+    return step_folder
 
 
-def read_step(kept: Path, rank: int) -> tuple[dict[str, Any], tuple[list[Tensor], list[Target]], dict[str, Tensor]]:
-    """Read what `keep_step` wrote: the facts about the step, its batch, and the weights of student and method.
+def read_step(folder: Path, rank: int) -> tuple[dict[str, Any], tuple[list[Tensor], list[Target]], dict[str, Tensor]]:
+    """Read a step written by `save_step`.
 
     Args:
-        kept: the folder.
-        rank: whose batch, of a run of several processes.
+        folder: the folder of the step.
+        rank: rank of the process whose batch is read.
+
+    Returns:
+        Progress, classes and seed of the step; its batch; and the weights of student and method.
 
     Raises:
         InputError: a file is missing or damaged.
     """
-    path = kept / f"batch-{rank}.safetensors"
+    path = folder / f"batch-{rank}.safetensors"
     if not path.is_file():
-        raise InputError(f"{path} is missing: the run kept no step to compute again.")
+        raise InputError(f"{path} is missing: the run saved no failed step.")
     try:
         with safe_open(path, "pt") as file:
             about = json.loads(file.metadata()["about"])
         fields: dict[str, Any] = load_file(path) | about.pop("lists")
-        fields.setdefault("views", [0] * len(fields["sizes"]))  # kept by an earlier version
+        fields.setdefault("views", [0] * len(fields["sizes"]))  # steps of earlier versions
         fields.setdefault("scales", [1.0] * len(fields["sizes"]))  # likewise
         fields["sizes"] = [tuple(size) for size in fields["sizes"]]
-        return about, PackedBatch(**fields).unpack(), load_file(kept / "weights.safetensors")
+        return about, PackedBatch(**fields).unpack(), load_file(folder / "weights.safetensors")
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{kept} is damaged; the step can't be computed again.") from error
+        raise InputError(f"{folder} is damaged; the step can't be computed again.") from error

@@ -1,4 +1,4 @@
-"""Trains a detector, with the help of a teacher or without, into a run directory."""
+"""Train a detector, with or without a teacher, and write the run directory."""
 
 import logging
 import warnings
@@ -21,7 +21,7 @@ from defeat.engine.checkpoint_file import CheckpointFile
 from defeat.engine.datamodule import DetectionDataModule
 from defeat.engine.duration import LongRunNotice
 from defeat.engine.experiment import Experiment
-from defeat.engine.guards import fingerprint, require_same_detections, require_student_alone
+from defeat.engine.guards import fingerprint, require_same_detections, require_student_only
 from defeat.engine.loggers import build_loggers
 from defeat.engine.logs import Checkpoint, Interrupted, JsonLinesLogger, progress_callback
 from defeat.engine.module import DetectionModule
@@ -30,11 +30,11 @@ from defeat.engine.selection import Outcome
 from defeat.engine.teacher_cache import open_cache
 from defeat.errors import InputError
 from defeat.evaluation.detections import save_detections
-from defeat.evaluation.evaluator import EvaluationResult
-from defeat.files import FULL
+from defeat.evaluation.evaluator import EvaluationResult, Evaluator
+from defeat.files import DISK_FULL
 
-LEARNED = 1.0  # AP50 that a detector has to reach to have learned anything
-VERIFIED = 4  # images on which the saved model must find what the last evaluation found
+MIN_AP50 = 1.0  # below it, a warning says that the detector has learned nothing
+VERIFIED_IMAGES = 4  # on which the saved model must repeat the detections of the last evaluation
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class RunResult:
 
     Attributes:
         folder: the run directory.
-        evaluation: figures on the evaluation split of the weights that were kept; of a run that is not finished, of the
-            last evaluation.
-        finished: false when the user stopped the run, which can then be resumed.
-        writer: whether this process is the one of all that writes files.
-        signal: how the user stopped a run that is not finished.
+        evaluation: metrics of the saved weights on the evaluation split; if the run is not finished, the last
+            evaluation.
+        finished: false if the user stopped the run, which can then be resumed.
+        writer: whether this is the process that writes files.
+        signal: signal with which the user stopped a run that is not finished.
     """
 
     folder: Path
@@ -58,13 +58,13 @@ class RunResult:
 
     @property
     def metrics(self) -> dict[str, float | None]:
-        """Figures on the evaluation split by name, 0..100; empty for a run without evaluation."""
+        """Metrics on the evaluation split by name, 0..100; empty for a run without evaluation."""
         return {} if self.evaluation is None else self.evaluation.metrics
 
     @property
     def exit_code(self) -> int:
-        """What a command ends with, as shells count: 128 and the signal, of the process that writes files."""
-        # Lightning kills all processes as soon as another one ends with anything but 0.
+        """Exit code of a command: 0 if finished, else 128 plus the signal, in the process that writes files."""
+        # Lightning kills all processes as soon as one of the others ends with a code other than 0.
         return 0 if self.finished or not self.writer else 128 + self.signal
 
 
@@ -72,9 +72,10 @@ def fit(
     experiment: Experiment,
     directory: RunDirectory,
     console: Console,
-    began: float | None = None,
-    opened: Callable[[bool], None] = lambda resumed: None,
-    facts: Mapping[str, Any] | None = None,
+    *,
+    start_time: float | None = None,
+    start_files: Mapping[str, Mapping[str, Any]] | None = None,
+    extra_results: Mapping[str, Any] | None = None,
 ) -> RunResult:
     """Train, evaluate and save a student.
 
@@ -82,29 +83,37 @@ def fit(
         experiment: what to train, and how.
         directory: the run directory, which this process has locked.
         console: where to show progress.
-        began: when the run began, by `time.perf_counter`; by default now.
-        opened: called once the directory is open, with whether the run goes on from a checkpoint.
-        facts: what else `results.json` shall say.
+        start_time: time from which `wall_seconds` is measured, by `time.perf_counter`; by default now.
+        start_files: JSON files to write into the run directory before the first step, content by file name; a run that
+            is resumed from a checkpoint has them already.
+        extra_results: further entries of `results.json`.
 
     Raises:
         InputError: the directory can't be written, or a loss is not finite.
     """
-    began = perf_counter() if began is None else began
+    start_time = perf_counter() if start_time is None else start_time
     checkpoint = directory.open(experiment.record)
-    opened(checkpoint is not None)
+    if checkpoint is None:
+        for name, content in (start_files or {}).items():
+            directory.write_json(name, content)
     cache = open_cache(experiment, console)
     distillation = experiment.distillation
     before = None if distillation is None else fingerprint(distillation.teacher)
     module = DetectionModule(experiment, directory.folder, cache, notify=notifier(console))
-    stopped = _fit(module, DetectionDataModule(experiment), directory, checkpoint, console)
+    stop_signal = _train(module, DetectionDataModule(experiment), directory, checkpoint, console)
     if distillation is not None and fingerprint(distillation.teacher) != before:
         raise RuntimeError("The teacher's weights changed during training, which must never happen.")
-    outcome = None if stopped else module.outcome()
+    outcome = None if stop_signal else module.outcome()
     if outcome is not None and module.trainer.is_global_zero:
-        seconds = module.earlier_seconds + perf_counter() - began
-        _finish(module, outcome, directory, console, seconds, dict(facts or {}))
-    how = (not stopped, module.trainer.is_global_zero, stopped or SIGINT)
-    return RunResult(directory.folder, module.last_evaluation if outcome is None else outcome.evaluation, *how)
+        seconds = module.earlier_seconds + perf_counter() - start_time
+        _finish(module, outcome, directory, console, seconds, dict(extra_results or {}))
+    return RunResult(
+        directory.folder,
+        evaluation=module.last_evaluation if outcome is None else outcome.evaluation,
+        finished=not stop_signal,
+        writer=module.trainer.is_global_zero,
+        signal=stop_signal or SIGINT,
+    )
 
 
 def _finish(
@@ -113,24 +122,26 @@ def _finish(
     directory: RunDirectory,
     console: Console,
     seconds: float,
-    facts: dict[str, Any],
+    extra_results: dict[str, Any],
 ) -> None:
-    """Save what came of a run, and look at it once more."""
+    """Save the results of a run and verify the saved model."""
     evaluation, distillation = module.experiment.evaluation, module.experiment.distillation
     save_model(outcome.student, directory.folder)
-    if outcome.found is not None:
-        save_detections(directory.detections, outcome.found)
-    taught_by = None if distillation is None else distillation.fingerprint
+    directory.metrics.touch()  # a run of fewer steps than --log-every, without an evaluation, has no line in it
+    if outcome.evaluator is not None:
+        save_detections(directory.detections, outcome.evaluator)
+    teacher_fingerprint = None if distillation is None else distillation.fingerprint
     results = _results(module, outcome, seconds)
-    results |= {"fingerprint": fingerprint(outcome.student), "teacher_fingerprint": taught_by}
-    directory.write_results(results | facts)
-    require_student_alone(directory.folder, outcome.student)
-    if outcome.found is None or evaluation is None:
+    results |= {"fingerprint": fingerprint(outcome.student), "teacher_fingerprint": teacher_fingerprint}
+    directory.write_results(results | extra_results)
+    require_student_only(directory.folder, outcome.student)
+    if outcome.evaluator is None or evaluation is None:
         return
-    _verify(module, outcome, evaluation)
-    if (results["metrics"]["AP50"] or 0.0) < LEARNED:
+    _verify_saved_model(module, outcome.evaluator, evaluation)
+    accuracy = results["metrics"]["AP50"]
+    if accuracy is not None and accuracy < MIN_AP50:
         console.print(
-            f"The detector finds next to nothing (AP50 {results['metrics']['AP50'] or 0.0:.1f}): train for more "
+            f"The detector detects next to nothing (AP50 {accuracy:.1f}): train for more "
             "--epochs, or with another --lr if the loss rose.",
             style="yellow",
             highlight=False,
@@ -138,37 +149,36 @@ def _finish(
 
 
 def notifier(console: Console) -> Callable[[str], None]:
-    """Shows a sentence once, however many processes have something to say."""
+    """A function that prints a message, in the first of several processes only."""
 
     @rank_zero_only
-    def notify(sentence: str) -> None:
-        console.print(sentence, style="yellow", highlight=False)
+    def notify(message: str) -> None:
+        console.print(message, style="yellow", highlight=False)
 
     return notify
 
 
-def _verify(module: DetectionModule, outcome: Outcome, evaluation: DetectionDataset) -> None:
-    """Make sure that the saved model is the student that was evaluated."""
-    assert outcome.found is not None
+def _verify_saved_model(module: DetectionModule, evaluator: Evaluator, evaluation: DetectionDataset) -> None:
+    """Check that the saved model is the student that was evaluated."""
     saved = load(module.folder).to(module.trainer.strategy.root_device)
-    images = evaluation.spread(VERIFIED)
-    found = [detections.cpu() for detections in saved.predict([image for image, _ in images])]
-    require_same_detections(found, [outcome.found.found(target.image_id) for _, target in images])
+    images = evaluation.evenly_spaced(VERIFIED_IMAGES)
+    detections = [of_image.cpu() for of_image in saved.predict([image for image, _ in images])]
+    require_same_detections(detections, [evaluator.detections(target.image_id) for _, target in images])
 
 
-def _fit(
+def _train(
     module: DetectionModule,
     data: DetectionDataModule,
     directory: RunDirectory,
     checkpoint: Path | None,
     console: Console,
 ) -> int:
-    """Train and evaluate; gives back the signal with which the user stopped it, or 0."""
+    """Train and evaluate; returns the signal with which the user stopped the run, or 0."""
     experiment = module.experiment
     devices, optimisation, logs = experiment.devices, experiment.optimisation, experiment.logging
     log = JsonLinesLogger(directory.metrics)
     saver = Checkpoint(directory.folder, logs.checkpoint_every, log)
-    with _quiet(), saver.interruptible(console), _explained(directory):
+    with _lightning_silenced(), saver.interruptible(console), _readable_errors(directory):
         trainer = Trainer(
             accelerator=devices.accelerator,
             devices=devices.devices,
@@ -194,38 +204,38 @@ def _fit(
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         try:
             trainer.fit(module, data, ckpt_path=checkpoint)
-            # --max-steps may end a run between two evaluations; a resumed one has the figures of the last, no more.
+            # --max-steps may end a run between two evaluations; a resumed run has only the metrics of the last one.
             log.quiet = module.evaluated_step == trainer.global_step
-            if experiment.evaluation is not None and (not log.quiet or module.last_found is None):
+            if experiment.evaluation is not None and (not log.quiet or module.last_evaluator is None):
                 trainer.validate(module, data, verbose=False)
         except Interrupted:
-            console.print(f"Stopped; its checkpoint is in {directory.folder}.", highlight=False)
+            console.print(f"Stopped; the checkpoint is in {directory.folder}.", highlight=False)
             return saver.signal
     return 0
 
 
 @contextmanager
-def _explained(directory: RunDirectory) -> Iterator[None]:
-    """Say in a sentence what a user can do about what the machine did to a run."""
-    goes_on = "Only the steps since the last checkpoint are lost: go on with --resume."
+def _readable_errors(directory: RunDirectory) -> Iterator[None]:
+    """Turn errors of the machine into messages that say what to do."""
+    resume = "Only the steps since the last checkpoint are lost: continue with --resume."
     try:
         yield
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
         raise InputError(
-            f"A process that loads images died ({str(error).splitlines()[0].rstrip('.')}); when memory ran out, give "
-            f"fewer --workers. {goes_on}"
+            f"A process that loads images died ({str(error).splitlines()[0].rstrip('.')}); if memory ran out, give "
+            f"fewer --workers. {resume}"
         ) from error
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in DISK_FULL:
             raise
-        raise InputError(f"{directory.folder} can't be written ({error.strerror}). Make room. {goes_on}") from error
+        raise InputError(f"{directory.folder} can't be written ({error.strerror}). Make room. {resume}") from error
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back what Lightning says about choices that this project makes on purpose."""
+def _lightning_silenced() -> Iterator[None]:
+    """Suppress Lightning's messages about choices that this project makes on purpose."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -249,9 +259,10 @@ def _quiet() -> Iterator[None]:
 
 
 def _results(module: DetectionModule, outcome: Outcome, seconds: float) -> dict[str, Any]:
-    experiment, step, figures = module.experiment, module.median_step(), outcome.evaluation
+    """Content of `results.json`."""
+    experiment, step_seconds, metrics = module.experiment, module.median_step(), outcome.evaluation
     training, evaluation, values = experiment.training, experiment.evaluation, experiment.record.values
-    prints = [one.fingerprint()[:16] for one in (training, evaluation) if one is not None]
+    fingerprints = [dataset.fingerprint()[:16] for dataset in (training, evaluation) if dataset is not None]
     point = outcome.point
     return {
         "command": experiment.record.command,
@@ -263,12 +274,12 @@ def _results(module: DetectionModule, outcome: Outcome, seconds: float) -> dict[
         "data": values.get("data", training.name),
         "split": None if evaluation is None else evaluation.split,
         "on_bad_data": values.get("on_bad_data", "stop"),
-        "data_fingerprint": "-".join(prints),
+        "data_fingerprint": "-".join(fingerprints),
         "classes": list(training.classes),
-        "metrics": {} if figures is None else figures.metrics,
-        "per_class": {} if figures is None else figures.per_class,
-        "images": 0 if figures is None else figures.images,
-        "objects": 0 if figures is None else figures.objects,
+        "metrics": {} if metrics is None else metrics.metrics,
+        "per_class": {} if metrics is None else metrics.per_class,
+        "images": 0 if metrics is None else metrics.images,
+        "objects": 0 if metrics is None else metrics.objects,
         "parameters": sum(parameter.numel() for parameter in outcome.student.parameters()),
         "model_bytes": (module.folder / "model.safetensors").stat().st_size,
         "size": outcome.student.info.size,
@@ -284,7 +295,7 @@ def _results(module: DetectionModule, outcome: Outcome, seconds: float) -> dict[
         "seed": experiment.optimisation.seed,
         "wall_seconds": round(seconds, 1),
         "train_seconds": round(sum(module.step_seconds), 1),
-        "step_ms_median": None if step is None else round(1000 * step, 1),
+        "step_ms_median": None if step_seconds is None else round(1000 * step_seconds, 1),
         "versions": versions(),
         "commit": ", ".join(module.commits) or None,
         "machine": machine(),

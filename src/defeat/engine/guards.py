@@ -1,4 +1,4 @@
-"""Checks that catch what would otherwise fail in silence, each with a sentence that says what to do."""
+"""Checks for silent failures, each with a message that says what to do."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -16,27 +16,27 @@ from defeat.detector import Detector, TeacherNetwork
 from defeat.detector.teacher import can_predict
 from defeat.distillation import Method
 from defeat.distillation.class_map import ClassMap
-from defeat.distillation.processes import processes
+from defeat.distillation.processes import process_count
 from defeat.engine.gradients import gradient
 from defeat.errors import InputError
 from defeat.evaluation.evaluator import Evaluator
 from defeat.types import Detections, DetectorOutput, Target
 
-FIRST_STEPS = 20  # in which every term must have taught something
-# Times the detector's own gradient; with the default weights it is 10 to 30 times, which gains most (docs/accuracy.md).
+FIRST_STEPS = 20  # in which every term must have had a gradient
+# Ratio to the detector's own gradient; with the default weights it is 10 to 30, which gains most (docs/accuracy.md).
 STRONG = 100.0
 PATIENCE = 5  # measurements in a row
-WINDOW = 10  # steps over which a loss is looked at
-RISEN = 3.0  # times the loss of the first steps
-SAME_SCORE = 0.01  # what rounding may change
+WINDOW = 10  # steps of the median of the loss
+RISEN = 3.0  # ratio to the loss of the first steps
+SAME_SCORE = 0.01  # differences of scores due to rounding
 
 
 def require_finite(losses: Mapping[str, Tensor], step: int, images: Sequence[int]) -> None:
-    """Stop at a loss that is not finite.
+    """Refuse a loss that is not finite.
 
     Args:
         losses: scalars by name.
-        step: the step that they belong to.
+        step: the current step.
         images: numbers of the images in the batch.
 
     Raises:
@@ -45,10 +45,10 @@ def require_finite(losses: Mapping[str, Tensor], step: int, images: Sequence[int
     finite = torch.stack([loss.detach().float() for loss in losses.values()]).isfinite()
     if bool(finite.all()):
         return
-    names = [name for name, good in zip(losses, finite.tolist(), strict=True) if not good]
+    names = [name for name, is_finite in zip(losses, finite.tolist(), strict=True) if not is_finite]
     raise InputError(
         f"The loss is not finite at step {step} (term {', '.join(names)}; images {', '.join(map(str, images))}). "
-        "Lower --lr, set --grad-clip, or look at the annotations of these images. The last checkpoint is intact."
+        "Lower --lr, set --grad-clip, or check the annotations of these images. The last checkpoint is intact."
     )
 
 
@@ -58,7 +58,7 @@ def require_finite_weights(module: nn.Module, step: int) -> None:
     Raises:
         InputError: naming the first such weight and the step.
     """
-    # The sum of absolute values is finite exactly where all of them are, and their sum fits a float64.
+    # The sum of absolute values is finite if and only if all values are; in float64 it does not overflow.
     for name, weight in module.named_parameters():
         if not bool(weight.detach().abs().sum(dtype=torch.float64).isfinite()):
             raise InputError(
@@ -67,26 +67,30 @@ def require_finite_weights(module: nn.Module, step: int) -> None:
             )
 
 
-def require_able_teacher(
+def require_accurate_teacher(
     teacher: TeacherNetwork, classes: ClassMap, images: Sequence[tuple[Tensor, Target]], floor: float = 1.0
 ) -> float | None:
     """Refuse a teacher that detects next to nothing.
 
     Args:
         teacher: a trained detector, in eval mode.
-        classes: meets the classes of the data with the teacher's.
+        classes: maps the teacher's classes to the classes of the data.
         images: a sample of the data.
-        floor: least AP50 on the sample, in percent.
+        floor: minimum AP50 on the sample, in percent.
 
     Returns:
-        AP50 on the sample, in percent; None where nothing can be measured: the two share no class, or the teacher gives
-        no detections.
+        AP50 on the sample, in percent; None where it can't be measured, because the teacher can't predict or has no
+        class names.
 
     Raises:
-        InputError: AP50 is below the floor.
+        InputError: AP50 is below the floor, or the teacher has none of the student's classes.
     """
-    if not classes.pairs or not can_predict(teacher):
+    if not any(teacher.info.classes) or not can_predict(teacher):
         return None
+    if not classes.pairs:
+        raise InputError(
+            f"{' '.join(classes.describe())} Or give --allow-weak-teacher to imitate its feature maps all the same."
+        )
     evaluator = Evaluator(classes.student)
     for image, target in images:
         evaluator.update([classes.detections(teacher.predict([image])[0].cpu())], [target])
@@ -94,167 +98,168 @@ def require_able_teacher(
     if accuracy < floor:
         raise InputError(
             f"The teacher detects next to nothing on the data (AP50 {accuracy:.1f} on {len(images)} images). "
-            "Check its path, its classes and how it was trained, or give --allow-weak-teacher to go on."
+            "Check its path, its classes and how it was trained, or give --allow-weak-teacher to continue."
         )
     return accuracy
 
 
 @dataclass
 class FirstSteps:
-    """Watches the first steps: each term must be above zero and teach the student and the adaptation layers.
+    """Checks that in the first steps each term is above zero and has gradients at the student and adaptation layers.
 
-    All processes look at the same steps, because a term may sum over them, and each must be satisfied.
+    All processes check the same steps, because a term may sum over processes, and the check ends when all are done.
 
     Attributes:
-        method: whose terms they are.
-        steps: steps looked at.
-        with_objects: those of them with an annotated object in the batch: without any, a term may be zero.
-        heard: terms that have taught the student.
-        silent: what each other term lacked in the last step.
+        method: the method whose terms are checked.
+        steps: number of steps so far.
+        with_objects: number of those with an annotated object in the batch: without any, a term may be zero.
+        active: terms that have had a gradient.
+        inactive: why each other term had no gradient in the last step.
         unreached: names of the method's parameters that no term has reached yet.
-        done: whether there is nothing left to look for.
+        done: whether the check has ended.
     """
 
     method: Method
     steps: int = 0
     with_objects: int = 0
-    heard: set[str] = field(default_factory=set)
-    silent: dict[str, str] = field(default_factory=dict)
+    active: set[str] = field(default_factory=set)
+    inactive: dict[str, str] = field(default_factory=dict)
     unreached: set[str] = field(default_factory=set)
     done: bool = False
 
     def __post_init__(self) -> None:
-        """Expect every trained parameter to be reached."""
+        """Start with all trained parameters as unreached."""
         self.unreached = {name for name, weight in self.method.named_parameters() if weight.requires_grad}
 
-    def look(self, terms: Mapping[str, Tensor], output: DetectorOutput, targets: Sequence[Target]) -> None:
-        """Look at a step, before its backward pass.
+    def update(self, terms: Mapping[str, Tensor], output: DetectorOutput, targets: Sequence[Target]) -> None:
+        """Process a step, before its backward pass.
 
         Args:
-            terms: losses of distillation, with their graph.
-            output: what the student gave.
+            terms: distillation losses, with their graph.
+            output: output of the student.
             targets: the annotations of the batch.
 
         Raises:
-            InputError: the first steps are over, and a term or a layer has not taught or learned anything.
+            InputError: the first steps are over, and a term or a layer has had no gradient.
         """
         if self.done:
             return
-        maps = [one for part in (output.neck, output.backbone) for one in part.values() if one.requires_grad]
+        maps = [level for part in (output.neck, output.backbone) for level in part.values() if level.requires_grad]
         weights = {name: weight for name, weight in self.method.named_parameters() if weight.requires_grad}
         for name, term in terms.items():
-            self._look_at(name, term, maps, weights)
+            self._update_term(name, term, maps, weights)
         self.steps += 1
         self.with_objects += any(len(target.labels) for target in targets)
-        for name in self.heard:
-            self.silent.pop(name, None)
-        self.done = _everywhere(not self.silent and not self.unreached, next(iter(output.neck.values())).device)
+        for name in self.active:
+            self.inactive.pop(name, None)
+        device = next(iter(output.neck.values())).device
+        self.done = _in_all_processes(not self.inactive and not self.unreached, device)
         if not self.done and self.steps >= FIRST_STEPS:
-            self.judge()
+            self.check()
 
-    def _look_at(self, name: str, term: Tensor, maps: list[Tensor], weights: Mapping[str, Tensor]) -> None:
-        found = gradient(term, [*maps, *weights.values()])
-        self.unreached -= {key for key, grad in zip(weights, found[len(maps) :], strict=True) if grad is not None}
+    def _update_term(self, name: str, term: Tensor, maps: list[Tensor], weights: Mapping[str, Tensor]) -> None:
+        gradients = gradient(term, [*maps, *weights.values()])
+        of_maps, of_weights = gradients[: len(maps)], gradients[len(maps) :]
+        self.unreached -= {key for key, grad in zip(weights, of_weights, strict=True) if grad is not None}
         if float(term.detach()) == 0:
-            lacks = "zero"
-        elif not any(grad is not None and bool(grad.any()) for grad in found[: len(maps)]):
-            lacks = "without a gradient at the student's neck and backbone"
+            self.inactive[name] = "zero"
+        elif not any(grad is not None and bool(grad.any()) for grad in of_maps):
+            self.inactive[name] = "without a gradient at the student's neck and backbone"
         else:
-            self.heard.add(name)
-            return
-        self.silent[name] = lacks
+            self.active.add(name)
 
-    def judge(self) -> None:
-        """Stop a run whose first steps left something to be desired.
+    def check(self) -> None:
+        """Stop the run if a term or a layer has had no gradient in the first steps.
 
         Raises:
-            InputError: a term has not taught, or a layer not learned anything.
+            InputError: naming the term or the layer.
         """
         self.done = True
-        rank = f" in process {torch.distributed.get_rank()}" if processes() > 1 else ""
-        if self.silent and self.with_objects:
-            name, lacks = next(iter(self.silent.items()))
+        rank = f" in process {torch.distributed.get_rank()}" if process_count() > 1 else ""
+        if self.inactive and self.with_objects:
+            name, reason = next(iter(self.inactive.items()))
             raise InputError(
-                f"The term {name} was {lacks} in each of the first {self.steps} steps{rank}, so it teaches the student "
-                "nothing: give it a weight of 0 to go on without it, or look for what cuts it off from the student."
+                f"The term {name} was {reason} in each of the first {self.steps} steps{rank}, so it does not train the "
+                "student: give it a weight of 0 to continue without it, or check how it depends on the student."
             )
         if self.unreached and self.with_objects:
             raise InputError(
-                f"The first {self.steps} steps taught {sorted(self.unreached)[0]} of the method nothing{rank}: no term "
-                "depends on it. Leave out the level or the part that it belongs to."
+                f"In the first {self.steps} steps{rank}, {sorted(self.unreached)[0]} of the method had no gradient: no "
+                "term depends on it. Leave out the level or the part that it belongs to."
             )
 
     def state(self) -> dict[str, Any]:
-        """What was seen so far, as plain lists and numbers."""
+        """State for a checkpoint, as plain lists and numbers."""
         return {
             "steps": self.steps,
             "with_objects": self.with_objects,
-            "heard": sorted(self.heard),
-            "silent": dict(self.silent),
+            "heard": sorted(self.active),
+            "silent": dict(self.inactive),
             "unreached": sorted(self.unreached),
             "done": self.done,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` gave."""
+        """Restore a state of `state`."""
         self.steps, self.with_objects, self.done = state["steps"], state["with_objects"], state["done"]
-        self.heard, self.silent, self.unreached = set(state["heard"]), dict(state["silent"]), set(state["unreached"])
+        self.active, self.inactive = set(state["heard"]), dict(state["silent"])
+        self.unreached = set(state["unreached"])
 
 
-def _everywhere(satisfied: bool, device: torch.device) -> bool:
-    """Whether all processes are satisfied."""
-    if processes() == 1:
-        return satisfied
-    flag = torch.tensor(float(satisfied), device=device)
+def _in_all_processes(condition: bool, device: torch.device) -> bool:
+    """Whether the condition is true in all processes."""
+    if process_count() == 1:
+        return condition
+    flag = torch.tensor(float(condition), device=device)
     torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MIN)
     return bool(flag)
 
 
 @dataclass
-class PullWatch:
-    """Says once when distillation has pulled much harder than the detector's own losses for a while."""
+class GradientWatch:
+    """Warns once when the gradient of distillation stays much larger than that of the detector's own losses."""
 
     in_a_row: int = 0
     said: bool = False
 
-    def look(self, together: float, step: int) -> str | None:
-        """Take in a measurement.
+    def update(self, together: float, step: int) -> str | None:
+        """Process a measurement.
 
         Args:
-            together: gradient of all terms of distillation over that of the detector's own losses, at the neck.
-            step: the step it was measured in.
+            together: ratio of the gradient of all distillation terms to that of the detector's own losses, at the neck.
+            step: the step of the measurement.
 
         Returns:
-            The sentence, the first time that it is due.
+            The warning, once.
         """
         self.in_a_row = self.in_a_row + 1 if together > STRONG else 0
         if self.said or self.in_a_row < PATIENCE:
             return None
         self.said = True
         return (
-            f"Distillation has pulled on the student's neck more than {STRONG:g} times as hard as the detector's own "
-            f"losses for a while ({together:.1f} times at step {step}). That may help, or drown them: if AP falls "
-            "behind the student alone, try --balance 1."
+            f"At the student's neck, the gradient of distillation has been more than {STRONG:g} times that of the "
+            f"detector's own losses for a while ({together:.1f} times at step {step}). That may help, or outweigh "
+            "these losses: if AP stays below the baseline, try --balance 1."
         )
 
 
 @dataclass
 class LossWatch:
-    """Says once when the detector's own loss stays far above that of the first steps; a single bad batch is none."""
+    """Warns once when the detector's own loss stays far above that of the first steps."""
 
     first: list[float] = field(default_factory=list)
     last: list[float] = field(default_factory=list)
     said: bool = False
 
-    def look(self, loss: float, step: int) -> str | None:
-        """Take in the loss of a step.
+    def update(self, loss: float, step: int) -> str | None:
+        """Process the loss of a step.
 
         Args:
             loss: sum of the detector's own losses.
-            step: the step it belongs to.
+            step: the current step.
 
         Returns:
-            The sentence, the first time that it is due.
+            The warning, once.
         """
         if len(self.first) < WINDOW:
             self.first.append(loss)
@@ -270,44 +275,45 @@ class LossWatch:
         )
 
 
-def require_student_alone(folder: Path, student: Detector) -> None:
-    """Make sure that the saved file holds the student: no adaptation layer, nothing of the teacher.
+def require_student_only(folder: Path, student: Detector) -> None:
+    """Check that the saved file contains only the student: no adaptation layers, no tensors of the teacher.
 
     Raises:
-        RuntimeError: it holds anything else, which is a fault of this program.
+        RuntimeError: it contains other tensors, which is an internal error.
     """
     with safe_open(folder / "model.safetensors", "pt") as file:
-        saved, own = set(file.keys()), student.state_dict().keys()
-    if saved != own:
-        different = sorted(saved ^ own)
+        saved, expected = set(file.keys()), student.state_dict().keys()
+    if saved != expected:
+        different = sorted(saved ^ expected)
         raise RuntimeError(
-            f"The saved model is not the student alone: {', '.join(different[:3])} ({len(different)} names)."
+            "The tensors of the saved model are not those of the student: "
+            f"{', '.join(different[:3])} ({len(different)} names)."
         )
 
 
 def require_same_detections(saved: Sequence[Detections], evaluated: Sequence[Detections]) -> None:
-    """Make sure that the saved model detects what the last evaluation found.
+    """Check that the saved model repeats the detections of the last evaluation.
 
     Args:
-        saved: what the model, read from its file, finds in some images.
-        evaluated: what the trained one found in the same images.
+        saved: detections of the model read from its file, in some images.
+        evaluated: detections of the last evaluation in the same images.
 
     Raises:
-        RuntimeError: they differ by more than rounding, which is a fault of this program.
+        RuntimeError: they differ by more than rounding, which is an internal error.
     """
     for now, before in zip(saved, evaluated, strict=True):
         count = min(len(now.scores), len(before.scores))
-        # Near the threshold of the score rounding may add a detection or drop one; the better half stays.
+        # Near the score threshold, rounding may add or remove a detection; the better half is not affected.
         same = abs(len(now.scores) - len(before.scores)) <= 1 + count // 20
         better = slice((count + 1) // 2)
         if not same or bool((now.scores[better] - before.scores[better]).abs().gt(SAME_SCORE).any()):
             raise RuntimeError(
-                "The saved model does not detect what the last evaluation found: its AP is not the run's."
+                "The saved model does not repeat the detections of the last evaluation: its AP is not the run's."
             )
 
 
 def fingerprint(module: nn.Module) -> str:
-    """A number that changes when any weight or buffer of a module does."""
+    """Hash of all weights and buffers of a module."""
     digest = hashlib.sha256()
     for name, tensor in module.state_dict().items():
         digest.update(name.encode())

@@ -1,4 +1,4 @@
-"""The lock of a run directory: one process at a time writes into it."""
+"""Lock of a run directory, so that only one process writes into it."""
 
 import json
 import os
@@ -15,20 +15,20 @@ if sys.platform != "win32":
 
 
 class LockedError(InputError):
-    """Another process writes into the folder."""
+    """Another process uses the folder."""
 
 
 class RunLock:
-    """A file that names the process which writes into a folder; it goes with the process that wrote it.
+    """A lock file that identifies the process which writes into a folder.
 
-    A process that was killed leaves the file: it is stale where no process of this host has its number and its time of
-    start, and is then taken over. Whether a process of another host still runs can't be known from here.
+    A killed process leaves its file: the lock is stale, and is taken over, if no process of this host has its id and
+    its start time. Processes of other hosts can't be checked.
 
     Args:
-        folder: the folder; it is made where it is missing.
+        folder: the folder; it is created if it is missing.
 
     Attributes:
-        path: the file.
+        path: the lock file.
         held: whether this object holds the lock.
     """
 
@@ -39,10 +39,10 @@ class RunLock:
         """Take the lock.
 
         Args:
-            notify: called with a sentence about a stale lock that was taken over.
+            notify: called with a message about a stale lock that was taken over.
 
         Returns:
-            Whether a process that is gone left its lock.
+            Whether there was a stale lock.
 
         Raises:
             LockedError: another process holds it.
@@ -50,29 +50,29 @@ class RunLock:
         """
         if sys.platform == "win32":  # has no such locks
             return False
-        left = self.path.exists()
+        existed = self.path.exists()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            file = self._opened()
+            file = self._open_locked()
         except OSError as error:
             raise InputError(f"{self.path.parent} can't be written ({error.strerror}).") from error
         try:
-            before = _content(os.pread(file, 4096, 0))
-            self._require_stale(before)
-            if before:
-                notify(f"The process {before['pid']} that wrote into {self.path.parent} is gone: going on without it.")
-            own = {"pid": os.getpid(), "host": socket.gethostname(), "started": started(os.getpid())}
+            owner = _owner(os.pread(file, 4096, 0))
+            self._require_stale(owner)
+            if owner:
+                notify(f"The process {owner['pid']} that used {self.path.parent} has ended: its lock is taken over.")
+            this_process = {"pid": os.getpid(), "host": socket.gethostname(), "started": start_time(os.getpid())}
             os.ftruncate(file, 0)
-            os.pwrite(file, json.dumps(own).encode(), 0)
+            os.pwrite(file, json.dumps(this_process).encode(), 0)
         except OSError as error:
             raise InputError(f"{self.path} can't be written ({error.strerror}).") from error
         finally:
             os.close(file)
         self.held = True
-        return left
+        return existed
 
     def release(self) -> None:
-        """Give the lock back, and remove the folder if nothing else came into it."""
+        """Release the lock, and remove the folder if it is empty."""
         if not self.held:
             return
         self.held = False
@@ -82,8 +82,8 @@ class RunLock:
         except OSError:  # not empty
             return
 
-    def _opened(self) -> int:
-        """The file, opened by nobody else at the same time: it is read and written as one."""
+    def _open_locked(self) -> int:
+        """Open the file under an exclusive lock, so that reading and writing it is one operation."""
         while True:
             file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -94,49 +94,49 @@ class RunLock:
                 pass
             os.close(file)
 
-    def _require_stale(self, content: dict[str, Any]) -> None:
-        """Raise LockedError where the process that a lock names may still be there."""
-        if not content:
+    def _require_stale(self, owner: dict[str, Any]) -> None:
+        """Raise LockedError if the process that owns the lock may still run."""
+        if not owner:
             return
-        pid, host, folder = content["pid"], content["host"], self.path.parent
+        pid, host, folder = owner["pid"], owner["host"], self.path.parent
         if host != socket.gethostname():
             raise LockedError(
-                f"{folder} is written to by process {pid} on {host}; if that is gone, delete {self.path} and try again."
+                f"{folder} is used by process {pid} on {host}; if it has ended, delete {self.path} and try again."
             )
-        if is_running(pid, content["started"]):
-            raise LockedError(f"{folder} is written to by process {pid} of this machine: wait for it, or stop it.")
+        if is_running(pid, owner["started"]):
+            raise LockedError(f"{folder} is used by process {pid} of this machine: wait for it, or stop it.")
 
 
-def _content(text: bytes) -> dict[str, Any]:
-    """What a lock says; nothing where it was torn, because its writer was killed at that very moment."""
+def _owner(text: bytes) -> dict[str, Any]:
+    """The process in a lock file; empty if the file is incomplete, because its writer was killed."""
     try:
         content = json.loads(text)
-        found = {"pid": int(content["pid"]), "host": content["host"], "started": content["started"]}
-        return found if found["pid"] > 0 else {}
+        owner = {"pid": int(content["pid"]), "host": content["host"], "started": content["started"]}
+        return owner if owner["pid"] > 0 else {}
     except (ValueError, TypeError, KeyError):
         return {}
 
 
 def is_running(pid: int, since: int | None) -> bool:
-    """Whether a process of this machine is still there.
+    """Whether a process of this machine still runs.
 
     Args:
-        pid: its number, which another process may have got since.
-        since: when it was started, as `started` gave it.
+        pid: its id, which another process may have got in the meantime.
+        since: its `start_time`.
     """
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # it is there, and somebody else's
+    except PermissionError:  # it exists and belongs to another user
         pass
-    return started(pid) == since
+    return start_time(pid) == since
 
 
-def started(pid: int) -> int | None:
-    """When a process was started, in ticks of the system; None where the system doesn't say or the process is dead."""
+def start_time(pid: int) -> int | None:
+    """Start time of a process in system ticks; None if it is unknown or the process is dead."""
     try:
-        # Behind the name, which may hold spaces and brackets: the state, and as the twentieth the time.
+        # The fields after the name, which may contain spaces and brackets: the state first, the start time as 20th.
         state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None

@@ -1,4 +1,4 @@
-"""Where else a run's figures go, beside `metrics.jsonl`: Lightning's own loggers."""
+"""Loggers of Lightning that a run writes to in addition to `metrics.jsonl`."""
 
 import os
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoa
 from defeat.errors import InputError
 from defeat.settings import Checked, Role, at_least, setting, settings_part
 
-PROJECT = "defeat"  # of wandb and mlflow, unless their own environment variables name another
+PROJECT = "defeat"  # default project of wandb and mlflow; their own environment variables override it
 OPTIONAL = {"wandb": "wandb", "mlflow": "mlflow"}  # logger -> package
 LoggerName = Literal["tensorboard", "csv", "wandb", "mlflow"]
 
@@ -21,22 +21,21 @@ class LoggingSettings(Checked):
     """Logs and checkpoints."""
 
     log_every: int = setting(default=10, role=Role.OUTPUT)
-    """Write losses every so many steps."""
+    """Number of steps between logged losses."""
     logger: LoggerName | list[LoggerName] = setting(default="tensorboard", role=Role.OUTPUT)
-    """Where to write losses and figures beside metrics.jsonl: tensorboard, csv, wandb or mlflow, or a list of them
-    such as [tensorboard,csv]."""
+    """Loggers in addition to metrics.jsonl: tensorboard, csv, wandb or mlflow, or a list such as [tensorboard,csv]."""
     checkpoint_every: int = setting(default=1000, role=Role.OUTPUT)
-    """Write a checkpoint every so many steps, beside those before and after each evaluation and at the end of each
-    epoch; 0 for these alone."""
+    """Number of steps between checkpoints, in addition to those before and after each evaluation and at the end of each
+    epoch; 0 for only these."""
 
     def check(self) -> None:
-        """Refuse values that can't work."""
+        """Refuse invalid values."""
         at_least("log_every", self.log_every, 1)
         at_least("checkpoint_every", self.checkpoint_every, 0)
 
     @property
     def loggers(self) -> list[LoggerName]:
-        """Names in `logger`, each once."""
+        """Names in `logger`, without duplicates."""
         return [self.logger] if isinstance(self.logger, str) else list(dict.fromkeys(self.logger))
 
 
@@ -52,12 +51,12 @@ def require_loggers(settings: LoggingSettings) -> None:
 
 
 def build_loggers(settings: LoggingSettings, folder: Path, values: Mapping[str, Any]) -> list[Logger]:
-    """The loggers that the settings ask for; a resumed run gets a further file, or a further run of a service.
+    """Build the loggers of the settings; a resumed run gets another file, or another run of a service.
 
     Args:
-        settings: which.
+        settings: the settings with the names of the loggers.
         folder: the run directory.
-        values: what services show as the run's settings.
+        values: the run's settings, as shown by services.
     """
     return [_build(name, folder, values) for name in settings.loggers]
 
@@ -66,12 +65,12 @@ def _build(name: LoggerName, folder: Path, values: Mapping[str, Any]) -> Logger:
     if name == "tensorboard":
         return TensorBoardLogger(folder, name="", version="tensorboard")
     if name == "csv":
-        return CSVLogger(folder, name="csv")  # it would overwrite a file of an earlier part, so each has its version
+        return CSVLogger(folder, name="csv")  # with a version per resumed part, or it would overwrite its file
     if name == "wandb":
         project = os.environ.get("WANDB_PROJECT", PROJECT)
         service: Logger = WandbLogger(name=folder.name, save_dir=folder, project=project)
     else:
-        # A file of SQLite, unless a server is named: mlflow gives up its own format of folders.
+        # An SQLite file unless a server is set: mlflow deprecates its format of folders.
         server = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{(folder / 'mlflow.db').resolve()}")
         service = MLFlowLogger(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT), folder.name, server)
     service.log_hyperparams(dict(values))

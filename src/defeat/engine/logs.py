@@ -1,4 +1,4 @@
-"""What a run writes while it goes on: `metrics.jsonl`, checkpoints, and what the terminal shows."""
+"""Output of a run during training: `metrics.jsonl`, checkpoints, and progress in the terminal."""
 
 import json
 import os
@@ -26,11 +26,11 @@ from defeat.files import WriteError, write_atomically
 
 
 class JsonLinesLogger(Logger):
-    """Appends a line of JSON for each logged step or evaluation.
+    """Appends a line of JSON for each logged step and evaluation.
 
     Attributes:
         path: the file.
-        quiet: whether to write nothing.
+        quiet: whether logging is disabled.
     """
 
     def __init__(self, path: Path) -> None:
@@ -61,7 +61,7 @@ class JsonLinesLogger(Logger):
         if not values or self.quiet:
             return
         line = {"step": step, "epoch": metrics.get("epoch"), **values}
-        if line == self._last:  # it was needed before a checkpoint
+        if line == self._last:  # already written before a checkpoint
             return
         self._last = line
         text = json.dumps(line) + "\n"
@@ -72,22 +72,22 @@ class JsonLinesLogger(Logger):
             raise WriteError(self.path, len(text), error) from error
 
     def size(self) -> int:
-        """Bytes of the lines so far, which are safe on the disk then."""
+        """Size of the file in bytes, after it is written to disk."""
         if not self.path.exists():
             return 0
         with self.path.open("rb") as file:
             os.fsync(file.fileno())
         return self.path.stat().st_size
 
-    def cut(self, size: int) -> None:
-        """Remove the lines behind the first bytes, which come again, and one that a crash tore."""
+    def truncate(self, size: int) -> None:
+        """Remove what follows the first bytes, and an incomplete line at their end."""
         if self.path.exists():
-            kept = self.path.read_bytes()[:size]
-            write_atomically(self.path, kept[: kept.rfind(b"\n") + 1])
+            content = self.path.read_bytes()[:size]
+            write_atomically(self.path, content[: content.rfind(b"\n") + 1])
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the settings are in `config.yaml`."""
+        """Do nothing: the settings are in `config.yaml`."""
 
 
 def _number(value: float | Tensor) -> float:
@@ -101,20 +101,21 @@ class Interrupted(Exception):  # noqa: N818 (not an error)
 class Checkpoint(Callback):
     """Writes `checkpoints/last.ckpt` and the student's files.
 
-    That is before and after every evaluation, after every epoch, every so many steps, and where a user stops.
+    A checkpoint is written before and after every evaluation, after every epoch, every `every` steps, and when the user
+    stops the run.
 
     Args:
         folder: the run directory.
         every: steps between two checkpoints within an epoch; 0 for none.
-        lines: what is cut off behind the checkpoint from which a run goes on.
+        metrics_log: the log, which is truncated to its size at the checkpoint when a run is resumed.
 
     Attributes:
-        stop: whether the user wants the run to stop.
-        signal: how he said so.
+        stop: whether the user stops the run.
+        signal: the signal of the user.
     """
 
-    def __init__(self, folder: Path, every: int = 0, lines: JsonLinesLogger | None = None) -> None:
-        self.folder, self.every, self.lines = folder, every, lines
+    def __init__(self, folder: Path, every: int = 0, metrics_log: JsonLinesLogger | None = None) -> None:
+        self.folder, self.every, self.metrics_log = folder, every, metrics_log
         self.path = folder / "checkpoints" / "last.ckpt"
         self.stop, self.signal = False, signal.SIGINT
         self._before_evaluation = False
@@ -122,27 +123,27 @@ class Checkpoint(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
-        """Save or stop between two steps, where weights and counters belong together."""
-        if trainer.is_last_batch:  # what comes next saves and stops
+        """Save or stop between two steps, when weights and counters are consistent."""
+        if trainer.is_last_batch:  # the end of the epoch saves and stops
             return
         stop = self._is_stopped(trainer)
         if stop or (self.every and trainer.global_step % self.every == 0):
-            trainer._logger_connector.update_train_step_metrics()  # else this step's line would be missing
+            trainer._logger_connector.update_train_step_metrics()  # otherwise this step's line would be missing
             self._save(trainer, module)
         if stop:
             raise Interrupted
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Save before an evaluation: it may take long, or more memory than there is."""
+        """Save before an evaluation, which may take long or run out of memory."""
         if trainer.state.fn == TrainerFn.FITTING:
             self._before_evaluation = True
             self._save(trainer, module)
             self._before_evaluation = False
             self._stop_here(trainer)
 
-    def on_validation_batch_end(self, trainer: Trainer, *arguments: Any, **more: Any) -> None:
-        """Stop; the checkpoint from before the evaluation stays. Processes have different numbers of batches."""
-        if trainer.world_size == 1:
+    def on_validation_batch_end(self, trainer: Trainer, *arguments: Any, **keywords: Any) -> None:
+        """Stop, with the checkpoint from before the evaluation."""
+        if trainer.world_size == 1:  # several processes may have different numbers of batches
             self._stop_here(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -151,21 +152,21 @@ class Checkpoint(Callback):
         self._stop_here(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Say where the log stands, and let a run that goes on from before an evaluation begin with that."""
-        if self.lines is not None and trainer.is_global_zero:
-            checkpoint["log_bytes"] = self.lines.size()
+        """Add the size of the log; a run resumed from before an evaluation starts with the evaluation."""
+        if self.metrics_log is not None and trainer.is_global_zero:
+            checkpoint["log_bytes"] = self.metrics_log.size()
         if self._before_evaluation:
-            # What Lightning takes for an evaluation that was left in its first batch, and begins again.
-            begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
-            checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["total"] = begun
+            # Lightning regards this as an evaluation that was interrupted in its first batch, and restarts it.
+            interrupted = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+            checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["total"] = interrupted
 
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Cut the log off behind the checkpoint."""
-        if self.lines is not None and trainer.is_global_zero and "log_bytes" in checkpoint:
-            self.lines.cut(checkpoint["log_bytes"])
+        """Truncate the log to its size at the checkpoint."""
+        if self.metrics_log is not None and trainer.is_global_zero and "log_bytes" in checkpoint:
+            self.metrics_log.truncate(checkpoint["log_bytes"])
 
     def _is_stopped(self, trainer: Trainer) -> bool:
-        """Whether one process was told to stop, which stops all at the same step."""
+        """Whether any process got a signal to stop; all processes stop at the same step."""
         return trainer.strategy.reduce_boolean_decision(self.stop, all=False)
 
     def _stop_here(self, trainer: Trainer) -> None:
@@ -181,12 +182,12 @@ class Checkpoint(Callback):
 
     @contextmanager
     def interruptible(self, console: Console) -> Iterator[None]:
-        """Let the first Ctrl-C or SIGTERM finish the step and write a checkpoint; a further Ctrl-C ends the process."""
+        """Let the first Ctrl-C or SIGTERM finish the step and write a checkpoint; a second Ctrl-C ends the process."""
 
         def handle(number: int, frame: FrameType | None) -> None:
             if self.stop and number == signal.SIGINT:
                 console.show_cursor()
-                os._exit(128 + number)  # no file is ever half written
+                os._exit(128 + number)  # files are written atomically, so none is incomplete
             if not self.stop:
                 self.stop, self.signal = True, signal.Signals(number)
 
@@ -203,18 +204,18 @@ class Checkpoint(Callback):
 
 
 class EpochLines(Callback):
-    """One line an epoch, for terminals that can't show a progress bar and for log files."""
+    """One line per epoch, for terminals without progress bars and for log files."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.began, self.first_step = 0.0, 0
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Start the clock; a resumed run counts its own steps only."""
+        """Start timing; a resumed run counts only its own steps."""
         self.began, self.first_step = perf_counter(), trainer.global_step
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Say where the run stands."""
+        """Print epoch, loss, AP and remaining time."""
         if not trainer.is_global_zero:
             return
         assert isinstance(module, DetectionModule)
@@ -229,5 +230,5 @@ class EpochLines(Callback):
 
 
 def progress_callback(console: Console) -> Callback:
-    """A progress bar with the time left, or a line an epoch where the output is not a terminal."""
+    """A progress bar with the remaining time, or a line per epoch if the output is not a terminal."""
     return RichProgressBar(leave=True) if console.is_terminal else EpochLines(console)

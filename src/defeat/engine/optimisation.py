@@ -1,4 +1,4 @@
-"""What takes the steps of a run: the optimiser, its parameter groups, and the schedule of the learning rate."""
+"""Optimiser, parameter groups, and learning rate schedule."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +15,7 @@ from defeat.errors import InputError
 from defeat.settings import AUTO, Checked, Role, at_least, option, setting, settings_part
 
 MILESTONES = (8 / 12, 11 / 12)
-LEAST_SGD_LR = 0.01  # AdamW diverges with what SGD needs
+LEAST_SGD_LR = 0.01  # learning rates of SGD, with which AdamW diverges
 
 
 @settings_part
@@ -23,9 +23,9 @@ class OptimisationSettings(Checked):
     """Optimisation."""
 
     epochs: int = setting(default=12, compared=False)
-    """Passes over the training split."""
+    """Number of passes over the training split."""
     max_steps: int | None = setting(default=None, compared=False)
-    """Stop after so many optimiser steps, however many epochs that is."""
+    """Maximum number of optimiser steps; the run ends there even within an epoch."""
     batch_size: int = setting(default=8)
     """Images per step on each device."""
     optimizer: Literal["sgd", "adamw"] = setting(default="sgd")
@@ -34,29 +34,29 @@ class OptimisationSettings(Checked):
     """Learning rate after warm-up; auto for 0.01 (sgd, in proportion to the images per step) or 0.0002 (adamw, in
     proportion to their square root) with 8 images per step on all devices together."""
     backbone_lr_factor: float = setting(default=1.0)
-    """Learning rate of the backbone's body, as a part of that of everything else, above 0, at most 1."""
+    """Factor of the learning rate of the backbone's body, above 0, at most 1."""
     momentum: float = setting(default=0.9)
-    """Momentum of SGD, 0..1; AdamW has its usual 0.9 and 0.999."""
+    """Momentum of SGD, 0..1; AdamW uses betas 0.9 and 0.999."""
     weight_decay: float = setting(default=1e-4)
     """Weight decay; 0.0001 is usual for SGD, 0.0001 to 0.05 for AdamW."""
     norm_decay: bool = setting(default=True)
     """Whether weight decay of SGD also applies to normalisation layers and biases; that of AdamW never does."""
     schedule: Literal["step", "cosine"] = setting(default="step")
-    """How the learning rate falls after warm-up: step, by --lr-milestones, or cosine, to zero at the end."""
+    """Learning rate schedule after warm-up: step, by --lr-milestones, or cosine, to zero at the end."""
     lr_milestones: list[float] = setting(factory=lambda: list(MILESTONES))
-    """With --schedule step, parts of the run, 0..1, after each of which the learning rate falls to a tenth."""
+    """With --schedule step, fractions of the run, 0..1, after which the learning rate drops to a tenth."""
     warmup_steps: int | None = setting(default=None)
-    """Steps over which the learning rate rises; by default a twentieth of the run, 500 at most."""
+    """Number of steps over which the learning rate rises; by default a twentieth of the run, 500 at most."""
     ema: float | None = setting(default=None)
-    """Evaluate and save an exponential moving average of the student's weights, of which a step leaves this part,
-    such as 0.9998 (less in the first steps); 0 for none."""
+    """Evaluate and save an exponential moving average of the student's weights with this decay per step, such as 0.9998
+    (lower in the first steps); 0 for none."""
     grad_clip: float = setting(default=35.0)
-    """Upper limit of the norm of all gradients together; 0 for none."""
+    """Maximum norm of the gradient, to which it is clipped; 0 for no clipping."""
     seed: int = setting(default=0, role=Role.CELL, compared=False)
-    """Seed of everything that is random."""
+    """Seed of all random numbers."""
 
     def check(self) -> None:
-        """Refuse values that can't work."""
+        """Refuse invalid values."""
         for name in ("epochs", "batch_size"):
             at_least(name, getattr(self, name), 1)
         for name in ("weight_decay", "grad_clip", "warmup_steps"):
@@ -65,7 +65,7 @@ class OptimisationSettings(Checked):
         at_least("max_steps", self.max_steps, 1)
         if not 0 <= self.momentum <= 1:
             raise InputError(f"{option('momentum')} must be between 0 and 1, not {self.momentum}.")
-        if not all(0 <= part <= 1 for part in self.lr_milestones):
+        if not all(0 <= milestone <= 1 for milestone in self.lr_milestones):
             raise InputError(f"--lr-milestones must be between 0 and 1, not {self.lr_milestones}.")
         if self.ema is not None and not 0 <= self.ema < 1:
             raise InputError(f"--ema must be 0 or more and below 1, such as 0.9998, not {self.ema}.")
@@ -77,50 +77,50 @@ class OptimisationSettings(Checked):
             raise InputError(f"--lr must be above 0, not {self.lr}.")
         if self.optimizer == "adamw" and self.lr != AUTO and self.number("lr") >= LEAST_SGD_LR:
             raise InputError(
-                f"--lr {self.lr} is for SGD, AdamW would diverge with it: give about --lr 0.0001 for 8 images a step."
+                f"--lr {self.lr} is for SGD, AdamW would diverge: give about --lr 0.0001 for 8 images per step."
             )
         if not 0 < self.backbone_lr_factor <= 1:
             raise InputError(
                 f"--backbone-lr-factor must be above 0, at most 1, not {self.backbone_lr_factor}; --frozen-stages 5 "
-                "keeps the whole body as it is."
+                "freezes the whole body."
             )
         if self.schedule == "cosine":
             self.require_no_milestones("--schedule cosine")
 
     def require_no_milestones(self, flag: str) -> None:
-        """Refuse milestones beside what lowers the learning rate itself.
+        """Refuse milestones together with another option that lowers the learning rate.
 
         Raises:
             InputError: there are milestones other than the default ones.
         """
         if self.lr_milestones and tuple(self.lr_milestones) != MILESTONES:
             raise InputError(
-                f"--lr-milestones have no use with {flag}, which lowers the learning rate itself: leave them "
-                "out, or give --lr-milestones=[] where a recipe has them."
+                f"--lr-milestones have no effect with {flag}, which lowers the learning rate itself: leave them "
+                "out, or give --lr-milestones=[] to override those of a recipe."
             )
 
     def steps(self, epoch_steps: int) -> int:
-        """Optimiser steps of a whole run, given those of an epoch."""
+        """Optimiser steps of a whole run, given those per epoch."""
         steps = self.epochs * epoch_steps
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
 
 def build_optimizer(student: Detector, method: Method | None, settings: OptimisationSettings) -> Optimizer:
-    """The optimiser of a run, over all trained weights of the student and the method's adaptation layers.
+    """Build the optimiser of all trained weights of the student and of the method's adaptation layers.
 
     Args:
         student: the detector to train.
-        method: whose adaptation layers are trained beside it; None without a teacher.
-        settings: which, and how fast.
+        method: the method whose adaptation layers are trained; None without a teacher.
+        settings: optimiser and learning rates.
     """
     trained = nn.ModuleList([part for part in (student, method) if part is not None])
     decays = settings.norm_decay and settings.optimizer == "sgd"
     body = student.body_parameters() if settings.backbone_lr_factor != 1 else ()
-    rate = settings.number("lr")
-    groups = parameter_groups(trained, settings.weight_decay, decays, body, rate * settings.backbone_lr_factor)
+    lr = settings.number("lr")
+    groups = parameter_groups(trained, settings.weight_decay, decays, body, lr * settings.backbone_lr_factor)
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=rate)
-    return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum)
+        return torch.optim.AdamW(groups, lr=lr)
+    return torch.optim.SGD(groups, lr=lr, momentum=settings.momentum)
 
 
 def parameter_groups(
@@ -130,20 +130,20 @@ def parameter_groups(
     body: Iterable[nn.Parameter] = (),
     body_lr: float = 0.0,
 ) -> list[dict[str, Any]]:
-    """Trained parameters for an optimiser; those with the run's own learning rate come first.
+    """Parameter groups of an optimiser; groups with the default learning rate come first.
 
     Args:
-        module: whose parameters; those without gradient are left out.
+        module: the module to train; parameters without gradient are left out.
         weight_decay: weight decay.
-        norm_decay: whether it also applies to normalisation layers and biases, which else have groups of their own.
-        body: parameters with a learning rate of their own.
-        body_lr: that learning rate.
+        norm_decay: whether weight decay applies to normalisation layers and biases; if not, they get separate groups.
+        body: parameters with another learning rate.
+        body_lr: the learning rate of `body`.
     """
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    slower = {id(parameter) for parameter in body}
-    groups = _by_decay([one for one in trained if id(one) not in slower], weight_decay, norm_decay)
-    own = _by_decay([one for one in trained if id(one) in slower], weight_decay, norm_decay)
-    return groups + [group | {"lr": body_lr} for group in own if group["params"]]
+    body_ids = {id(parameter) for parameter in body}
+    groups = _by_decay([parameter for parameter in trained if id(parameter) not in body_ids], weight_decay, norm_decay)
+    of_body = _by_decay([parameter for parameter in trained if id(parameter) in body_ids], weight_decay, norm_decay)
+    return groups + [group | {"lr": body_lr} for group in of_body if group["params"]]
 
 
 def _by_decay(parameters: list[nn.Parameter], weight_decay: float, norm_decay: bool) -> list[dict[str, Any]]:
@@ -157,43 +157,43 @@ def _by_decay(parameters: list[nn.Parameter], weight_decay: float, norm_decay: b
 def build_schedule(
     optimizer: Optimizer, settings: OptimisationSettings, steps: int, falls: Callable[[], int] | None = None
 ) -> LambdaLR:
-    """The learning rate of each step, as the settings ask for.
+    """Build the learning rate schedule.
 
     Args:
-        optimizer: whose learning rates are set, each in proportion to its first value.
-        settings: how.
+        optimizer: the optimiser, whose initial learning rates are multiplied by the factor of the schedule.
+        settings: kind of schedule, milestones and warm-up.
         steps: steps of the whole run.
-        falls: how often the rate has fallen to a tenth because AP did not improve; None where that decides nothing.
+        falls: number of drops of the learning rate so far, if they depend on AP (see `Patience`); None if not.
     """
     warmup = min(500, steps // 20) if settings.warmup_steps is None else settings.warmup_steps
     if settings.schedule == "cosine":
-        return LambdaLR(optimizer, cosine(steps, warmup))
+        return LambdaLR(optimizer, cosine_factor(steps, warmup))
     if falls is None:
-        return LambdaLR(optimizer, learning_rate(steps, warmup, settings.lr_milestones))
-    rising = learning_rate(steps, warmup, [])
-    return LambdaLR(optimizer, lambda step: 0.1 ** falls() * rising(step))
+        return LambdaLR(optimizer, step_factor(steps, warmup, settings.lr_milestones))
+    warmup_only = step_factor(steps, warmup, [])
+    return LambdaLR(optimizer, lambda step: 0.1 ** falls() * warmup_only(step))
 
 
-def learning_rate(steps: int, warmup: int, milestones: Sequence[float] = (8 / 12, 11 / 12)) -> Callable[[int], float]:
-    """The factor of the learning rate at each step.
+def step_factor(steps: int, warmup: int, milestones: Sequence[float] = (8 / 12, 11 / 12)) -> Callable[[int], float]:
+    """Factor of the learning rate, as a function of the step, with drops to a tenth.
 
     Args:
         steps: steps of the whole run.
         warmup: steps over which the factor rises linearly to 1.
-        milestones: parts of the run, after each of which the factor falls to a tenth.
+        milestones: fractions of the run after which the factor drops to a tenth.
     """
 
     def factor(step: int) -> float:
-        decay = 0.1 ** sum(step >= steps * part for part in milestones)
+        decay = 0.1 ** sum(step >= steps * milestone for milestone in milestones)
         return decay * min(1.0, (step + 1) / max(1, warmup))
 
     return factor
 
 
-def cosine(steps: int, warmup: int) -> Callable[[int], float]:
-    """The factor of the learning rate at each step: after warm-up half a cosine from 1 down to 0 at the end.
+def cosine_factor(steps: int, warmup: int) -> Callable[[int], float]:
+    """Factor of the learning rate, as a function of the step: after warm-up, half a cosine from 1 to 0 at the end.
 
-    That is SGDR (Loshchilov and Hutter, ICLR 2017, equation 5) without restarts.
+    This is SGDR (Loshchilov and Hutter, ICLR 2017, equation 5) without restarts.
 
     Args:
         steps: steps of the whole run.

@@ -1,4 +1,4 @@
-"""Where figures come from: versions, commit and machine."""
+"""Provenance of results: versions, commit and machine."""
 
 import os
 import platform
@@ -13,23 +13,23 @@ PACKAGES = ("defeat", "torch", "torchvision", "timm", "lightning", "faster-coco-
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that figures depend on."""
-    found = {"python": platform.python_version()}
+    """Versions of Python and of the packages that results depend on."""
+    numbers = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            numbers[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "unknown"
-    return found
+            numbers[name] = "unknown"
+    return numbers
 
 
 def commit() -> str | None:
-    """The git commit of this program's source, with `+changes` when it was edited; None outside a checkout."""
+    """The git commit of this program's source, with `+changes` if it was edited; None outside a checkout."""
     folder = Path(__file__).parent
 
-    def git(*words: str) -> str:
+    def git(*arguments: str) -> str:
         return subprocess.run(  # noqa: S603
-            ["git", *words],  # noqa: S607
+            ["git", *arguments],  # noqa: S607
             cwd=folder,
             capture_output=True,
             text=True,
@@ -38,7 +38,7 @@ def commit() -> str | None:
         ).stdout.strip()
 
     try:
-        # An installed copy inside somebody else's checkout must not claim that one's commit.
+        # An installed copy inside another checkout must not report the commit of that checkout.
         if not git("ls-files", __file__):
             return None
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", str(folder)) else "")

@@ -1,4 +1,4 @@
-"""What a run makes of its evaluations: the learning curve, the best student, and when training has gone far enough."""
+"""Use of the evaluations during training: learning curve, best student, learning rate drops and early stopping."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,7 +12,7 @@ from defeat.evaluation.evaluator import EvaluationResult, Evaluator
 from defeat.settings import Checked, at_least, setting, settings_part
 
 MINIMAL = 0.1  # AP points; less is no improvement
-FALLS = 2  # of the learning rate, before a run ends
+FALLS = 2  # drops of the learning rate before a run ends
 
 
 @settings_part
@@ -20,17 +20,16 @@ class SelectionSettings(Checked):
     """Evaluation and choice of the student."""
 
     eval_every: int = setting(default=1, compared=False)
-    """Evaluate every so many epochs, and after the last one; 0 for after the last one only."""
+    """Number of epochs between evaluations; the last epoch is always evaluated, with 0 only the last one."""
     keep: Literal["best", "last"] = setting(default="last")
-    """Which student to report and save: that of the last evaluation, or the best, by AP over all of them; best needs
-    a split to evaluate on that is not test."""
+    """Which student to report and save: that of the last evaluation, or the one with the best AP; best needs an
+    evaluation split that is not named test."""
     patience: int | None = setting(default=None)
-    """Instead of by --lr-milestones, the learning rate falls to a tenth when AP has not improved by 0.1 points in so
-    many evaluations, and the run ends when it has not after the second fall either; needs a split to evaluate on
-    that is not test."""
+    """Number of evaluations without an improvement of AP by 0.1 points after which the learning rate drops to a tenth,
+    instead of --lr-milestones; after two drops, the run ends. Needs an evaluation split that is not named test."""
 
     def check(self) -> None:
-        """Refuse values that can't work."""
+        """Refuse invalid values."""
         at_least("eval_every", self.eval_every, 0)
         at_least("patience", self.patience, 1)
         if self.chooses and self.eval_every == 0:
@@ -38,19 +37,19 @@ class SelectionSettings(Checked):
 
     @property
     def chooses(self) -> str:
-        """The option by which AP decides about the training; empty where it does not."""
+        """The option that lets AP influence the training; empty without."""
         return "--keep best" if self.keep == "best" else "--patience" if self.patience is not None else ""
 
     def require_no_choice_on(self, split: str) -> None:
-        """Refuse to choose weights, or the length of the training, on a split that is named `test`.
+        """Refuse to select weights, or the length of the training, on a split that is named `test`.
 
         Raises:
             InputError: naming the option.
         """
         if split == "test" and self.chooses:
             raise InputError(
-                f"{self.chooses} on a split named test would choose by the images that judge the result, which "
-                "flatters every figure: give another --eval-split, such as val, and measure afterwards with `defeat "
+                f"{self.chooses} on a split named test would select by the images that measure the result, which "
+                "biases all metrics: give another --eval-split, such as val, and measure afterwards with `defeat "
                 "evaluate RUN --split test`."
             )
 
@@ -60,10 +59,10 @@ class CurvePoint:
     """An evaluation during training.
 
     Attributes:
-        epoch: epochs trained until then; a fraction where the run ended within one.
-        step: optimiser steps until then.
-        AP: COCO's AP, 0..100; None where the split has no object.
-        AP50: the same at an IoU of 0.5.
+        epoch: epochs trained so far; a fraction where the run ended within an epoch.
+        step: optimiser steps so far.
+        AP: COCO's AP, 0..100; None where the split has no objects.
+        AP50: AP at IoU 0.5.
     """
 
     epoch: float
@@ -74,18 +73,18 @@ class CurvePoint:
 
 @dataclass
 class Patience:
-    """Lets the learning rate fall when AP has stopped to improve, and ends the run when that no longer helps.
+    """Drops the learning rate when AP has stopped improving, and ends the run when that no longer helps.
 
-    An evaluation improves AP when it is at least `MINIMAL` points above the last one that did. After `evaluations` in a
-    row that don't, the learning rate falls to a tenth and the count begins anew; after `FALLS` falls the run is over
-    instead. Evaluations before the first AP of `MINIMAL` do not count: a detector that finds nothing yet learns.
+    An evaluation improves AP if it is at least `MINIMAL` points above the last one that did. After `evaluations` in a
+    row without improvement, the learning rate drops to a tenth and the count restarts; after `FALLS` drops, the run
+    ends instead. Evaluations before the first AP of `MINIMAL` do not count: the detector is still learning.
 
     Attributes:
-        evaluations: how many in a row may pass without an improvement.
+        evaluations: evaluations in a row without an improvement before something happens.
         reference: AP of the last evaluation that improved it.
-        waited: evaluations since then, or since the last fall.
-        falls: how often the learning rate has fallen.
-        over: whether the run has gone far enough.
+        waited: evaluations since then, or since the last drop.
+        falls: number of drops of the learning rate so far.
+        over: whether the run ends.
     """
 
     evaluations: int
@@ -94,11 +93,11 @@ class Patience:
     falls: int = 0
     over: bool = False
 
-    def look(self, accuracy: float | None) -> str | None:
-        """Take in the AP of an evaluation, 0..100.
+    def update(self, accuracy: float | None) -> str | None:
+        """Process the AP of an evaluation, 0..100.
 
         Returns:
-            A sentence, where the learning rate falls or the run is over.
+            A message if the learning rate drops or the run ends.
         """
         accuracy = accuracy or 0.0
         if accuracy >= self.reference + MINIMAL:
@@ -113,7 +112,7 @@ class Patience:
             self.over = True
             return f"{stalled}: the run ends here."
         self.falls += 1
-        return f"{stalled}: the learning rate falls to a tenth."
+        return f"{stalled}: the learning rate drops to a tenth."
 
 
 @dataclass(frozen=True)
@@ -121,46 +120,46 @@ class Best:
     """The best student so far.
 
     Attributes:
-        point: its evaluation.
+        point: its point of the learning curve.
         weights: its state dict, on the CPU.
-        evaluation: its figures.
-        found: what it detected.
+        evaluation: its metrics.
+        evaluator: its detections.
     """
 
     point: CurvePoint
     weights: dict[str, Tensor]
     evaluation: EvaluationResult
-    found: Evaluator
+    evaluator: Evaluator
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run reports and saves.
+    """The student that a run reports and saves; all but the student is None for a run without evaluation.
 
     Attributes:
-        student: the detector, with the weights that are kept.
-        point: the evaluation of these weights; None, as what follows, for a run without evaluation.
-        evaluation: their figures.
-        found: what they detected.
+        student: the detector with the selected weights.
+        point: the point of the learning curve of these weights.
+        evaluation: their metrics.
+        evaluator: their detections.
     """
 
     student: Detector
     point: CurvePoint | None = None
     evaluation: EvaluationResult | None = None
-    found: Evaluator | None = None
+    evaluator: Evaluator | None = None
 
 
 class Selection:
-    """Takes in the evaluations of a run.
+    """Processes the evaluations of a run.
 
     Args:
-        keep_best: whether to keep the best student, by AP; of equal ones the first.
+        keep_best: whether to keep the student with the best AP; the first of equal ones.
         patience: evaluations without an improvement, see `Patience`; None to train until the end.
 
     Attributes:
         curve: all evaluations, in order.
         best: the best student so far; None without `keep_best`.
-        patience: when the learning rate falls and the run ends; None without.
+        patience: controls drops of the learning rate and the end of the run; None without.
     """
 
     def __init__(self, keep_best: bool = False, patience: int | None = None) -> None:
@@ -171,56 +170,58 @@ class Selection:
 
     @property
     def falls(self) -> int:
-        """How often the learning rate has fallen to a tenth."""
+        """Number of drops of the learning rate so far."""
         return 0 if self.patience is None else self.patience.falls
 
     @property
     def over(self) -> bool:
-        """Whether the run has gone far enough."""
+        """Whether the run ends early."""
         return self.patience is not None and self.patience.over
 
-    def look(self, point: CurvePoint, student: Detector, evaluation: EvaluationResult, found: Evaluator) -> str | None:
-        """Take in an evaluation; one of a step that was evaluated before changes nothing.
+    def update(
+        self, point: CurvePoint, student: Detector, evaluation: EvaluationResult, evaluator: Evaluator
+    ) -> str | None:
+        """Process an evaluation; a repeated evaluation of the same step is ignored.
 
         Args:
-            point: where it stands.
-            student: what was evaluated.
-            evaluation: its figures.
-            found: what it detected.
+            point: its point of the learning curve.
+            student: the detector that was evaluated.
+            evaluation: its metrics.
+            evaluator: its detections.
 
         Returns:
-            A sentence, where the learning rate falls or the run is over.
+            A message if the learning rate drops or the run ends.
         """
         if self.curve and self.curve[-1].step == point.step:
             return None
         self.curve.append(point)
         if self.keep_best and (self.best is None or (point.AP or 0.0) > (self.best.point.AP or 0.0)):
             weights = {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
-            self.best = Best(point, weights, evaluation, found)
-        return None if self.patience is None else self.patience.look(point.AP)
+            self.best = Best(point, weights, evaluation, evaluator)
+        return None if self.patience is None else self.patience.update(point.AP)
 
     def state(self) -> dict[str, Any]:
-        """Everything, as plain numbers and CPU tensors."""
+        """State for a checkpoint, as plain numbers and CPU tensors."""
         best = self.best
         return {
             "curve": [asdict(point) for point in self.curve],
             "patience": None if self.patience is None else dict(vars(self.patience)),
             "best": None
             if best is None
-            else {"point": asdict(best.point), "weights": best.weights, "found": best.found.state()},
+            else {"point": asdict(best.point), "weights": best.weights, "found": best.evaluator.state()},
         }
 
     def restore(self, state: Mapping[str, Any], classes: tuple[str, ...]) -> None:
-        """Go on from what `state` gave.
+        """Restore a state of `state`.
 
         Args:
-            state: that.
+            state: the state.
             classes: names of the student's classes.
         """
         self.curve = [CurvePoint(**point) for point in state["curve"]]
         if self.patience is not None and state["patience"] is not None:
             vars(self.patience).update(state["patience"])
         if self.keep_best and (best := state["best"]) is not None:
-            found = Evaluator(classes)
-            found.merge([best["found"]])
-            self.best = Best(CurvePoint(**best["point"]), best["weights"], found.compute(), found)
+            evaluator = Evaluator(classes)
+            evaluator.merge([best["found"]])
+            self.best = Best(CurvePoint(**best["point"]), best["weights"], evaluator.compute(), evaluator)

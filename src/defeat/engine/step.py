@@ -1,4 +1,4 @@
-"""What student and teacher compute in a step of training."""
+"""The losses of a training step."""
 
 import torch
 from torch import Tensor
@@ -18,18 +18,18 @@ def step_losses(
 ) -> tuple[DetectorOutput, dict[str, Tensor]]:
     """Run the teacher, and the student on the same pixels.
 
-    The teacher comes first: what it needs on the way is given back before the student's maps pile up for its gradient.
-    What it draws at random does not shift what the student draws.
+    The teacher runs first, so that its temporary memory is freed before the student's activations are stored. Its
+    random numbers do not shift the student's.
 
     Args:
         student: in training mode.
-        batch: what its `prepare` made.
-        progress: where the run stands.
-        distillation: teacher and method; None for the student alone.
-        cache: what the teacher has computed before, if that is kept.
+        batch: a batch of its `prepare`.
+        progress: current step and epoch of the run.
+        distillation: teacher and method; None to train without a teacher.
+        cache: stored feature maps of the teacher; None to compute them.
 
     Returns:
-        What the student gave, its own losses among it, and the losses of distillation by name.
+        The student's output with its own losses, and the distillation losses by name.
     """
     if distillation is None:
         return student.forward_train(batch), {}
@@ -38,13 +38,13 @@ def step_losses(
         return student.forward_train(batch, method.negative_weight(progress)), {}
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):
         if cache is None:
-            learned = teacher.forward_teacher(teacher.adopt(batch), method.needs)
+            teacher_output = teacher.forward_teacher(teacher.adopt(batch), method.needs)
         else:
-            learned = cache.output(teacher, batch, method.needs)
+            teacher_output = cache.output(teacher, batch, method.needs)
     output = student.forward_train(batch, method.negative_weight(progress))
-    return output, method(output, learned, batch.targets, progress)
+    return output, method(output, teacher_output, batch.targets, progress)
 
 
 def total_loss(losses: dict[str, Tensor]) -> Tensor:
-    """The sum of all losses, in float32."""
+    """Sum of all losses, in float32."""
     return torch.stack([loss.float() for loss in losses.values()]).sum()

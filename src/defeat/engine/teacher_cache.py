@@ -1,4 +1,4 @@
-"""What a teacher makes of an image is kept on disk: with fixed weights it need be computed once for each view of it."""
+"""Cache of the teacher's feature maps on disk: with frozen weights, they are computed once per view of an image."""
 
 import hashlib
 import time
@@ -18,7 +18,7 @@ from defeat.data import DetectionDataset
 from defeat.data.transforms import Augmentation
 from defeat.detector import TeacherNetwork
 from defeat.distillation import Method
-from defeat.distillation.processes import processes
+from defeat.distillation.processes import process_count
 from defeat.engine.experiment import CacheFolder, Experiment
 from defeat.engine.guards import fingerprint
 from defeat.errors import InputError
@@ -27,18 +27,18 @@ from defeat.types import Batch, DetectorOutput, Maps, Target
 
 FORMAT = 2
 HALF_BYTES = 2
-LEFTOVER_SECONDS = 3600  # a half-written file of this age belongs to a process that is gone
+LEFTOVER_SECONDS = 3600  # an incomplete file of this age belongs to a process that has ended
 
 StoredMaps = dict[str, Tensor]  # (H, W, C) in half precision, by `PART.STRIDE`
 
 
 @dataclass(frozen=True)
 class CacheSize:
-    """How much a cache holds once it is complete.
+    """Size of a complete cache.
 
     Attributes:
-        views: views of all images.
-        bytes: of their maps.
+        views: number of views of all images.
+        bytes: size of their maps.
     """
 
     views: int
@@ -46,19 +46,19 @@ class CacheSize:
 
 
 class TeacherCache:
-    """The teacher's maps of each view of each image, a file each; what is not there yet is computed and kept.
+    """The teacher's maps, in one file per view of an image; missing maps are computed and stored.
 
-    An image is seen with its own padding alone, so that what is kept does not depend on the images beside it, and maps
-    are rounded to half precision before they are used the first time: whether they come from the disk or not changes
-    nothing. A file is complete or absent, so several processes and runs can share a folder, and a crash leaves it
-    intact. Predictions of a head are computed anew from the kept maps.
+    Each image is processed with its own padding only, so that its maps do not depend on the rest of the batch. Maps are
+    rounded to half precision before their first use, so that maps from disk and new maps are equal. Files are written
+    atomically, so several processes and runs can share a folder, and a crash leaves it intact. Predictions of a head
+    are recomputed from the stored maps.
 
     Args:
-        folder: where the files are; those of another teacher or another preparation must not be there.
-        parts: `neck`, `backbone` or both: which maps to keep.
+        folder: folder of the files, for one teacher and one preparation of the images.
+        parts: the maps to store: `neck`, `backbone` or both.
         names: name of each image's files, by whether it is annotated and by its number.
-        limit: bytes that the files may take together; None for as much as the disk has.
-        notify: called with a sentence that the user should read while the run goes on.
+        limit: maximum total size of the files in bytes; None for no limit.
+        notify: called with messages for the user.
     """
 
     def __init__(
@@ -70,32 +70,32 @@ class TeacherCache:
         notify: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.folder, self.parts, self.names, self.notify = folder, sorted(parts), names, notify
-        self.left = float("inf") if limit is None else (limit - _bytes_in(folder)) / processes()
+        self.left = float("inf") if limit is None else (limit - _bytes_in(folder)) / process_count()
         self.full = False
 
     def output(self, teacher: TeacherNetwork, batch: Batch, reads: Collection[str]) -> DetectorOutput:
-        """What the teacher gives for a student's batch.
+        """The teacher's output for a student's batch.
 
         Args:
             teacher: in eval mode.
-            batch: what the student's `prepare` made.
+            batch: a batch of the student's `prepare`.
             reads: fields of the output that will be read.
         """
         adopted = teacher.adopt(batch)
-        found = [self._read(target) for target in batch.targets]
-        missing = [place for place, one in enumerate(found) if one is None]
-        for place, stored in zip(missing, self._computed(teacher, adopted, missing), strict=True):
-            found[place] = stored
-            self._write(batch.targets[place], stored)
-        maps = _assembled([one for one in found if one is not None], adopted)
-        return teacher.forward_teacher(adopted, reads, maps)
+        stored = [self._read(target) for target in batch.targets]
+        missing = [index for index, maps in enumerate(stored) if maps is None]
+        for index, computed in zip(missing, self._compute(teacher, adopted, missing), strict=True):
+            stored[index] = computed
+            self._write(batch.targets[index], computed)
+        batch_maps = _collate([maps for maps in stored if maps is not None], adopted)
+        return teacher.forward_teacher(adopted, reads, batch_maps)
 
     def _path(self, target: Target) -> Path:
         name = self.names[target.annotated, target.image_id]
         return self.folder / name[-2:] / f"{name}-{target.view}.safetensors"
 
     def _read(self, target: Target) -> StoredMaps | None:
-        """The maps of a view; None where they are not there, or the file is damaged."""
+        """The maps of a view; None if the file is missing or damaged."""
         try:
             return load_file(self._path(target))
         except (OSError, SafetensorError):
@@ -113,42 +113,42 @@ class TeacherCache:
             self.full = True
             reason = error.reason if isinstance(error, WriteError) else error.strerror
             self.notify(
-                f"The teacher's cache {self.folder} can't be written ({reason}): the run goes on, and computes anew "
-                "what is missing there."
+                f"The teacher's cache {self.folder} can't be written ({reason}): the run continues, and computes the "
+                "missing maps in each epoch."
             )
             return
         self.left -= len(content)
 
     @torch.no_grad()
-    def _computed(self, teacher: TeacherNetwork, batch: Batch, places: Sequence[int]) -> list[StoredMaps]:
-        """The maps of some images of a batch; a GPU sees those of one padded size together."""
+    def _compute(self, teacher: TeacherNetwork, batch: Batch, indices: Sequence[int]) -> list[StoredMaps]:
+        """Compute the maps of some images of a batch; on a GPU, images of equal padded size in one pass."""
         groups: dict[tuple[int, int, int], list[int]] = {}
-        for place in places:
-            # How many images are seen together changes the last bits, and a run that was killed finds some of a batch
-            # here. A processor repeats a run to the bit, and loses nothing by seeing each image alone.
-            alone = place if batch.images.device.type == "cpu" else 0
-            groups.setdefault((*_padded(batch.sizes[place], teacher.info.size_divisor), alone), []).append(place)
+        for index in indices:
+            # The number of images in a pass changes the last bits, and a resumed run finds some maps of a batch in the
+            # cache. On CPU, runs are repeated bit for bit, and separate passes cost nothing.
+            single = index if batch.images.device.type == "cpu" else 0
+            groups.setdefault((*_padded_size(batch.sizes[index], teacher.info.size_divisor), single), []).append(index)
         stored: dict[int, StoredMaps] = {}
         for (height, width, _), group in groups.items():
             images = batch.images[group, :, :height, :width]
-            sizes = [batch.sizes[place] for place in group]
-            originals = [batch.original_sizes[place] for place in group]
+            sizes = [batch.sizes[index] for index in group]
+            originals = [batch.original_sizes[index] for index in group]
             maps = teacher.forward_maps(Batch(images, sizes, [], originals, batch.classes, batch.scale))
-            for row, place in enumerate(group):
-                stored[place] = {
-                    f"{part}.{stride}": _halved(level[row])
+            for row, index in enumerate(group):
+                stored[index] = {
+                    f"{part}.{stride}": _to_half(level[row])
                     for part in self.parts
                     for stride, level in getattr(maps, part).items()
                 }
-        return [stored[place] for place in places]
+        return [stored[index] for index in indices]
 
 
 def open_cache(experiment: Experiment, console: Console) -> TeacherCache | None:
-    """The cache that an experiment asks for, after a look at the space that it needs; None where it asks for none.
+    """Open the cache of an experiment and report its size; None for an experiment without a cache.
 
     Args:
-        experiment: with a teacher or without.
-        console: where to say what is needed.
+        experiment: with or without a teacher.
+        console: where to report the size.
 
     Raises:
         InputError: the folder can't be written.
@@ -157,34 +157,35 @@ def open_cache(experiment: Experiment, console: Console) -> TeacherCache | None:
     if distillation is None or distillation.cache is None:
         return None
     views = require_views(experiment.augmentation)
-    teacher, parts = distillation.teacher, kept_parts(distillation.method)
+    teacher, parts = distillation.teacher, cached_parts(distillation.method)
     folder = _folder(distillation.cache, _key(experiment, parts))
     names = {
-        (dataset.annotated, dataset.samples[place].image_id): dataset.identity(place)
+        (dataset.annotated, dataset.samples[index].image_id): dataset.identity(index)
         for dataset in experiment.datasets
-        for place in range(len(dataset))
+        for index in range(len(dataset))
     }
     _remove_leftovers(folder)
     size = cache_size(teacher, parts, experiment.datasets, views)
-    there, free = _bytes_in(folder), disk_usage(folder).free
-    words = f"cache of the teacher: {size.views} views, {size.bytes / 1e9:.1f} GB"
-    words += f" ({min(there, size.bytes) / max(1, size.bytes):.0%} there)"
+    present, free = _bytes_in(folder), disk_usage(folder).free
+    text = f"cache of the teacher: {size.views} views, {size.bytes / 1e9:.1f} GB"
+    text += f" ({min(present, size.bytes) / max(1, size.bytes):.0%} present)"
     limit = distillation.cache.limit
-    if size.bytes > min(free + there, limit if limit is not None else float("inf")):
-        room = "--cache-limit" if limit is not None and limit < free + there else f"the disk ({free / 1e9:.1f} GB free)"
-        words += f"; {room} holds fewer, the others are computed in each epoch"
-    console.print(f"{words}.", highlight=False)
+    if size.bytes > min(free + present, limit if limit is not None else float("inf")):
+        limited = limit is not None and limit < free + present
+        space = "--cache-limit" if limited else f"the disk ({free / 1e9:.1f} GB free)"
+        text += f"; {space} has room for fewer, the others are computed in each epoch"
+    console.print(f"{text}.", highlight=False)
     return TeacherCache(folder, parts, names, limit, lambda text: console.print(text, style="yellow", highlight=False))
 
 
 def require_views(augmentation: Augmentation) -> int:
-    """How many views of an image an augmentation makes.
+    """Number of views of an image that an augmentation creates.
 
     Raises:
-        InputError: it never makes the same one twice, so that no cache could hold them.
+        InputError: it never repeats a view, so that the maps can't be cached.
     """
     if augmentation.views is None:
-        raise InputError("A cache of the teacher's maps can't follow an augmentation that never repeats a view.")
+        raise InputError("The teacher's maps can't be cached with an augmentation that never repeats a view.")
     return augmentation.views
 
 
@@ -200,13 +201,13 @@ def _folder(cache: CacheFolder, key: str) -> Path:
 def cache_size(
     teacher: TeacherNetwork, parts: Collection[str], datasets: Sequence[DetectionDataset], views: int
 ) -> CacheSize:
-    """How much space the maps take.
+    """Size of the maps of all views of all images.
 
     Args:
         teacher: the trained detector.
         parts: `neck`, `backbone` or both.
         datasets: all images.
-        views: views of each image.
+        views: number of views per image.
     """
     channels = [level for part in parts for level in getattr(teacher.info, part).items()]
     sizes = [size for dataset in datasets for size in dataset.sizes]
@@ -217,36 +218,36 @@ def cache_size(
     return CacheSize(views * len(sizes), views * total * HALF_BYTES)
 
 
-def kept_parts(method: Method) -> list[str]:
-    """Which maps the method needs; a head's predictions are made from those of the neck."""
+def cached_parts(method: Method) -> list[str]:
+    """The maps that the method needs; predictions of a head need those of the neck."""
     needs = set(method.needs)
     return [part for part in ("backbone", "neck") if part in needs or (part == "neck" and needs - {"backbone"})]
 
 
 def _key(experiment: Experiment, parts: Sequence[str]) -> str:
-    """What decides how the maps of an image come out, beside the image."""
+    """Hash of everything that determines the maps of an image, except the image."""
     assert experiment.distillation is not None
     student, teacher = experiment.student, experiment.distillation.teacher
     prepared = (student.info.size, student.info.max_size, student.info.size_divisor, student.antialias)
     precision = (experiment.devices.precision, "run" if experiment.distillation.dtype is None else "bf16")
-    described = getattr(teacher, "description", "")  # of taps, which are not among the weights
-    facts = [FORMAT, fingerprint(teacher), teacher.info, prepared, precision, list(parts)]
-    text = repr((*facts, *filter(None, [described])))
+    taps = getattr(teacher, "description", "")  # the taps of a foreign teacher are not part of its weights
+    parts_of_key = [FORMAT, fingerprint(teacher), teacher.info, prepared, precision, list(parts)]
+    text = repr((*parts_of_key, *filter(None, [taps])))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _padded(size: tuple[int, int], divisor: int) -> tuple[int, int]:
+def _padded_size(size: tuple[int, int], divisor: int) -> tuple[int, int]:
     return ceil(size[0] / divisor) * divisor, ceil(size[1] / divisor) * divisor
 
 
-def _halved(level: Tensor) -> Tensor:
-    """A map (C, H, W) as (H, W, C), in half precision but for maps whose values that can't hold."""
+def _to_half(level: Tensor) -> Tensor:
+    """Convert a map (C, H, W) to (H, W, C) in half precision, or in float32 if its values overflow."""
     half = level.half()
     return (half if bool(half.isfinite().all()) else level.float()).cpu().permute(1, 2, 0).contiguous()
 
 
-def _assembled(stored: Sequence[StoredMaps], batch: Batch) -> Maps:
-    """The maps of a whole batch, zero on its padding."""
+def _collate(stored: Sequence[StoredMaps], batch: Batch) -> Maps:
+    """The maps of a whole batch, zero on the padding."""
     height, width = batch.images.shape[-2:]
     maps: dict[str, dict[int, Tensor]] = {"backbone": {}, "neck": {}}
     for name in stored[0]:
@@ -254,11 +255,11 @@ def _assembled(stored: Sequence[StoredMaps], batch: Batch) -> Maps:
         stride = int(text)
         shape = (len(stored), ceil(height / stride), ceil(width / stride), stored[0][name].shape[2])
         level = batch.images.new_zeros(shape)
-        for row, one in zip(level, stored, strict=True):
-            rows, columns, _ = one[name].shape
-            row[:rows, :columns] = one[name].to(level.device)
+        for row, image_maps in zip(level, stored, strict=True):
+            rows, columns, _ = image_maps[name].shape
+            row[:rows, :columns] = image_maps[name].to(level.device)
         level = level.permute(0, 3, 1, 2)
-        # On a processor the student's maps lie in memory like that, see Detector.normalise.
+        # On CPU, the student's maps have this memory layout, see Detector.normalise.
         maps[part][stride] = level if level.device.type == "cpu" else level.contiguous()
     return Maps(**{part: dict(sorted(levels.items())) for part, levels in maps.items()})
 
@@ -268,7 +269,7 @@ def _bytes_in(folder: Path) -> int:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove what processes that were killed left half-written."""
+    """Remove incomplete files of killed processes."""
     for path in folder.glob("*/.*.safetensors.*"):
         try:
             if time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:

@@ -1,1 +1,1 @@
-"""How good a detector is: average precision, kinds of mistakes, confidence intervals, cost."""
+"""Evaluation of detectors: average precision, error types, confidence intervals, cost."""

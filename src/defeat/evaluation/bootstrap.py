@@ -1,4 +1,4 @@
-"""Confidence intervals of 95 %: Student's t over seeds, the bootstrap over images."""
+"""95 % confidence intervals: Student's t over seeds, bootstrap over images."""
 
 import math
 from collections.abc import Sequence
@@ -27,13 +27,13 @@ class Interval:
     high: float
 
     @property
-    def holds_zero(self) -> bool:
-        """Whether no change at all is among the plausible values."""
+    def contains_zero(self) -> bool:
+        """Whether the interval contains zero, that is, the difference is not significant."""
         return self.low <= 0 <= self.high
 
 
 def interval_over_seeds(values: Sequence[float]) -> Interval | None:
-    """Student's interval of the mean; None for fewer than two values."""
+    """Student's t interval of the mean; None for fewer than two values."""
     if len(values) < 2:
         return None
     freedom = len(values) - 1
@@ -44,11 +44,11 @@ def interval_over_seeds(values: Sequence[float]) -> Interval | None:
 
 
 def interval_over_images(samples: Floats) -> Interval:
-    """The middle 95 % of the (S,) figures of a bootstrap, those that are not numbers left out."""
+    """The middle 95 % of the (S,) values of a bootstrap, ignoring NaN."""
     low, high = np.nanpercentile(samples, [2.5, 97.5])
     return Interval(float(low), float(high))
 
 
 def bootstrap_weights(images: int, samples: int = SAMPLES, seed: int = 0) -> npt.NDArray[np.int64]:
-    """How often each of so many images is drawn when a test set of the same size is drawn anew: (S, I)."""
+    """Number of times that each image is drawn in each bootstrap sample of a test set: (S, I)."""
     return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=samples)

@@ -1,6 +1,6 @@
-"""What a trained detector found in every image of a split, beside the annotations, as one file.
+"""File with a detector's detections on a whole split, and the annotations.
 
-With it two runs are compared image by image without their data and without running a detector again.
+It allows comparing two runs image by image without their data and without running a detector again.
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save
 
 from defeat.errors import InputError
 from defeat.evaluation.average_precision import Scene
-from defeat.evaluation.evaluator import Evaluator, unpacked
+from defeat.evaluation.evaluator import Evaluator, unpack_state
 from defeat.files import write_atomically
 
 NAMES = (
@@ -29,24 +29,24 @@ NAMES = (
 
 
 def save_detections(path: Path, evaluator: Evaluator) -> None:
-    """Write what an evaluator collected; the tensors are those of `Evaluator.state`."""
+    """Write the detections and annotations of an evaluator; the tensors are those of `Evaluator.state`."""
     state = zip(NAMES, evaluator.state(), strict=True)
     write_atomically(path, save({name: tensor.contiguous() for name, tensor in state}))
 
 
 def read_detections(path: Path) -> list[Scene]:
-    """Read what `save_detections` wrote, in the order of the images' numbers.
+    """Read a file of `save_detections`; images in the order of their numbers.
 
     Raises:
         InputError: the file is missing or damaged.
     """
-    repair = f"`defeat evaluate {path.parent} --detections {path}` writes it"
+    command = f"`defeat evaluate {path.parent} --detections {path}`"
     try:
         tensors = load_file(path)
         state = [tensors[name] for name in NAMES]
     except FileNotFoundError as error:
-        raise InputError(f"{path} is missing; {repair}.") from error
+        raise InputError(f"{path} is missing; {command} writes it.") from error
     except (OSError, SafetensorError, KeyError) as error:
-        raise InputError(f"{path} is damaged; {repair} anew.") from error
-    images = unpacked(state)
-    return [Scene.of(*images[image_id]) for image_id in sorted(images)]
+        raise InputError(f"{path} is damaged; {command} writes it again.") from error
+    images = unpack_state(state)
+    return [Scene.from_image(*images[image_id]) for image_id in sorted(images)]

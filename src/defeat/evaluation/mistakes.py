@@ -1,13 +1,14 @@
-"""What kinds of mistakes a detector makes, and how much AP each kind costs.
+"""Error types of a detector, and how much AP each of them costs.
 
-The kinds are those of TIDE (Bolya et al., ECCV 2020, section 2.2), at an IoU of 0.5 for what is found and 0.1 for what
-is background. The cost of a kind is the AP50 that the detector would gain if exactly these mistakes were put right:
+The error types are those of TIDE (Bolya et al., ECCV 2020, section 2.2), with a foreground IoU threshold of 0.5 and a
+background IoU threshold of 0.1. The cost of a type is the AP50 that the detector would gain if only these errors were
+corrected:
 
-- classification: on an object, with the wrong class. Put right by the right class.
-- localisation: the right class, at an IoU between 0.1 and 0.5. Put right by the object's box.
-- both: the wrong class at such an IoU; duplicate: a second detection of a found object; background: on nothing. Put
-  right by leaving the detection out.
-- missed: an object that no other correction would find. Put right by not asking for it.
+- classification: on an object, with the wrong class. Corrected by setting the class.
+- localisation: the right class, at an IoU between 0.1 and 0.5. Corrected by setting the box.
+- both: the wrong class at such an IoU; duplicate: a second detection of a found object; background: on no object.
+  Corrected by removing the detection.
+- missed: an object that no other correction would find. Corrected by removing the object.
 
 Letters: D detections and G objects of the whole split, K classes.
 """
@@ -19,23 +20,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from defeat.evaluation.average_precision import Flags, Floats, Numbers, Scene, box_iou, on_difficult
+from defeat.evaluation.average_precision import Flags, Floats, Numbers, Scene, box_iou, detections_on_difficult
 from defeat.evaluation.matching import area_under_curve, assign
 
-FOUND, NEAR = 0.5, 0.1
+FOREGROUND_IOU, BACKGROUND_IOU = 0.5, 0.1
 KINDS = ("classification", "localisation", "both", "duplicate", "background", "missed")
-CORRECT, COUNTS_NOT = -1, -2  # beside the index of a kind
+CORRECT, IGNORED = -1, -2  # for detections that are no errors; other values are indices of KINDS
 CLASSIFICATION, LOCALISATION, BOTH, DUPLICATE, BACKGROUND, MISSED = range(len(KINDS))
 
 
 @dataclass(frozen=True)
 class Mistakes:
-    """The mistakes of a detector on a split.
+    """The errors of a detector on a split.
 
     Attributes:
-        ap50: AP at IoU 0.5, 0..100; None when there is no object.
-        cost: AP50 points that each kind of mistake costs, 0 or more.
-        count: number of mistakes of each kind.
+        ap50: AP at IoU 0.5, 0..100; None without objects.
+        cost: AP50 points that each error type costs, 0 or more.
+        count: number of errors of each type.
     """
 
     ap50: float | None
@@ -44,16 +45,16 @@ class Mistakes:
 
 
 @dataclass(frozen=True)
-class _Judged:
-    """Every detection of a split with its kind, and every object.
+class _Classified:
+    """All detections with their error types, and all objects.
 
     Attributes:
         scores: (D,).
         labels: (D,) class of each detection.
-        kinds: (D,) index of its kind, or `CORRECT`, or `COUNTS_NOT`.
-        objects: (D,) index of the object that a classification or localisation mistake is about, else -1.
+        kinds: (D,) index of its error type, or `CORRECT`, or `IGNORED`.
+        objects: (D,) index of the object that a classification or localisation error concerns, else -1.
         true_labels: (G,) class of each object.
-        found: (G,) whether an object was found.
+        found: (G,) whether an object was detected.
     """
 
     scores: Floats
@@ -65,105 +66,109 @@ class _Judged:
 
 
 def find_mistakes(scenes: Sequence[Scene], classes: int) -> Mistakes:
-    """Sort the mistakes on a split by their kinds.
+    """Classify the errors on a split, and compute the cost of each type.
 
     Args:
         scenes: the images with detections and annotations.
         classes: K.
     """
-    judged = _joined([_judge(scene) for scene in scenes])
-    right = judged.kinds == CORRECT
-    # Of several detections that could be corrected to find an object, the one with the highest score is.
-    fixable = np.isin(judged.kinds, (CLASSIFICATION, LOCALISATION)) & ~judged.found[judged.objects]
-    order = np.flatnonzero(fixable)[np.argsort(-judged.scores[fixable], kind="stable")]
-    _, first = np.unique(judged.objects[order], return_index=True)
-    best = np.zeros_like(right)
+    detections = _concatenate([_classify(scene) for scene in scenes])
+    correct, counted = detections.kinds == CORRECT, detections.kinds != IGNORED
+    # Where several detections could be corrected to find the same object, the one with the highest score is.
+    found = np.append(detections.found, False)[detections.objects]  # -1, without an object, is the last
+    correctable = np.isin(detections.kinds, (CLASSIFICATION, LOCALISATION)) & ~found
+    order = np.flatnonzero(correctable)[np.argsort(-detections.scores[correctable], kind="stable")]
+    _, first = np.unique(detections.objects[order], return_index=True)
+    best = np.zeros_like(correct)
     best[order[first]] = True
-    missed = ~judged.found
-    missed[judged.objects[fixable]] = False
+    missed = ~detections.found
+    missed[detections.objects[correctable]] = False
 
-    base = _ap50(judged, right, judged.kinds != COUNTS_NOT, classes)
+    base = _ap50(detections, correct, counted, classes)
     cost = {}
     for kind, name in enumerate(KINDS):
-        mine = judged.kinds == kind
-        corrected = mine & best
-        labels = judged.labels.copy()
+        of_kind = detections.kinds == kind
+        corrected = of_kind & best
+        labels, true_labels = detections.labels.copy(), detections.true_labels
         if kind == CLASSIFICATION:
-            labels[corrected] = judged.true_labels[judged.objects[corrected]]
-        asked = replace(
-            judged, labels=labels, true_labels=judged.true_labels[~missed] if kind == MISSED else judged.true_labels
-        )
-        after = _ap50(asked, right | corrected, (judged.kinds != COUNTS_NOT) & (~mine | corrected), classes)
+            labels[corrected] = true_labels[detections.objects[corrected]]
+        if kind == MISSED:
+            true_labels = true_labels[~missed]
+        changed = replace(detections, labels=labels, true_labels=true_labels)
+        after = _ap50(changed, correct | corrected, counted & (~of_kind | corrected), classes)
         cost[name] = 0.0 if after is None or base is None else max(0.0, after - base)
-    count = {name: int((judged.kinds == kind).sum()) for kind, name in enumerate(KINDS)}
+    count = {name: int((detections.kinds == kind).sum()) for kind, name in enumerate(KINDS)}
     return Mistakes(base, cost, count | {"missed": int(missed.sum())})
 
 
-def _judge(scene: Scene) -> _Judged:
-    """The detections of one image, best first."""
-    kept = np.flatnonzero(~on_difficult(scene))
-    kept = kept[np.argsort(-scene.scores[kept], kind="stable")]
-    boxes, labels = scene.boxes[kept], scene.labels[kept]
-    objects, true_labels = scene.true_boxes[scene.demanded], scene.true_labels[scene.demanded]
-    taken, on_crowd = np.full(len(kept), -1), np.zeros(len(kept), dtype=np.bool_)
+def _classify(scene: Scene) -> _Classified:
+    """Classify the detections of one image, best first."""
+    included = np.flatnonzero(~detections_on_difficult(scene))
+    included = included[np.argsort(-scene.scores[included], kind="stable")]
+    boxes, labels = scene.boxes[included], scene.labels[included]
+    objects, true_labels = scene.true_boxes[scene.required], scene.true_labels[scene.required]
+    assigned, on_crowd = np.full(len(included), -1), np.zeros(len(included), dtype=np.bool_)
     for label in np.unique(labels):
-        mine, asked = np.flatnonzero(labels == label), np.flatnonzero(true_labels == label)
+        of_class, class_objects = np.flatnonzero(labels == label), np.flatnonzero(true_labels == label)
         crowds = scene.true_boxes[scene.crowd & (scene.true_labels == label)]
-        found, crowd = assign(boxes[mine], objects[asked], crowds, np.array([FOUND]))
-        hit = found[0] >= 0
-        taken[mine[hit]] = asked[found[0][hit]]
-        on_crowd[mine] = crowd[0]
-    kinds, about = _kinds(boxes, labels, objects, true_labels)
-    kinds[taken >= 0], kinds[on_crowd] = CORRECT, COUNTS_NOT
-    about[(taken >= 0) | on_crowd] = -1
-    was_found = np.zeros(len(objects), dtype=np.bool_)
-    was_found[taken[taken >= 0]] = True
-    return _Judged(scene.scores[kept], labels, kinds, about, true_labels, was_found)
+        matched, crowd = assign(boxes[of_class], objects[class_objects], crowds, np.array([FOREGROUND_IOU]))
+        hit = matched[0] >= 0
+        assigned[of_class[hit]] = class_objects[matched[0][hit]]
+        on_crowd[of_class] = crowd[0]
+    kinds, concerned = _error_types(boxes, labels, objects, true_labels)
+    kinds[assigned >= 0], kinds[on_crowd] = CORRECT, IGNORED
+    concerned[(assigned >= 0) | on_crowd] = -1
+    found = np.zeros(len(objects), dtype=np.bool_)
+    found[assigned[assigned >= 0]] = True
+    return _Classified(scene.scores[included], labels, kinds, concerned, true_labels, found)
 
 
-def _kinds(boxes: Floats, labels: Numbers, objects: Floats, true_labels: Numbers) -> tuple[Numbers, Numbers]:
-    """The kind of each detection, as if it were a mistake, and the object that it is about: (D,), (D,)."""
+def _error_types(boxes: Floats, labels: Numbers, objects: Floats, true_labels: Numbers) -> tuple[Numbers, Numbers]:
+    """The error type of each detection, as if it were an error, and the object that it concerns: (D,), (D,)."""
     kinds = np.full(len(boxes), BACKGROUND, dtype=np.int64)
-    about = np.full(len(boxes), -1, dtype=np.int64)
+    concerned = np.full(len(boxes), -1, dtype=np.int64)
     if not len(objects) or not len(boxes):
-        return kinds, about
+        return kinds, concerned
     iou, same = box_iou(boxes, objects), labels[:, None] == true_labels[None, :]
-    own, other = np.where(same, iou, 0.0), np.where(same, 0.0, iou)
-    kinds[iou.max(axis=1) > NEAR] = BOTH
-    kinds[own.max(axis=1) >= FOUND] = DUPLICATE
-    misnamed = other.max(axis=1) >= FOUND
-    kinds[misnamed], about[misnamed] = CLASSIFICATION, other.argmax(axis=1)[misnamed]
-    misplaced = (own.max(axis=1) >= NEAR) & (own.max(axis=1) <= FOUND)
-    kinds[misplaced], about[misplaced] = LOCALISATION, own.argmax(axis=1)[misplaced]
-    return kinds, about
+    same_class, other_class = np.where(same, iou, 0.0), np.where(same, 0.0, iou)
+    kinds[iou.max(axis=1) > BACKGROUND_IOU] = BOTH
+    kinds[same_class.max(axis=1) >= FOREGROUND_IOU] = DUPLICATE
+    wrong_class = other_class.max(axis=1) >= FOREGROUND_IOU
+    kinds[wrong_class], concerned[wrong_class] = CLASSIFICATION, other_class.argmax(axis=1)[wrong_class]
+    wrong_box = (same_class.max(axis=1) >= BACKGROUND_IOU) & (same_class.max(axis=1) <= FOREGROUND_IOU)
+    kinds[wrong_box], concerned[wrong_box] = LOCALISATION, same_class.argmax(axis=1)[wrong_box]
+    return kinds, concerned
 
 
-def _joined(judged: Sequence[_Judged]) -> _Judged:
-    """All images as one, objects numbered through."""
-    starts = np.cumsum([0, *(len(one.true_labels) for one in judged)])
-    objects = [np.where(one.objects >= 0, one.objects + start, -1) for one, start in zip(judged, starts, strict=False)]
+def _concatenate(images: Sequence[_Classified]) -> _Classified:
+    """Concatenate all images, with object indices over the whole split."""
+    starts = np.cumsum([0, *(len(image.true_labels) for image in images)])
+    objects = [
+        np.where(image.objects >= 0, image.objects + start, -1) for image, start in zip(images, starts, strict=False)
+    ]
 
-    def join(parts: Sequence[npt.NDArray[Any]], kind: type) -> npt.NDArray[Any]:
-        return np.concatenate([np.zeros(0, dtype=kind), *parts])
+    def join(parts: Sequence[npt.NDArray[Any]], dtype: type) -> npt.NDArray[Any]:
+        return np.concatenate([np.zeros(0, dtype=dtype), *parts])
 
-    return _Judged(
-        scores=join([one.scores for one in judged], np.float64),
-        labels=join([one.labels for one in judged], np.int64),
-        kinds=join([one.kinds for one in judged], np.int64),
+    return _Classified(
+        scores=join([image.scores for image in images], np.float64),
+        labels=join([image.labels for image in images], np.int64),
+        kinds=join([image.kinds for image in images], np.int64),
         objects=join(objects, np.int64),
-        true_labels=join([one.true_labels for one in judged], np.int64),
-        found=join([one.found for one in judged], np.bool_),
+        true_labels=join([image.true_labels for image in images], np.int64),
+        found=join([image.found for image in images], np.bool_),
     )
 
 
-def _ap50(judged: _Judged, correct: Flags, counted: Flags, classes: int) -> float | None:
-    """Mean over the classes that have an object, in percent; `counted` are the detections that are there."""
+def _ap50(detections: _Classified, correct: Flags, counted: Flags, classes: int) -> float | None:
+    """Mean over the classes that have an object, in percent, of the `counted` detections."""
     precision = []
     for label in range(classes):
-        asked = (judged.true_labels == label).sum()
-        if not asked:
+        objects = (detections.true_labels == label).sum()
+        if not objects:
             continue
-        mine = np.flatnonzero(counted & (judged.labels == label))
-        mine = mine[np.argsort(-judged.scores[mine], kind="stable")]
-        precision.append(area_under_curve(np.ones((1, len(mine))), correct[mine], np.array([float(asked)]))[0])
+        of_class = np.flatnonzero(counted & (detections.labels == label))
+        of_class = of_class[np.argsort(-detections.scores[of_class], kind="stable")]
+        area = area_under_curve(np.ones((1, len(of_class))), correct[of_class], np.array([float(objects)]))
+        precision.append(area[0])
     return 100 * float(np.mean(precision)) if precision else None

@@ -1,4 +1,4 @@
-"""What a detector costs: parameters, arithmetic, time and space."""
+"""Cost of a detector: parameters, FLOPs, latency and file size."""
 
 import time
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ class Profile:
     device: str
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as a plain dict, for JSON."""
+        """Convert to a plain dict, for JSON."""
         return asdict(self)
 
 
@@ -54,14 +54,14 @@ def profile_model(
     repeats: int = 20,
     warmup: int = 3,
 ) -> Profile:
-    """Measure a detector on the device where it is.
+    """Measure a detector on its device.
 
     Args:
-        model: the detector; its mode (training or not) is as before afterwards.
+        model: the detector; its training or eval mode is restored.
         size: height and width of the image in pixels.
-        image: (3, H, W) uint8 RGB of that size; None for noise from a fixed seed. How many boxes have to be sorted out
-            depends on the image, so a real one gives a fairer latency.
-        weights: the file whose size counts; None for the size of the weights in memory.
+        image: (3, H, W) uint8 RGB of that size; None for noise from a fixed seed. The number of boxes before
+            non-maximum suppression depends on the image, so a real one gives a more realistic latency.
+        weights: the file whose size is reported; None for the size of the weights in memory.
         threads: threads that the CPU may use.
         repeats: timed predictions.
         warmup: predictions before the first timed one.
@@ -78,7 +78,7 @@ def profile_model(
     device = next(model.parameters()).device
     image = image.to(device)
     with _threads(threads):
-        seconds = _times(model, image, device, repeats, warmup)
+        seconds = _latencies(model, image, device, repeats, warmup)
         flops = count_flops(model, image)
     return Profile(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -104,7 +104,7 @@ def count_flops(model: Detector, image: Tensor) -> int:
     return int(counter.get_total_flops())
 
 
-def _times(model: Detector, image: Tensor, device: torch.device, repeats: int, warmup: int) -> list[float]:
+def _latencies(model: Detector, image: Tensor, device: torch.device, repeats: int, warmup: int) -> list[float]:
     seconds = []
     for repeat in range(warmup + repeats):
         wait_for(device)

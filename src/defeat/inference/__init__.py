@@ -1,1 +1,1 @@
-"""A trained detector at work: evaluated on a split, or on somebody's images and videos."""
+"""Applies a trained detector: evaluation on a split, prediction on images and videos."""

@@ -1,4 +1,4 @@
-"""Detections in the form of COCO's result files: which numbers images and categories get."""
+"""Detections in COCO's results format, with the ids of images and categories."""
 
 import json
 from collections import Counter
@@ -10,10 +10,10 @@ from defeat.types import Detections
 
 
 class Numbers:
-    """Which numbers `detections.json` gives to images and categories: images count from 1, classes from 0.
+    """Ids of images and categories in `detections.json`: images count from 1, classes from 0.
 
     Args:
-        classes: of the detector.
+        classes: names of the detector's classes.
     """
 
     def __init__(self, classes: Sequence[str]) -> None:
@@ -21,15 +21,16 @@ class Numbers:
         self.categories = list(range(len(classes)))
 
     def image(self, count: int, name: str) -> int:
-        """Number of an image, which is the `count`th."""
+        """Id of the `count`-th image."""
         return count
 
-    def records(self, number: int, name: str, found: Detections) -> Iterator[dict[str, object]]:
-        """Detections of an image in the form of COCO's result files, with names beside the numbers."""
-        for box, score, label in zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True):
+    def records(self, image_id: int, name: str, detections: Detections) -> Iterator[dict[str, object]]:
+        """Detections of an image in COCO's results format, with file and category names added."""
+        fields = (detections.boxes.tolist(), detections.scores.tolist(), detections.labels.tolist())
+        for box, score, label in zip(*fields, strict=True):
             x1, y1, x2, y2 = (round(value, 2) for value in box)
             yield {
-                "image_id": number,
+                "image_id": image_id,
                 "file_name": name,
                 "category_id": self.categories[label],
                 "category_name": self.classes[label],
@@ -39,14 +40,14 @@ class Numbers:
 
 
 class NumbersOf(Numbers):
-    """The numbers of a COCO annotation file, so that tools which know that file can read the detections.
+    """Ids of a COCO annotation file, so that COCO tools can match the detections with it.
 
     Args:
-        path: the file.
-        classes: of the detector.
+        path: the annotation file.
+        classes: names of the detector's classes.
 
     Raises:
-        InputError: it is no such file, or lacks a class of the detector.
+        InputError: the file is not valid, or lacks a class of the detector.
     """
 
     def __init__(self, path: str, classes: Sequence[str]) -> None:
@@ -54,29 +55,34 @@ class NumbersOf(Numbers):
         self.path = path
         try:
             content = json.loads(Path(path).read_bytes())
-            numbers = {str(one["name"]): int(one["id"]) for one in content["categories"]}
-            images = {Path(one["file_name"]).as_posix(): int(one["id"]) for one in content["images"]}
+            categories = {str(category["name"]): int(category["id"]) for category in content["categories"]}
+            images = {Path(image["file_name"]).as_posix(): int(image["id"]) for image in content["images"]}
         except OSError as error:
             raise InputError(f"--annotations {path} can't be read ({error.strerror}).") from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
                 f"--annotations {path} is not a COCO annotation file with images and categories."
             ) from error
-        if missing := [name for name in classes if name not in numbers]:
-            raise InputError(f"--annotations {path} has no category {missing[0]!r}, which the detector knows.")
-        self.categories = [numbers[name] for name in classes]
+        if missing := [name for name in classes if name not in categories]:
+            raise InputError(f"--annotations {path} has no category {missing[0]!r}, a class of the detector.")
+        self.categories = [categories[name] for name in classes]
         self.images = images
-        last = [_last(name) for name in images]
-        count = Counter(last)
-        self.by_last = {name: one for name, one in zip(last, images.values(), strict=True) if count[name] == 1}
+        file_names = [_file_name(path) for path in images]
+        count = Counter(file_names)
+        ids = zip(file_names, images.values(), strict=True)
+        self.by_file_name = {name: image_id for name, image_id in ids if count[name] == 1}
 
     def image(self, count: int, name: str) -> int:
-        """Number of an image by its name, or by its last part where that is found once; InputError without one."""
-        number = self.images.get(name, self.by_last.get(_last(name)))
-        if number is None:
+        """Id of an image by its path, or by its file name where that is unique.
+
+        Raises:
+            InputError: the annotation file has no such image.
+        """
+        image_id = self.images.get(name, self.by_file_name.get(_file_name(name)))
+        if image_id is None:
             raise InputError(f"{name} is not among the images of {self.path}.")
-        return number
+        return image_id
 
 
-def _last(name: str) -> str:
+def _file_name(name: str) -> str:
     return name.rpartition("/")[2]

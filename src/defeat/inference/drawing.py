@@ -1,4 +1,4 @@
-"""Boxes, regions and differences painted on images."""
+"""Draws boxes, regions and heat maps on images."""
 
 import colorsys
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from torchvision.utils import draw_bounding_boxes
 from defeat.inference.fonts import font_for
 from defeat.types import Detections, Target
 
-GOLDEN = 0.61803398875  # steps of this part of the colour circle never come close to each other early
+GOLDEN = 0.61803398875  # hue steps of the golden ratio keep the colours of consecutive classes far apart
 SMALLEST_TEXT = 10  # pixels
-TINT = 0.45  # how much of the picture a region or a difference hides where it is strongest
+TINT = 0.45  # opacity of a region or a heat map where it is strongest
 
 
 def class_color(label: int) -> tuple[int, int, int]:
-    """R, G, B in 0..255 of a class; strong colours, neighbours far apart."""
+    """R, G, B in 0..255 of a class: saturated, and different from those of neighbouring labels."""
     red, green, blue = colorsys.hsv_to_rgb((label * GOLDEN) % 1.0, 0.85, 0.9)
     return round(255 * red), round(255 * green), round(255 * blue)
 
@@ -28,47 +28,48 @@ def draw_detections(image: Tensor, detections: Detections, classes: Sequence[str
 
     Args:
         image: (3, H, W) uint8 RGB.
-        detections: in pixels of that image.
+        detections: detections in pixels of that image.
         classes: names of the K classes.
-        threshold: detections with a lower score are left out, 0..1.
+        threshold: least score of a drawn detection, 0..1.
 
     Returns:
         (3, H, W) uint8 on the CPU.
     """
-    found, image = detections.cpu(), image.cpu()
-    keep = (found.scores >= threshold) & (found.boxes[:, 2:] >= found.boxes[:, :2]).all(dim=1)
-    order = found.scores[keep].argsort()  # the best is drawn last, on top
-    boxes, scores, labels = (part[keep][order] for part in (found.boxes, found.scores, found.labels))
+    detections, image = detections.cpu(), image.cpu()
+    boxes, scores, labels = detections.boxes, detections.scores, detections.labels
+    keep = (scores >= threshold) & (boxes[:, 2:] >= boxes[:, :2]).all(dim=1)
+    order = scores[keep].argsort()  # the best is drawn last, on top
+    boxes, scores, labels = (field[keep][order] for field in (boxes, scores, labels))
     if len(boxes) == 0:
         return image.clone()
-    words = [f"{classes[label]} {score:.2f}" for label, score in zip(labels.tolist(), scores.tolist(), strict=True)]
-    return _draw(image, boxes, labels, words)
+    texts = [f"{classes[label]} {score:.2f}" for label, score in zip(labels.tolist(), scores.tolist(), strict=True)]
+    return _draw(image, boxes, labels, texts)
 
 
 def draw_target(image: Tensor, target: Target, classes: Sequence[str]) -> Tensor:
-    """Draw annotated boxes and class names on a copy of an image; difficult and crowd boxes are left out.
+    """Draw annotated boxes and class names on a copy of an image, without difficult and crowd boxes.
 
     Args:
         image: (3, H, W) uint8 RGB.
-        target: in pixels of that image.
+        target: annotations in pixels of that image.
         classes: names of the K classes.
 
     Returns:
         (3, H, W) uint8 on the CPU.
     """
-    asked = target.to(torch.device("cpu")).trainable()
-    if len(asked.boxes) == 0:
+    target = target.to(torch.device("cpu")).trainable()
+    if len(target.boxes) == 0:
         return image.cpu().clone()
-    return _draw(image.cpu(), asked.boxes, asked.labels, [classes[label] for label in asked.labels.tolist()])
+    return _draw(image.cpu(), target.boxes, target.labels, [classes[label] for label in target.labels.tolist()])
 
 
 def paint_regions(image: Tensor, regions: Sequence[Tensor], colors: Sequence[tuple[int, int, int]]) -> Tensor:
-    """Tint the cells of regions, each in its own colour.
+    """Tint regions of a copy of an image, each in its own colour.
 
     Args:
         image: (3, H, W) uint8 RGB.
-        regions: (h, w) each, in 0..1 and of any resolution, over the whole image.
-        colors: R, G, B in 0..255 for each.
+        regions: (h, w) each, in 0..1, of any resolution, covering the whole image.
+        colors: R, G, B in 0..255 per region.
 
     Returns:
         (3, H, W) uint8 on the CPU.
@@ -81,11 +82,11 @@ def paint_regions(image: Tensor, regions: Sequence[Tensor], colors: Sequence[tup
 
 
 def paint_heat(image: Tensor, heat: Tensor) -> Tensor:
-    """Lay a map over a grey copy of an image: from nothing at 0 over red to yellow at 1.
+    """Overlay a heat map on a grey copy of an image: transparent at 0, then red, yellow at 1.
 
     Args:
         image: (3, H, W) uint8 RGB.
-        heat: (h, w) in 0..1, of any resolution, over the whole image.
+        heat: (h, w) in 0..1, of any resolution, covering the whole image.
 
     Returns:
         (3, H, W) uint8 on the CPU.
@@ -97,8 +98,8 @@ def paint_heat(image: Tensor, heat: Tensor) -> Tensor:
     return (grey * (1 - share) + color * share).round().clamp(0, 255).to(torch.uint8)
 
 
-def beside_each_other(pictures: Sequence[Tensor], gap: int = 4) -> Tensor:
-    """Pictures of one size from left to right, with a white gap: (3, H, W)."""
+def side_by_side(pictures: Sequence[Tensor], gap: int = 4) -> Tensor:
+    """Join pictures of one size from left to right, with a white gap: (3, H, W)."""
     if len(pictures) == 1:
         return pictures[0]
     white = pictures[0].new_full((3, pictures[0].shape[-2], gap), 255)
@@ -106,7 +107,7 @@ def beside_each_other(pictures: Sequence[Tensor], gap: int = 4) -> Tensor:
 
 
 def titled(picture: Tensor, title: str) -> Tensor:
-    """A picture (3, H, W) uint8 with a title on a white strip above it: (3, H + strip, W) uint8."""
+    """Add a title on a white strip above a picture (3, H, W) uint8: (3, H + strip, W) uint8."""
     size = max(SMALLEST_TEXT, round(min(picture.shape[-2:]) / 16))
     strip = Image.new("RGB", (int(picture.shape[-1]), 2 * size), "white")
     font = ImageFont.truetype(font_for([title]), size)
@@ -115,22 +116,22 @@ def titled(picture: Tensor, title: str) -> Tensor:
 
 
 def enlarged(level: Tensor, size: Sequence[int], mode: str = "bilinear") -> Tensor:
-    """A (h, w) map at another resolution."""
+    """Resize a (h, w) map."""
     return torch.nn.functional.interpolate(level[None, None], size=tuple(size), mode=mode)[0, 0]
 
 
-def _draw(image: Tensor, boxes: Tensor, labels: Tensor, words: Sequence[str]) -> Tensor:
-    edges = boxes - torch.tensor([0.0, 0.0, 1.0, 1.0])  # exclusive ends: the last pixel of a box is one before its end
+def _draw(image: Tensor, boxes: Tensor, labels: Tensor, texts: Sequence[str]) -> Tensor:
+    edges = boxes - torch.tensor([0.0, 0.0, 1.0, 1.0])  # boxes end one pixel after their last pixel
     edges[:, 2:] = torch.maximum(edges[:, 2:], edges[:, :2])
     colors = [class_color(label) for label in labels.tolist()]
     side = min(image.shape[-2:])
     drawn: Tensor = draw_bounding_boxes(
         image,
         edges,
-        labels=list(words),
+        labels=list(texts),
         colors=colors,
         width=max(1, round(side / 150)),
-        font=font_for(words),
+        font=font_for(texts),
         font_size=max(SMALLEST_TEXT, round(side / 36)),
         label_colors=["black" if _is_light(color) else "white" for color in colors],
         fill_labels=True,
@@ -140,4 +141,4 @@ def _draw(image: Tensor, boxes: Tensor, labels: Tensor, words: Sequence[str]) ->
 
 def _is_light(color: tuple[int, int, int]) -> bool:
     red, green, blue = color
-    return 0.299 * red + 0.587 * green + 0.114 * blue > 140  # luminance as television weighs it, 0..255
+    return 0.299 * red + 0.587 * green + 0.114 * blue > 140  # luma (ITU-R BT.601), 0..255

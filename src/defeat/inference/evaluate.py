@@ -1,15 +1,19 @@
-"""The command that evaluates a trained detector on a split."""
+"""Evaluates a trained detector on a split."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from defeat.assembly.settings import read_class_map
-from defeat.data import OnBadData, class_names
-from defeat.data.settings import MOST_WORKERS
+from defeat.data import DataSource, OnBadData
+from defeat.data.pairs import Unannotated
+from defeat.data.settings import MAX_WORKERS
+from defeat.data.source import EVALUATION_SPLITS
 from defeat.detector import load
 from defeat.detector.devices import choose_device
+from defeat.detector.pretrained import torchvision_name
 from defeat.distillation import ClassMap, renamed_classes
 from defeat.distillation.class_map import listed
 from defeat.engine.checkpoint import RunDirectory
@@ -31,62 +35,94 @@ def evaluate(
     class_map: str | None = None,
     detections: str | None = None,
     on_bad_data: OnBadData = "stop",
+    unannotated: Unannotated = "auto",
+    images: str | None = None,
     console: Console | None = None,
 ) -> EvaluationResult:
-    """Evaluate a trained detector: COCO's and PASCAL VOC's average precision.
+    """Evaluate a trained detector with the average precision of COCO and PASCAL VOC.
 
     Args:
         run: run directory, or a torchvision model such as `torchvision:retinanet_resnet50_fpn`.
         data: folder of a data set; by default the one that the run was trained on.
-        split: split to evaluate on; by default the one that the run was evaluated on, else test.
-        batch_size: images at a time.
+        split: split to evaluate on; by default the one that the run was evaluated on, and of other data test, else val.
+        batch_size: images per batch.
         workers: processes that load images.
-        device: auto (a GPU where there is one), cpu or cuda.
-        class_map: YAML file with a line `detector's class: class of the data` for each class that the two call by
-            different names; the detector is then evaluated on the classes that both know.
-        detections: file to write all detections and annotations to (safetensors), as `detections.safetensors` of a run.
-        on_bad_data: where files of the data are broken or missing: stop, and list them; or skip the images that they
-            are about, and count them, after decoding all images once.
-        console: where to show progress; None for none.
+        device: auto (a GPU if there is one), cpu or cuda.
+        class_map: YAML file with a line `class of the detector: class of the data` for each class with different names;
+            the detector is then evaluated on the classes that both have.
+        detections: safetensors file to write all detections and annotations to, as `detections.safetensors` of a run.
+        on_bad_data: how to treat broken or missing files: stop, and list them; or skip their images, and count them,
+            after decoding all images once.
+        unannotated: what images without an annotation file are: background, to drop, an error, or auto: background
+            where the layout names the image, else an error.
+        images: folder of the images of a COCO file, where they are not beside it.
+        console: console for progress; None for no progress.
+
+    Returns:
+        The metrics of the split, in percent, overall and per class.
 
     Raises:
-        InputError: run or data are not valid, or share no class.
+        InputError: run or data are not valid, or have no class in common.
     """
     at_least("batch_size", batch_size, 1)
-    at_least("workers", workers, 0, MOST_WORKERS)
-    for name, value in {"data": data, "split": split, "class_map": class_map, "detections": detections}.items():
+    at_least("workers", workers, 0, MAX_WORKERS)
+    paths = {"data": data, "split": split, "class_map": class_map, "detections": detections, "images": images}
+    for name, value in paths.items():
         if value == "":
             raise InputError(f"{option(name)} is empty.")
     if detections is not None and (Path(detections).is_dir() or not Path(detections).parent.is_dir()):
-        raise InputError(f"--detections {detections} can't be written: name a file in a folder that is there.")
+        raise InputError(f"--detections {detections} can't be written: give a file in an existing folder.")
     detector = load(run).to(choose_device(device))
-    if data is None or split is None:
-        directory = None if str(run).startswith("torchvision:") else RunDirectory(run)
-        trained_on = directory.read_config().get("data") if directory else None
-        known = directory.evaluated_split() if directory and data in (None, trained_on) else None
-        split = split or known or "test"
-        data = data or trained_on
-    if data is None:
-        raise InputError("Name the data to evaluate on with --data.")
+    source = None if data is None else DataSource(data, on_bad_data, unannotated, images)
+    if source is None or split is None:
+        source, split = _defaults(run, source, split, console)
+        source = replace(source, on_bad_data="skip") if on_bad_data == "skip" else source
     classes = None
     if class_map is not None:
-        classes = shared_classes(detector.info, class_names(data, split, on_bad_data), read_class_map(class_map))
-    evaluator = detect_split(detector, data, split, batch_size, workers, console, classes, on_bad_data)
+        classes = shared_classes(detector.info, source.class_names(split), read_class_map(class_map))
+    evaluator = detect_split(detector, source, split, batch_size, workers, console, classes)
     if detections is not None:
         save_detections(Path(detections), evaluator)
     return evaluator.compute()
 
 
-def shared_classes(info: DetectorInfo, found: Sequence[str], names: Mapping[str, str | None]) -> ClassMap:
-    """Meet the classes of data with those of a detector, and leave out what the detector does not know.
+def _defaults(
+    run: str | Path, source: DataSource | None, split: str | None, console: Console | None
+) -> tuple[DataSource, str]:
+    """The data set and the split of a run, where they are not given."""
+    directory = RunDirectory(run) if torchvision_name(run) is None else None
+    settings = directory.read_config() if directory else {}
+    if source is None and settings.get("data") is None:
+        raise InputError("Give the data to evaluate on with --data.")
+    if directory is not None and (source is None or source.data == settings.get("data")):
+        source = DataSource.of(settings)
+        split = split or directory.evaluated_split()
+    assert source is not None
+    if split is None:
+        names = source.split_names()
+        split = next((name for name in reversed(EVALUATION_SPLITS) if name in names), None)
+        if split is None:
+            raise InputError(f"{source.data} has {', '.join(names)}: name the one to evaluate on with --split.")
+        if console is not None:
+            console.print(f"Evaluating on the split {split!r}.", highlight=False)
+    return source, split
+
+
+def shared_classes(info: DetectorInfo, classes: Sequence[str], names: Mapping[str, str | None]) -> ClassMap:
+    """Map the classes of a detector to those classes of the data that it has.
+
+    Args:
+        info: description of the detector.
+        classes: names of the classes of the data.
+        names: the data's name by the detector's, where they differ.
 
     Raises:
         InputError: a name is unknown, or no class is shared.
     """
-    known = renamed_classes(info, found, names).classes
-    shared = tuple(name for name in found if name in known)
+    detector_classes = renamed_classes(info, classes, names).classes
+    shared = tuple(name for name in classes if name in detector_classes)
     if not shared:
         raise InputError(
-            f"The detector knows none of the classes of the data ({listed(found)}); it knows {listed(info.classes)}."
+            f"The detector has none of the classes of the data ({listed(classes)}); it has {listed(info.classes)}."
         )
-    return ClassMap(shared, known)
+    return ClassMap(shared, detector_classes)

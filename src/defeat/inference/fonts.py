@@ -1,4 +1,4 @@
-"""A font with the letters of some words: the one that Pillow brings has those of English alone."""
+"""Finds a font for class names: Pillow's built-in font has only the letters of English."""
 
 from collections.abc import Iterable
 from functools import lru_cache
@@ -6,7 +6,7 @@ from io import BytesIO
 
 from PIL import ImageFont
 
-# Names under which systems have them, those with the most of the usual letters first.
+# File names of common system fonts, in order of preference.
 NAMES = (
     "DejaVuSans.ttf",
     "NotoSans-Regular.ttf",
@@ -20,47 +20,47 @@ NAMES = (
     "msyh.ttc",
     "malgun.ttf",
 )
-NO_LETTER = "\uffff"  # what a font draws for it, it draws for every letter that it lacks
-SCORES = "0123456789. "  # looked for always, so that pictures with other scores share what was found
-TRIED = 32  # size at which letters are looked at
+NO_LETTER = "\uffff"  # drawn with the glyph that a font uses for every missing letter
+SCORES = "0123456789. "  # always included, so that the cache does not depend on the scores
+SIZE = 32  # pixels at which glyphs are compared
 
 
-def font_for(words: Iterable[str]) -> str | BytesIO:
-    """The first of the system's fonts that has all letters of some words, else the one that has the most.
+def font_for(texts: Iterable[str]) -> str | BytesIO:
+    """The system font that lacks the fewest letters of some texts, or Pillow's font if that lacks even fewer.
 
     Returns:
-        Its name or its content, as Pillow opens it.
+        The name or the content of the font, as Pillow opens it.
     """
-    name = _best(frozenset("".join([*words, SCORES])))
-    return name or BytesIO(_own_font().font_bytes)
+    name = _best(frozenset("".join([*texts, SCORES])))
+    return name or BytesIO(_pillow_font().font_bytes)
 
 
 @lru_cache(maxsize=256)
 def _best(letters: frozenset[str]) -> str | None:
-    found = {name: _missing(letters, font) for name in NAMES if (font := _opened(name)) is not None}
-    own = _missing(letters, _own_font())
-    best = min(found, key=lambda name: found[name], default=None)  # of several the first
-    return best if best is not None and found[best] <= own else None
+    missing = {name: _missing(letters, font) for name in NAMES if (font := _open(name)) is not None}
+    best = min(missing, key=lambda name: missing[name], default=None)  # the first of several
+    return best if best is not None and missing[best] <= _missing(letters, _pillow_font()) else None
 
 
 @lru_cache
-def _opened(name: str) -> ImageFont.FreeTypeFont | None:
+def _open(name: str) -> ImageFont.FreeTypeFont | None:
     try:
-        return ImageFont.truetype(name, TRIED)
+        return ImageFont.truetype(name, SIZE)
     except OSError:
         return None
 
 
 @lru_cache
-def _own_font() -> ImageFont.FreeTypeFont:
-    font = ImageFont.load_default(TRIED)
+def _pillow_font() -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(SIZE)
     assert isinstance(font, ImageFont.FreeTypeFont)
     return font
 
 
 def _missing(letters: frozenset[str], font: ImageFont.FreeTypeFont) -> int:
-    nothing = _drawn(NO_LETTER, font)
-    return sum(_drawn(letter, font) == nothing for letter in letters)
+    """Number of letters that a font lacks."""
+    placeholder = _drawn(NO_LETTER, font)
+    return sum(_drawn(letter, font) == placeholder for letter in letters)
 
 
 def _drawn(letter: str, font: ImageFont.FreeTypeFont) -> tuple[tuple[int, int], bytes]:

@@ -1,4 +1,4 @@
-"""A trained detector on somebody's images and videos: pictures with boxes, and a file of detections."""
+"""Detects objects in images and videos: pictures with boxes, and a file with the detections."""
 
 import glob
 import json
@@ -21,20 +21,20 @@ from defeat.detector.devices import choose_device
 from defeat.errors import InputError
 from defeat.files import WriteError, write_atomically, write_into
 from defeat.inference.coco_results import Numbers, NumbersOf
-from defeat.inference.drawing import beside_each_other, draw_detections
+from defeat.inference.drawing import draw_detections, side_by_side
 from defeat.inference.videos import VIDEO_SUFFIXES, VideoWriter, frame_count, read_frames
 
-HIDDEN = 2  # frames that a header may count and no player shows
+HIDDEN = 2  # frames that a header may count although no player shows them
 
 
 @dataclass
 class Predictions:
-    """What came of some images and videos.
+    """The result of `predict`.
 
     Attributes:
-        pictures: the files that were drawn.
-        skipped: a sentence for each file that could not be read.
-        images: number of images and frames that were looked at.
+        pictures: the written pictures and videos.
+        skipped: a sentence per file that could not be read.
+        images: number of processed images and frames.
         seconds: time spent in the detectors.
     """
 
@@ -54,23 +54,23 @@ def predict(
     device: str = "auto",
     console: Console | None = None,
 ) -> Predictions:
-    """Detect objects in images and videos, draw them, and write `detections.json` in COCO's form beside the pictures.
+    """Detect objects in images and videos, draw them, and write `detections.json` in COCO's results format.
 
-    A file that can't be read is named and skipped.
+    Files that can't be read are skipped and reported.
 
     Args:
         run: run directory, or a torchvision model.
-        images: images, videos, folders that are searched for both, or patterns such as 'photos/*.jpg'.
-        out: folder for the pictures; made when it is missing.
-        threshold: least score of a detection that is drawn, 0..1; the file holds all.
-        compare: another run, drawn at the right of the first.
-        annotations: COCO file whose numbers of images (by file name) and categories (by name) detections.json is to
-            have; by default images count from 1 and categories, in the order of the detector's classes, from 0.
-        device: auto (a GPU where there is one), cpu or cuda.
-        console: where to show progress; None for none.
+        images: images, videos, folders of both, or patterns such as 'photos/*.jpg'.
+        out: folder for the pictures and detections.json; created if it is missing.
+        threshold: least score of a drawn detection, 0..1; detections.json contains all detections.
+        compare: another run, drawn to the right of the first.
+        annotations: COCO annotation file whose ids of images (by file name) and categories (by name) detections.json
+            uses; by default images count from 1, and categories from 0 in the order of the detector's classes.
+        device: auto (a GPU if there is one), cpu or cuda.
+        console: console for progress; None for no progress.
 
     Returns:
-        What was drawn and what was skipped.
+        The written and the skipped files.
 
     Raises:
         InputError: there is no image, no image could be read, or a run is not valid.
@@ -85,12 +85,12 @@ def predict(
         raise InputError(
             f"--out {out} is the folder of the images themselves, which would be overwritten; give another."
         )
-    chosen = choose_device(device)
-    detectors = [load(one).to(chosen) for one in (run, compare) if one is not None]
+    torch_device = choose_device(device)
+    detectors = [load(source).to(torch_device) for source in (run, compare) if source is not None]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--out {out} can't be made a folder ({error.strerror}).") from error
+        raise InputError(f"--out {out} can't be created ({error.strerror}).") from error
     classes = detectors[0].info.classes
     numbers = Numbers(classes) if annotations is None else NumbersOf(annotations, classes)
     work = _Work(detectors, threshold, root, folder, numbers)
@@ -98,7 +98,7 @@ def predict(
         task = bar.add_task("Detecting", total=len(paths), speed="")
         for path in paths:
             try:
-                work.look_at(path, bar, task)
+                work.process(path, bar, task)
             except WriteError:
                 raise
             except InputError as error:
@@ -112,7 +112,7 @@ def predict(
 
 @dataclass
 class _Work:
-    """Detectors, and what they found so far."""
+    """The detectors, and their results so far."""
 
     detectors: Sequence[Detector]
     threshold: float
@@ -121,41 +121,41 @@ class _Work:
     numbers: Numbers
     result: Predictions = field(default_factory=Predictions)
     records: list[dict[str, object]] = field(default_factory=list)
-    taken: set[Path] = field(default_factory=set)
+    written: set[Path] = field(default_factory=set)
 
-    def look_at(self, path: Path, bar: Progress, task: TaskID) -> None:
-        """Draw one file.
+    def process(self, path: Path, bar: Progress, task: TaskID) -> None:
+        """Detect and draw the objects of one file.
 
         Raises:
-            InputError: it can't be read, or has no folder to go to.
+            InputError: the file can't be read, or the folder for its picture can't be created.
         """
         relative = path.relative_to(self.root)
         name, target = relative.as_posix(), self.folder / relative
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"{path}: {target.parent} can't be made a folder ({error.strerror}).") from error
+            raise InputError(f"{path}: the folder {target.parent} can't be created ({error.strerror}).") from error
         if path.suffix.lower() in VIDEO_SUFFIXES:
-            self._video(path, name, self._place(target, ".mp4"), bar)
+            self._video(path, name, self._unique(target, ".mp4"), bar)
         else:
             image = read_image(path, read_header(path).upright, prefer_upright=True)
-            drawn = to_pil_image(self._drawn(image, name))
+            picture = to_pil_image(self._drawn(image, name))
             content = BytesIO()
-            drawn.save(content, "JPEG", quality=92)
-            place = self._place(target, ".jpg")
-            write_atomically(place, content.getvalue())
-            self.result.pictures.append(place)
+            picture.save(content, "JPEG", quality=92)
+            target = self._unique(target, ".jpg")
+            write_atomically(target, content.getvalue())
+            self.result.pictures.append(target)
         rate = self.result.images / max(self.result.seconds, 1e-9)
         bar.update(task, speed=f"{rate:.1f} images/s")
 
-    def _place(self, target: Path, suffix: str) -> Path:
-        """Where a picture goes: a.jpg beside a.png, or a.avi beside a.mp4, gets a name that is free."""
-        place = target.with_suffix(suffix)
-        while place in self.taken:
+    def _unique(self, target: Path, suffix: str) -> Path:
+        """Path of a picture; a suffix is added where two files, such as a.jpg and a.png, have the same one."""
+        path = target.with_suffix(suffix)
+        while path in self.written:
             target = target.with_name(target.name + suffix)
-            place = target
-        self.taken.add(place)
-        return place
+            path = target
+        self.written.add(path)
+        return path
 
     def _video(self, path: Path, name: str, target: Path, bar: Progress) -> None:
         expected, count = frame_count(path), 0
@@ -163,9 +163,9 @@ class _Work:
         writer: VideoWriter | None = None
         try:
             for frame, rate in read_frames(path):
-                drawn = self._drawn(frame, name, frame=count)
-                writer = writer or VideoWriter(target, rate, (drawn.shape[-2], drawn.shape[-1]))
-                writer.add(drawn)
+                picture = self._drawn(frame, name, frame=count)
+                writer = writer or VideoWriter(target, rate, (picture.shape[-2], picture.shape[-1]))
+                writer.add(picture)
                 count += 1
                 bar.advance(task)
         finally:
@@ -174,21 +174,18 @@ class _Work:
                 self.result.pictures.append(target)
             bar.remove_task(task)
         if expected is not None and count < expected - max(HIDDEN, expected // 50):
-            raise InputError(f"{path} breaks off: {count} of its {expected} frames could be read.")
+            raise InputError(f"{path} is truncated: {count} of its {expected} frames could be read.")
 
-    def _drawn(self, image: Tensor, name: str, **beside: object) -> Tensor:
-        number = self.numbers.image(self.result.images + 1, name)
-        begin = perf_counter()
-        found = [detector.predict([image])[0].cpu() for detector in self.detectors]
-        self.result.seconds += perf_counter() - begin
+    def _drawn(self, image: Tensor, name: str, **extra: object) -> Tensor:
+        image_id = self.numbers.image(self.result.images + 1, name)
+        start = perf_counter()
+        detections = [detector.predict([image])[0].cpu() for detector in self.detectors]
+        self.result.seconds += perf_counter() - start
         self.result.images += 1
-        self.records += ({**one, **beside} for one in self.numbers.records(number, name, found[0]))
-        return beside_each_other(
-            [
-                draw_detections(image, one, detector.info.classes, self.threshold)
-                for one, detector in zip(found, self.detectors, strict=True)
-            ]
-        )
+        self.records += ({**record, **extra} for record in self.numbers.records(image_id, name, detections[0]))
+        pairs = zip(detections, self.detectors, strict=True)
+        pictures = [draw_detections(image, boxes, detector.info.classes, self.threshold) for boxes, detector in pairs]
+        return side_by_side(pictures)
 
 
 def _progress(console: Console | None) -> Progress:
@@ -198,58 +195,62 @@ def _progress(console: Console | None) -> Progress:
 
 
 def find_images(source: Sequence[str] | str | Path, leave_out: Path | None = None) -> tuple[Path, list[Path]]:
-    """The images and videos that a user means, in order, and the folder that their names are relative to.
+    """List images and videos in order.
 
     Args:
         source: images, videos, folders and patterns.
-        leave_out: a folder below which nothing is looked at, because results are written there.
+        leave_out: a folder to skip, because results are written there.
+
+    Returns:
+        The folder to which names are relative, and the files.
 
     Raises:
-        InputError: there is none.
+        InputError: there are no files.
     """
     if isinstance(source, str | Path):
-        return _found(source, leave_out)
+        return _find(source, leave_out)
     if not source:
-        raise InputError("Name images, videos, a folder or a pattern.")
+        raise InputError("Give images, videos, a folder or a pattern.")
     if len(source) == 1:
-        return _found(source[0], leave_out)
-    several = [_found(one, leave_out) for one in source]
-    paths = dict.fromkeys(path.absolute() for _, found in several for path in found)
-    return Path(commonpath([root.absolute() for root, _ in several])), list(paths)
+        return _find(source[0], leave_out)
+    results = [_find(part, leave_out) for part in source]
+    paths = dict.fromkeys(path.absolute() for _, files in results for path in files)
+    return Path(commonpath([root.absolute() for root, _ in results])), list(paths)
 
 
-def _found(source: str | Path, leave_out: Path | None) -> tuple[Path, list[Path]]:
+def _find(source: str | Path, leave_out: Path | None) -> tuple[Path, list[Path]]:
     path = Path(source)
     if path.is_file():
         return path.parent, [path]
-    known = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
+    suffixes = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
     if path.is_dir():
-        found = sorted(one for one in path.rglob("*") if one.suffix.lower() in known and one.is_file())
-        found = _without(found, path, leave_out)
-        if not found:
-            raise InputError(f"{path} holds no image or video ({', '.join(sorted(known))}).")
-        return path, found
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
+        files = _outside(files, path, leave_out)
+        if not files:
+            raise InputError(f"{path} contains no image or video ({', '.join(sorted(suffixes))}).")
+        return path, files
     if not glob.has_magic(str(source)):
         raise InputError(
             f"{path} does not exist; give an image, a video, a folder or a pattern such as 'photos/*.jpg'."
         )
     root = Path(*_before_magic(path))
-    found = sorted(Path(one) for one in glob.glob(str(source), recursive=True) if Path(one).is_file())
-    found = _without(found, root, leave_out)
-    if not found:
-        raise InputError(f"No file fits the pattern {str(source)!r}.")
-    return root, found
+    files = sorted(Path(name) for name in glob.glob(str(source), recursive=True) if Path(name).is_file())
+    files = _outside(files, root, leave_out)
+    if not files:
+        raise InputError(f"No file matches the pattern {str(source)!r}.")
+    return root, files
 
 
-def _without(found: list[Path], root: Path, leave_out: Path | None) -> list[Path]:
-    """Without what lies below a folder inside `root`: the results of an earlier time."""
+def _outside(files: list[Path], root: Path, leave_out: Path | None) -> list[Path]:
+    """Leave out the files of a folder inside `root`: the results of an earlier call."""
     inside = None if leave_out is None else leave_out.resolve()
     if inside is None or not inside.is_relative_to(root.resolve()) or inside == root.resolve():
-        return found
-    return [path for path in found if not path.resolve().is_relative_to(inside)]
+        return files
+    return [file for file in files if not file.resolve().is_relative_to(inside)]
 
 
 def _before_magic(path: Path) -> Iterator[str]:
+    """Leading parts of a pattern without wildcards."""
     for part in path.parent.parts:
         if glob.has_magic(part):
             return

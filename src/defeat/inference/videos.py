@@ -1,4 +1,4 @@
-"""Frames of a video, and a video of frames; PyAV does the work, the extra `video` installs it."""
+"""Reads and writes videos with PyAV, which the extra `video` installs."""
 
 import os
 from collections.abc import Iterator
@@ -23,20 +23,20 @@ def _pyav() -> Any:
 
 
 def frame_count(path: Path) -> int | None:
-    """Number of frames of a video, None where the file does not say.
+    """Number of frames of a video; None if the file does not contain it.
 
     Raises:
-        InputError: it can't be read.
+        InputError: the file can't be read.
     """
     with _opened(path) as container:
         return container.streams.video[0].frames or None
 
 
 def read_frames(path: Path) -> Iterator[tuple[Tensor, Fraction]]:
-    """The frames of a video as a player shows them, each (3, H, W) uint8 RGB, with the frames a second.
+    """Iterate over the frames of a video, upright, each (3, H, W) uint8 RGB, with the frame rate per second.
 
     Raises:
-        InputError: it can't be read.
+        InputError: the file can't be read.
     """
     av = _pyav()
     with _opened(path) as container:
@@ -45,7 +45,7 @@ def read_frames(path: Path) -> Iterator[tuple[Tensor, Fraction]]:
         try:
             for frame in container.decode(stream):
                 picture = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
-                # A phone that is held upright writes lying pictures, and how far they are turned, counter-clockwise.
+                # Phones store portrait videos as landscape frames, with their rotation in degrees counter-clockwise.
                 yield picture.rot90(round(frame.rotation / 90), (1, 2)).contiguous(), rate
         except av.FFmpegError as error:
             raise InputError(f"{path} can't be read to its end: {error.strerror}.") from error
@@ -58,23 +58,23 @@ def _opened(path: Path) -> Any:
     except (av.FFmpegError, OSError) as error:
         raise InputError(f"{path} can't be read as a video: {error.strerror}.") from error
     if not container.streams.video:
-        raise InputError(f"{path} holds no pictures.")
+        raise InputError(f"{path} contains no video stream.")
     return container
 
 
 class VideoWriter:
-    """Writes frames of one size into an MP4 file, which is there as soon as it is closed.
+    """Writes frames of one size into an MP4 file, which appears when it is closed.
 
     Args:
         path: the file.
-        rate: frames a second.
-        size: height and width of the frames; an odd row or column is cut off, the format has none.
+        rate: frames per second.
+        size: height and width of the frames; the last row or column of an odd size is cropped, as MP4 needs even sizes.
     """
 
     def __init__(self, path: Path, rate: Fraction, size: tuple[int, int]) -> None:
         self._av = _pyav()
-        self._path, self._beside = path, path.with_name(f".{path.name}.{os.getpid()}")
-        self._container = self._av.open(str(self._beside), "w", format="mp4")
+        self._path, self._temporary = path, path.with_name(f".{path.name}.{os.getpid()}")
+        self._container = self._av.open(str(self._temporary), "w", format="mp4")
         self._stream = self._container.add_stream("mpeg4", rate=rate)
         self._stream.height, self._stream.width = (side - side % 2 for side in size)
         self._stream.pix_fmt = "yuv420p"
@@ -82,12 +82,12 @@ class VideoWriter:
 
     def add(self, frame: Tensor) -> None:
         """Append a (3, H, W) uint8 RGB frame."""
-        cut = frame[:, : self._stream.height, : self._stream.width]
-        picture = self._av.VideoFrame.from_ndarray(cut.permute(1, 2, 0).contiguous().numpy(), format="rgb24")
+        cropped = frame[:, : self._stream.height, : self._stream.width]
+        picture = self._av.VideoFrame.from_ndarray(cropped.permute(1, 2, 0).contiguous().numpy(), format="rgb24")
         self._container.mux(self._stream.encode(picture))
 
     def close(self) -> None:
-        """Write what is still held back, and close the file."""
+        """Flush the encoder, and close the file."""
         self._container.mux(self._stream.encode(None))
         self._container.close()
-        self._beside.replace(self._path)
+        self._temporary.replace(self._path)

@@ -1,1 +1,1 @@
-"""Reads finished runs, compares them, and shows what they are worth and what they cost."""
+"""Reads finished runs, compares them, and reports their accuracy and cost."""

@@ -10,16 +10,16 @@ from defeat.evaluation.bootstrap import Interval
 Point = tuple[float, float]
 
 WIDTH, HEIGHT = 420, 230  # small, because the numbers shrink with the picture on a phone
-LEFT, RIGHT, TOP, BOTTOM = 46, 20, 12, 36  # margins for the axes' numbers
+LEFT, RIGHT, TOP, BOTTOM = 46, 20, 12, 36  # margins for the tick labels
 MAX_POINTS = 200
 SHADES = 6
-STROKES = ("", "dashed", "dotted")  # of the lines that come after as many as there are colours
+STROKES = ("", "dashed", "dotted")  # the second and third set of curves reuse the colours
 ROW, NAMES = 30, 128  # height of a row of a forest plot, and the width of its names
 
 
 @dataclass(frozen=True)
 class Line:
-    """A named curve; `shade` chooses its colour, and its stroke where there are more curves than colours."""
+    """A named curve; `shade` selects its colour, and its stroke where there are more curves than colours."""
 
     name: str
     points: list[Point]
@@ -27,25 +27,25 @@ class Line:
 
     @property
     def color(self) -> str:
-        """Attribute that sets the colour."""
+        """HTML attribute that sets the colour."""
         return f'style="--line:var(--series-{self.shade % SHADES})"'
 
     @property
     def stroke(self) -> str:
-        """Class that sets the stroke."""
+        """CSS class that sets the stroke."""
         return STROKES[min(self.shade // SHADES, len(STROKES) - 1)]
 
 
 def line_chart(lines: Sequence[Line], x_title: str, y_title: str) -> str:
-    """Draw curves as an SVG element whose colours come from the page's style sheet (`--series-0` .. `--series-5`).
+    """Draw curves as an SVG element with the colours of the page's style sheet (`--series-0` .. `--series-5`).
 
     Args:
         lines: the curves; those without points are left out.
-        x_title: what the horizontal axis shows.
-        y_title: what the vertical axis shows.
+        x_title: title of the horizontal axis.
+        y_title: title of the vertical axis.
 
     Returns:
-        The SVG, or an empty text when there is nothing to draw. Every text in it is escaped.
+        The SVG, all text escaped; empty when there is nothing to draw.
     """
     drawn = [Line(line.name, thinned(line.points), line.shade) for line in lines if line.points]
     if not drawn:
@@ -55,11 +55,11 @@ def line_chart(lines: Sequence[Line], x_title: str, y_title: str) -> str:
     label = escape(f"{y_title} by {x_title}")
     parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">']
     for tick in y_ticks:
-        y = _place(tick, y_ticks, HEIGHT - BOTTOM, TOP)
+        y = _position(tick, y_ticks, HEIGHT - BOTTOM, TOP)
         parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
     for tick in x_ticks:
-        x = _place(tick, x_ticks, LEFT, WIDTH - RIGHT)
+        x = _position(tick, x_ticks, LEFT, WIDTH - RIGHT)
         parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{tick:g}</text>')
     parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{escape(x_title)}</text>')
     parts += [_curve(line, x_ticks, y_ticks) for line in drawn]
@@ -67,7 +67,7 @@ def line_chart(lines: Sequence[Line], x_title: str, y_title: str) -> str:
 
 
 def ticks(values: Sequence[float]) -> list[float]:
-    """Round numbers that span the values: four to nine of them, steps of 1, 2 or 5 times a power of ten."""
+    """Four to nine round numbers that span the values, in steps of 1, 2 or 5 times a power of ten."""
     low, high = min(values), max(values)
     if high - low <= 1e-9 * max(abs(low), abs(high), 1e-3):
         low, high = low - max(abs(low), 1e-3) / 2, high + max(abs(high), 1e-3) / 2
@@ -79,7 +79,7 @@ def ticks(values: Sequence[float]) -> list[float]:
 
 
 def thinned(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
-    """At most `limit` points: each is the mean of its neighbours, so that a noisy curve stays readable."""
+    """At most `limit` points, each the mean of a group of neighbours, so that a noisy curve stays readable."""
     group = math.ceil(len(points) / limit)
     if group <= 1:
         return list(points)
@@ -88,31 +88,31 @@ def thinned(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
 
 
 def _curve(line: Line, x_ticks: list[float], y_ticks: list[float]) -> str:
-    places = [
-        (_place(x, x_ticks, LEFT, WIDTH - RIGHT), _place(y, y_ticks, HEIGHT - BOTTOM, TOP)) for x, y in line.points
+    pixels = [
+        (_position(x, x_ticks, LEFT, WIDTH - RIGHT), _position(y, y_ticks, HEIGHT - BOTTOM, TOP))
+        for x, y in line.points
     ]
     title = f"<title>{escape(line.name)}</title>"
-    if len(places) == 1:
-        return (
-            f'<circle class="point" {line.color} cx="{places[0][0]:.1f}" cy="{places[0][1]:.1f}" r="4">{title}</circle>'
-        )
-    path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
+    if len(pixels) == 1:
+        x, y = pixels[0]
+        return f'<circle class="point" {line.color} cx="{x:.1f}" cy="{y:.1f}" r="4">{title}</circle>'
+    path = "L".join(f"{x:.1f} {y:.1f}" for x, y in pixels)
     return f'<path class="{f"curve {line.stroke}".strip()}" {line.color} d="M{path}">{title}</path>'
 
 
-def _place(value: float, marks: list[float], start: float, end: float) -> float:
+def _position(value: float, marks: list[float], start: float, end: float) -> float:
     return start + (value - marks[0]) / (marks[-1] - marks[0]) * (end - start)
 
 
 def legend(lines: Sequence[Line]) -> str:
-    """The names of the lines that have points, beside their colours."""
+    """Names and colours of the lines that have points."""
     items = (f'<li><i class="{line.stroke}" {line.color}></i>{escape(line.name)}</li>' for line in lines if line.points)
     return f'<ul class="legend">{"".join(items)}</ul>'
 
 
 @dataclass(frozen=True)
 class GainRow:
-    """A row of a forest plot, in AP points: the mean, single values, a thin and a thick interval."""
+    """A row of a forest plot, in AP points: mean, single values, a thin and a thick interval."""
 
     name: str
     mean: float
@@ -122,22 +122,23 @@ class GainRow:
 
 
 def forest_plot(rows: Sequence[GainRow]) -> str:
-    """Draw gains with their intervals below each other, over a line at zero.
+    """Draw gains and their intervals, one row each, with a vertical line at zero.
 
     Returns:
-        The SVG, or an empty text when there is nothing to draw. Every text in it is escaped.
+        The SVG, all text escaped; empty when there is nothing to draw.
     """
     if not rows:
         return ""
     ends = [0.0, *(end for row in rows for end in (row.mean, *row.values))]
-    ends += [end for row in rows for one in (row.thin, row.thick) if one is not None for end in (one.low, one.high)]
+    intervals = [interval for row in rows for interval in (row.thin, row.thick) if interval is not None]
+    ends += [end for interval in intervals for end in (interval.low, interval.high)]
     marks = ticks(ends)
     height = ROW * len(rows) + 34
 
     def at(value: float) -> float:
-        return _place(value, marks, NAMES, WIDTH - RIGHT)
+        return _position(value, marks, NAMES, WIDTH - RIGHT)
 
-    parts = [f'<svg class="chart forest" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="gain of each">']
+    parts = [f'<svg class="chart forest" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="gain per row">']
     for mark in marks:
         kind = "zero" if mark == 0 else "grid"
         parts.append(f'<path class="{kind}" d="M{at(mark):.1f} 6V{height - 28}"/>')

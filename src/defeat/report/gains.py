@@ -1,8 +1,7 @@
-"""What a method gained over the same student alone, and what can be said about it: two 95 % intervals.
+"""The gain of a method over the baseline, with two 95 % intervals.
 
-Repeating a training with other seeds changes its AP, and so would other test images. Both are looked at in pairs: a
-method and the plain training share seed, first weights, order of the data and test images, so what the two have in
-common falls out of the difference.
+AP varies with the seed of a training and with the test images. Both intervals are paired: a method and the baseline
+share seed, initial weights, order of the data and test images, so their common variation cancels in the difference.
 """
 
 from collections.abc import Sequence
@@ -18,15 +17,13 @@ from defeat.report.runs import RunSummary
 
 @dataclass(frozen=True)
 class Gain:
-    """AP points of a method above the same student alone.
+    """AP points of a method above the baseline.
 
     Attributes:
-        mean: over all seeds.
-        by_seed: of each seed.
-        over_seeds: where the mean lies if the training is repeated with other seeds (Student's t, paired); None for one
-            seed.
-        over_images: where it lies if the test set is drawn anew (paired bootstrap over its images); None when the runs
-            kept no detections.
+        mean: mean over all seeds.
+        by_seed: gain per seed.
+        over_seeds: interval of the mean over seeds (Student's t, paired); None for one seed.
+        over_images: interval of the mean over test images (paired bootstrap); None when the runs stored no detections.
     """
 
     mean: float
@@ -35,40 +32,41 @@ class Gain:
     over_images: Interval | None = None
 
     @property
-    def shown(self) -> bool:
-        """Whether the gain, or the loss, stands against other seeds and other images alike."""
+    def significant(self) -> bool:
+        """Whether neither interval contains zero."""
         intervals = (self.over_seeds, self.over_images)
-        return all(interval is not None and not interval.holds_zero for interval in intervals)
+        return all(interval is not None and not interval.contains_zero for interval in intervals)
 
 
-def words(interval: Interval) -> str:
-    """An interval as `-0.3 to +2.7`."""
+def interval_text(interval: Interval) -> str:
+    """Format an interval as `-0.3 to +2.7`."""
     return f"{interval.low:+.1f} to {interval.high:+.1f}"
 
 
 class Bootstrap:
-    """AP of each class of a run on the same samples of the test images, each run computed once.
+    """Per-class AP of runs on the same bootstrap samples of the test images; each run is computed once.
 
     Args:
-        example: a run that was tested on these images; without its detections there is no bootstrap.
-        samples: number of samples.
+        example: a run evaluated on these images; without its detections there is no bootstrap.
+        samples: number of bootstrap samples.
     """
 
     def __init__(self, example: RunSummary, samples: int) -> None:
         self.images = example.images or 0
         self._weights = bootstrap_weights(len(example.scenes), samples) if example.has_detections else None
-        self._known: dict[str, Floats] = {}
+        self._cache: dict[str, Floats] = {}
 
     def gain(self, pairs: Sequence[tuple[RunSummary, RunSummary]]) -> Floats | None:
-        """AP points (S, K) that the second run of each pair is ahead, on average; None without detections."""
+        """Mean difference in AP points (S, K), second run of each pair minus first; None without detections."""
         if self._weights is None or not all(run.has_detections for pair in pairs for run in pair):
             return None
-        ahead: Floats = np.mean([self._precision(run) - self._precision(alone) for alone, run in pairs], axis=0)
-        return 100 * ahead
+        differences = [self._precision(run) - self._precision(baseline) for baseline, run in pairs]
+        mean: Floats = np.mean(differences, axis=0)
+        return 100 * mean
 
     def _precision(self, run: RunSummary) -> Floats:
         key = str(run.folder)
-        if key not in self._known:
+        if key not in self._cache:
             assert self._weights is not None
-            self._known[key] = average_precision_of_samples(run.matches, self._weights)
-        return self._known[key]
+            self._cache[key] = average_precision_of_samples(run.matches, self._weights)
+        return self._cache[key]

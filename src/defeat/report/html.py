@@ -1,4 +1,4 @@
-"""The comparison as one HTML file that needs nothing else: no network, no script, no other file."""
+"""The comparison as one self-contained HTML file: no network, no script, no other file."""
 
 import shlex
 from collections.abc import Sequence
@@ -14,7 +14,11 @@ from defeat.report.sections import bar, curves_section, gallery_section, mistake
 from defeat.report.tables import COLUMNS, UNKNOWN, ComparisonRow, comparison_rows
 from defeat.report.verdict import Verdict, teacher_of, verdicts
 
-OPEN_CLASSES = 25  # a longer list of classes is folded away at first
+OPEN_CLASSES = 25  # a longer list of classes is collapsed
+METRICS = (
+    "AP: COCO average precision over IoU thresholds 0.50 to 0.95, in percent. AP50, AP75: at one IoU threshold. APs, "
+    "APm, APl: of small, medium and large objects."
+)
 
 
 def write_report(runs: Sequence[RunSummary], path: str | Path, judged: Sequence[Verdict] | None = None) -> Path:
@@ -22,14 +26,14 @@ def write_report(runs: Sequence[RunSummary], path: str | Path, judged: Sequence[
 
     Args:
         runs: at least one run.
-        path: the HTML file; its folder is made if need be.
-        judged: the verdicts on these runs, where they are known already.
+        path: the HTML file; its folder is created if it is missing.
+        judged: the verdicts on these runs, if they are known already.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: there is no run.
+        ValueError: `runs` is empty.
         InputError: the file can't be written.
     """
     if not runs:
@@ -40,7 +44,7 @@ def write_report(runs: Sequence[RunSummary], path: str | Path, judged: Sequence[
 
 
 def render(runs: Sequence[RunSummary], judged: Sequence[Verdict] | None = None) -> str:
-    """The whole page. Whatever came from a run is escaped."""
+    """Render the whole page, with everything that comes from a run escaped."""
     judged = verdicts(runs) if judged is None else judged
     rows = comparison_rows(runs, judged)
     ordered = [row.run for row in rows]
@@ -54,14 +58,14 @@ def render(runs: Sequence[RunSummary], judged: Sequence[Verdict] | None = None) 
         curves_section(ordered),
         shares_section(ordered),
         *_pictures(runs, judged),
-        "<h2>How to repeat it</h2>",
+        "<h2>How to reproduce</h2>",
         '<div class="columns">' + "".join(recipe_card(run) for run in ordered) + "</div>",
     ]
     return page(_title(ordered), sections)
 
 
 def page(title: str, sections: Sequence[str]) -> str:
-    """A whole page; the sections are HTML, the title is not."""
+    """Render a page of HTML sections under a plain-text title."""
     style = files("defeat.report").joinpath("style.css").read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -73,17 +77,18 @@ def page(title: str, sections: Sequence[str]) -> str:
 
 
 def _pictures(runs: Sequence[RunSummary], judged: Sequence[Verdict]) -> list[str]:
-    """Pictures of each distilled run; of a run that nothing was distilled into, a few test images."""
+    """Pictures of each distilled run; without one, a few test images of the first run."""
     if judged:
         return [
-            gallery_section(make_gallery(one.distilled, one.alone, teacher_of(one.distilled, runs))) for one in judged
+            gallery_section(make_gallery(verdict.distilled, verdict.baseline, teacher_of(verdict.distilled, runs)))
+            for verdict in judged
         ]
     try:
         strips = example_strips(runs[0])
     except InputError as error:
         return [gallery_section(Gallery(note=f"No pictures: {error}"))]
     cards = "".join(strip_card(strip) for strip in strips)
-    return [f"<h2>Some test images</h2>{cards}"]
+    return [f"<h2>Test images</h2>{cards}"]
 
 
 def _title(runs: Sequence[RunSummary]) -> str:
@@ -92,13 +97,13 @@ def _title(runs: Sequence[RunSummary]) -> str:
 
 def _header(runs: Sequence[RunSummary]) -> str:
     tests = sorted({f"{Path(run.data).name or 'unknown data'}, split {run.split or 'unknown'}" for run in runs})
-    return (
-        f'<header><h1>{escape(_title(runs))}</h1><p class="soft">Measured on {escape("; ".join(tests))}.</p></header>'
-    )
+    warnings = "".join(f'<p class="caution">{escape(run.warning)}</p>' for run in runs if run.warning)
+    measured = f'<p class="soft">Measured on {escape("; ".join(tests))}.</p>'
+    return f"<header><h1>{escape(_title(runs))}</h1>{measured}{warnings}</header>"
 
 
 def _verdict(verdict: Verdict) -> str:
-    unclear = verdict.over_images is not None and verdict.over_images.holds_zero
+    unclear = verdict.over_images is not None and verdict.over_images.contains_zero
     mood = "" if verdict.gain is None or unclear or abs(verdict.gain) < 0.05 else "good" if verdict.gain > 0 else "bad"
     facts = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for value, name in _facts(verdict))
     return (
@@ -116,10 +121,10 @@ def _facts(verdict: Verdict) -> list[tuple[str, str]]:
     if verdict.gap_closed is not None:
         facts.append((f"{verdict.gap_closed:.0f} %", "of the gap to the teacher"))
     if verdict.teacher is not None:
-        for attribute, words in (("latency_ms", "faster than the teacher"), ("parameters", "fewer parameters")):
+        for attribute, label in (("latency_ms", "faster than the teacher"), ("parameters", "fewer parameters")):
             large, small = getattr(verdict.teacher, attribute), getattr(verdict.distilled, attribute)
             if large and small and large > small:
-                facts.append((f"{large / small:.1f}x", words))
+                facts.append((f"{large / small:.1f}x", label))
     return facts
 
 
@@ -135,17 +140,17 @@ def _comparison(rows: Sequence[ComparisonRow]) -> str:
         body.append(f"<tr{kind}>{label}" + "".join(f"<td>{escape(cell)}</td>" for cell in row.cells) + "</tr>")
     return (
         f'<div class="card scroll"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
-        '<p class="soft">AP in percent points: COCO, IoU 0.50 to 0.95; AP50 and AP75 at one IoU; s, m, l by size; '
-        "VOC AP50 is the area under PASCAL VOC's curve. Gap closed: the part of the teacher's lead over the student "
-        "alone that distillation won. One multiplication with its addition counts as two FLOPs. "
-        f"Latency is the median of one image{_measured([row.run for row in rows])}. {UNKNOWN}: not recorded, or no "
-        "such object.</p>"
+        f'<p class="soft">{METRICS} VOC AP50: area under PASCAL VOC\'s precision-recall curve. Baseline: the '
+        "same student trained without a teacher. Gap closed: share of the AP gap between baseline and teacher that "
+        "distillation closed. A multiply-add counts as two FLOPs. "
+        f"Latency: median per image{_measured([row.run for row in rows])}. {UNKNOWN}: not recorded, or no such "
+        "object.</p>"
     )
 
 
 def _measured(runs: Sequence[RunSummary]) -> str:
-    found = dict.fromkeys(run.measured for run in runs if run.measured)
-    return f" ({escape('; '.join(found))})" if found else ""
+    conditions = dict.fromkeys(run.measured for run in runs if run.measured)
+    return f" ({escape('; '.join(conditions))})" if conditions else ""
 
 
 def _classes(runs: Sequence[RunSummary]) -> str:
@@ -159,7 +164,7 @@ def _classes(runs: Sequence[RunSummary]) -> str:
         body.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(bars)}</tr>')
     shown = " open" if len(names) <= OPEN_CLASSES else ""
     return (
-        f"<h2>AP of each class</h2><details{shown}><summary>{len(names)} classes</summary>"
+        f"<h2>AP per class</h2><details{shown}><summary>{len(names)} classes</summary>"
         f'<div class="card scroll"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
         "</details>"
     )
@@ -171,7 +176,7 @@ def _bar(value: float | None, shade: int) -> str:
 
 
 def recipe_card(run: RunSummary) -> str:
-    """How to repeat a run."""
+    """The command that reproduces a run, and where it comes from."""
     command = shlex.join(
         ["defeat", run.command or "train", "--config", str(run.folder / "config.yaml"), "--out", f"{run.name}-again"]
     )

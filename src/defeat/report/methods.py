@@ -1,4 +1,4 @@
-"""What the distillation methods are, for people who choose one."""
+"""Prints the list of distillation methods."""
 
 from inspect import getdoc
 
@@ -8,17 +8,17 @@ from rich.text import Text
 
 from defeat.distillation import METHODS, method_defaults
 
-# What the fields of a `DetectorOutput` are called outside the code.
+# Fields of `DetectorOutput` in words.
 FIELDS = {
-    "neck": "neck maps",
-    "backbone": "backbone maps",
+    "neck": "feature maps of the neck",
+    "backbone": "feature maps of the backbone",
     "proposals": "proposals (two-stage detectors)",
     "dense": "predictions at the same anchors (one-stage detectors)",
 }
 
 
 def print_methods(console: Console) -> None:
-    """Print a paragraph for each method: what it does, paper, what it reads of both detectors, options and defaults."""
+    """Print each method with its summary, paper, the outputs that it reads, and its options with defaults."""
     for name, method in METHODS.items():
         console.print(Text(name, style="bold"), Text((getdoc(method) or "").splitlines()[0]))
         facts = {
@@ -32,9 +32,9 @@ def print_methods(console: Console) -> None:
 
 
 def _options(method: str) -> list[str]:
-    """Options as they are written on the command line, with their defaults."""
-    return [f"--method.{name.replace('_', '-')}={_written(value)}" for name, value in method_defaults(method).items()]
+    """Options in the notation of the command line, with their defaults."""
+    return [f"--method.{name.replace('_', '-')}={_text(value)}" for name, value in method_defaults(method).items()]
 
 
-def _written(value: object) -> str:
+def _text(value: object) -> str:
     return f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else str(value).lower()

@@ -1,4 +1,4 @@
-"""Test images on which distillation helped and hurt the most, the method's regions, and differences of features."""
+"""Pictures of a report: test images with the largest gain and loss, the method's regions, differences of features."""
 
 import base64
 import io
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize, to_pil_image
 
-from defeat.data import DetectionDataset, open_dataset
+from defeat.assembly.earlier import recorded_settings
+from defeat.data import DetectionDataset
 from defeat.detector import Detector, load
 from defeat.distillation import build_method, renamed_classes
 from defeat.engine.checkpoint import RunDirectory
@@ -20,27 +21,27 @@ from defeat.evaluation.average_precision import Floats
 from defeat.evaluation.matching import average_precision_of_images
 from defeat.files import write_atomically
 from defeat.inference.drawing import (
-    beside_each_other,
     class_color,
     draw_detections,
     draw_target,
     enlarged,
     paint_heat,
     paint_regions,
+    side_by_side,
     titled,
 )
 from defeat.report.runs import RunSummary
 from defeat.types import Batch, Detections
 
 SHORT_SIDE = 240  # pixels of a picture
-SHOWN = 3  # images of each kind
-INSIDE = 1  # images of which regions and differences are shown
-THRESHOLD = 0.3
+SHOWN = 3  # images per section
+INSIDE = 1  # images whose regions and differences are drawn
+THRESHOLD = 0.3  # score from which on a detection is drawn
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture with what stands below it; `source` is a data URI."""
+    """One picture with its title; `source` is a data URI."""
 
     title: str
     source: str
@@ -48,7 +49,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Strip:
-    """One image, seen in several ways; `caption` says which it is and why it is shown."""
+    """Several pictures of one image; `caption` holds its name and AP."""
 
     caption: str
     panels: tuple[Panel, ...]
@@ -59,12 +60,11 @@ class Gallery:
     """The pictures of a report.
 
     Attributes:
-        helped: images on which the distilled student gained the most over the one trained alone; without that one,
-            those on which it does best.
-        hurt: images on which it lost the most.
-        inside: the regions that the method looks at, and where student and teacher differ.
-        note: why something is missing, empty when nothing is.
-        compared: whether there was a student alone to gain over.
+        helped: images with the largest gain over the baseline; without a baseline, those with the highest AP.
+        hurt: images with the largest loss.
+        inside: the method's regions, and the differences between the features of student and teacher.
+        note: why pictures are missing; empty when none are.
+        compared: whether there was a baseline.
     """
 
     helped: tuple[Strip, ...] = ()
@@ -74,62 +74,61 @@ class Gallery:
     compared: bool = True
 
 
-def make_gallery(distilled: RunSummary, alone: RunSummary | None, teacher: RunSummary | None) -> Gallery:
-    """Draw the pictures of a distilled run; what is not at hand is left out, with a note.
+def make_gallery(distilled: RunSummary, baseline: RunSummary | None, teacher: RunSummary | None) -> Gallery:
+    """Draw the pictures of a distilled run; where its data or detections are missing, a note says so.
 
     Args:
         distilled: the run.
-        alone: the same student trained alone, tested on the same images; without it, the images that the run does best
-            on are shown.
-        teacher: the teacher's run, tested anywhere.
+        baseline: the baseline, evaluated on the same images; None to show the images with the highest AP.
+        teacher: the teacher's run, evaluated on any data.
     """
     try:
-        dataset = _tested_on(distilled)
-        changes = image_changes(distilled, alone)
+        dataset = _evaluation_data(distilled)
+        changes = image_changes(distilled, baseline)
     except InputError as error:
         return Gallery(note=f"No pictures: {error}")
-    named = [("teacher", teacher), ("student alone", alone), ("distilled", distilled)]
+    named = [("teacher", teacher), ("baseline", baseline), ("distilled", distilled)]
     detectors = {name: load(run.folder) for name, run in named if run is not None}
-    order = np.argsort(-changes, kind="stable")  # images without a figure come last
+    order = np.argsort(-changes, kind="stable")  # images without an AP (NaN) come last
     known = order[: int((~np.isnan(changes)).sum())]
-    helped = [index for index in known[:SHOWN] if alone is None or changes[index] > 0]
-    hurt = [index for index in known[::-1][:SHOWN] if alone is not None and changes[index] < 0]
-    looked_at = helped or hurt or [int(index) for index in known]
-    places = _in_order(dataset)
+    helped = [image for image in known[:SHOWN] if baseline is None or changes[image] > 0]
+    hurt = [image for image in known[::-1][:SHOWN] if baseline is not None and changes[image] < 0]
+    examples = helped or hurt or [int(image) for image in known]
+    indices = _by_image_id(dataset)
 
-    def strips(indices: Sequence[int]) -> tuple[Strip, ...]:
-        words = "{:+.0f} AP points" if alone is not None else "AP {:.0f}"
-        return tuple(
-            _strip(dataset, places[index], detectors, ": " + words.format(changes[index])) for index in indices
-        )
+    def strips(images: Sequence[int]) -> tuple[Strip, ...]:
+        form = "{:+.0f} AP points" if baseline is not None else "AP {:.0f}"
+        return tuple(_strip(dataset, indices[image], detectors, ": " + form.format(changes[image])) for image in images)
 
-    inside = tuple(_inside(dataset, places[index], detectors, distilled) for index in looked_at[:INSIDE])
-    return Gallery(strips(helped), strips(hurt), inside, compared=alone is not None)
-
-
-def _tested_on(run: RunSummary) -> DetectionDataset:
-    return open_dataset(run.data, run.split, tuple(run.per_class), run.on_bad_data)
+    inside = [_feature_strip(dataset, indices[image], detectors, distilled) for image in examples[:INSIDE]]
+    with_panels = tuple(strip for strip in inside if strip.panels)  # none without the teacher's run
+    return Gallery(strips(helped), strips(hurt), with_panels, compared=baseline is not None)
 
 
-def image_changes(distilled: RunSummary, alone: RunSummary | None) -> Floats:
-    """AP points of each test image that the distilled run is ahead; its own AP when there is no other run: (I,).
+def _evaluation_data(run: RunSummary) -> DetectionDataset:
+    return run.source.open(run.split, tuple(run.per_class))
+
+
+def image_changes(distilled: RunSummary, baseline: RunSummary | None) -> Floats:
+    """AP points per test image that a run gained over its baseline, or its AP without a baseline: (I,).
 
     Raises:
-        InputError: a run kept no detections.
+        InputError: a run stored no detections.
     """
-    found = [100 * average_precision_of_images(run.matches) for run in (distilled, alone) if run is not None]
-    return found[0] if len(found) == 1 else found[0] - found[1]
+    runs = [run for run in (distilled, baseline) if run is not None]
+    precisions = [100 * average_precision_of_images(run.matches) for run in runs]
+    return precisions[0] if len(precisions) == 1 else precisions[0] - precisions[1]
 
 
-def _strip(dataset: DetectionDataset, place: int, detectors: dict[str, Detector], words: str = "") -> Strip:
-    drawn = _drawn(dataset, place, detectors)
-    panels = tuple(Panel(title, data_uri(picture)) for title, picture in drawn.items())
-    return Strip(dataset.samples[place].name + words, panels)
+def _strip(dataset: DetectionDataset, index: int, detectors: dict[str, Detector], suffix: str = "") -> Strip:
+    pictures = _pictures(dataset, index, detectors)
+    panels = tuple(Panel(title, data_uri(picture)) for title, picture in pictures.items())
+    return Strip(dataset.samples[index].name + suffix, panels)
 
 
-def _drawn(dataset: DetectionDataset, place: int, detectors: dict[str, Detector]) -> dict[str, Tensor]:
-    """An image as it is annotated, and as each detector sees it: (3, H, W) uint8 by title."""
-    image, target = dataset[place]
+def _pictures(dataset: DetectionDataset, index: int, detectors: dict[str, Detector]) -> dict[str, Tensor]:
+    """An image with its annotations, and with the detections of each detector: (3, H, W) uint8 by title."""
+    image, target = dataset[index]
     small = resize(image, [SHORT_SIDE], antialias=True)
     size = (int(small.shape[-2]), int(small.shape[-1]))
     pictures = {"annotated": draw_target(small, target.resized(size), dataset.classes)}
@@ -139,18 +138,18 @@ def _drawn(dataset: DetectionDataset, place: int, detectors: dict[str, Detector]
     return pictures
 
 
-def _in_order(dataset: DetectionDataset) -> list[int]:
-    """The index of each image in the data set, in the order of their numbers, which is that of a run's matches."""
+def _by_image_id(dataset: DetectionDataset) -> list[int]:
+    """Indices of the images in the order of their image ids, which is the order of a run's matches."""
     return sorted(range(len(dataset)), key=lambda index: dataset.samples[index].image_id)
 
 
-def _resized(found: Detections, before: tuple[int, int], after: tuple[int, int]) -> Detections:
-    ratio = found.boxes.new_tensor([after[1] / before[1], after[0] / before[0]] * 2)
-    return Detections(found.boxes * ratio, found.scores, found.labels)
+def _resized(detections: Detections, before: tuple[int, int], after: tuple[int, int]) -> Detections:
+    ratio = detections.boxes.new_tensor([after[1] / before[1], after[0] / before[0]] * 2)
+    return Detections(detections.boxes * ratio, detections.scores, detections.labels)
 
 
-def _inside(dataset: DetectionDataset, place: int, detectors: dict[str, Detector], run: RunSummary) -> Strip:
-    image, target = dataset[place]
+def _feature_strip(dataset: DetectionDataset, index: int, detectors: dict[str, Detector], run: RunSummary) -> Strip:
+    image, target = dataset[index]
     small = resize(image, [SHORT_SIDE], antialias=True)
     student = detectors["distilled"]
     batch = student.prepare([image], [target])
@@ -159,45 +158,46 @@ def _inside(dataset: DetectionDataset, place: int, detectors: dict[str, Detector
         heats = differences_from_teacher(detectors, batch)
         strongest = max((float(heat.quantile(0.995)) for heat in heats.values()), default=0.0) or 1.0
         for name, heat in heats.items():
-            panels.append(Panel(f"teacher against {name}", data_uri(paint_heat(small, heat / strongest))))
-    return Strip(dataset.samples[place].name, tuple(panels))
+            panels.append(Panel(f"{name} vs. teacher", data_uri(paint_heat(small, heat / strongest))))
+    return Strip(dataset.samples[index].name, tuple(panels))
 
 
 def _region_panels(small: Tensor, batch: Batch, detectors: dict[str, Detector], run: RunSummary) -> list[Panel]:
     if "teacher" not in detectors or run.method is None:
         return []
-    config = RunDirectory(run.folder).read_config()
+    config = recorded_settings(RunDirectory(run.folder).read_config())
     student = detectors["distilled"].info
     teacher = renamed_classes(detectors["teacher"].info, student.classes, config.get("class_map") or {})
-    method = build_method(run.method, student, teacher, config.get("method_options") or {})
+    method = build_method(run.method, student, teacher, config["method_options"])
     height, width = batch.images.shape[-2:]
     shapes = {stride: (-(-height // stride), -(-width // stride)) for stride in student.neck}
     panels = []
-    for name, regions in method.painted([one.boxes for one in batch.targets], shapes).items():
-        used = {stride: _inner(region[0], batch, stride) for stride, region in sorted(regions.items())}
-        colors = [class_color(number) for number in range(len(used))]
-        picture = paint_regions(small, list(used.values()), colors)
-        strides = ", ".join(str(stride) for stride, region in used.items() if region.any())
+    for name, regions in method.painted([target.boxes for target in batch.targets], shapes).items():
+        valid = {stride: _without_padding(region[0], batch, stride) for stride, region in sorted(regions.items())}
+        colors = [class_color(level) for level in range(len(valid))]
+        picture = paint_regions(small, list(valid.values()), colors)
+        strides = ", ".join(str(stride) for stride, region in valid.items() if region.any())
         panels.append(Panel(f"{name} region (strides {strides})", data_uri(picture)))
     return panels
 
 
 def differences_from_teacher(detectors: dict[str, Detector], batch: Batch) -> dict[str, Tensor]:
-    """Where each student looks at other places than the teacher does.
+    """Where the features of each student differ from the teacher's.
 
-    On each level a cell's share of the map's energy (the sum over the channels of squares, which does not depend on how
-    many channels there are) is compared between student and teacher; differences are averaged over the levels.
+    Per level, a cell's share of the energy of the feature map (the sum of squares over channels) is compared between
+    student and teacher, and the absolute differences are averaged over levels. The share does not depend on the number
+    of channels.
 
     Args:
         detectors: `teacher`, and students by their names.
         batch: one image.
 
     Returns:
-        (H, W) of the finest shared level for each student, 0 or more; 0 where both put the same share.
+        Per student (H, W) of the finest shared level, 0 or more; 0 where both have the same share.
     """
     energy = {name: _energy(detector, batch) for name, detector in detectors.items()}
     teacher = energy.pop("teacher")
-    found = {}
+    differences = {}
     for name, levels in energy.items():
         strides = sorted(levels.keys() & teacher.keys())
         size = levels[strides[0]].shape
@@ -205,59 +205,59 @@ def differences_from_teacher(detectors: dict[str, Detector], batch: Batch) -> di
             enlarged((levels[stride] - enlarged(teacher[stride], levels[stride].shape)).abs(), size)
             for stride in strides
         ]
-        found[name] = _inner(torch.stack(layers).mean(dim=0), batch, strides[0])
-    return found
+        differences[name] = _without_padding(torch.stack(layers).mean(dim=0), batch, strides[0])
+    return differences
 
 
 def _energy(detector: Detector, batch: Batch) -> dict[int, Tensor]:
-    """By stride (H, W): a cell's energy over the mean of all valid cells."""
+    """By stride (H, W): a cell's energy over the mean energy of the valid cells."""
     detector.eval()
     with torch.no_grad():
         output = detector.forward_teacher(detector.adopt(batch))
-    found = {}
+    relative = {}
     for stride, level in output.neck.items():
         energy = level[0].square().sum(dim=0) * output.valid[stride][0]
-        found[stride] = energy / (energy.sum() / output.valid[stride][0].sum().clamp(min=1)).clamp(min=1e-12)
-    return found
+        relative[stride] = energy / (energy.sum() / output.valid[stride][0].sum().clamp(min=1)).clamp(min=1e-12)
+    return relative
 
 
-def _inner(level: Tensor, batch: Batch, stride: int) -> Tensor:
-    """The cells of a (H, W) map that are no padding."""
+def _without_padding(level: Tensor, batch: Batch, stride: int) -> Tensor:
+    """Crop the padding from a (H, W) map."""
     height, width = batch.sizes[0]
     return level[: max(1, -(-height // stride)), : max(1, -(-width // stride))]
 
 
-def save_most_helped(distilled: RunSummary, alone: RunSummary, detectors: dict[str, Detector], path: Path) -> None:
-    """Draw the test image on which distillation helped most, as several detectors see it, and save it as PNG.
+def save_most_helped(distilled: RunSummary, baseline: RunSummary, detectors: dict[str, Detector], path: Path) -> None:
+    """Save the test image with the largest gain as PNG, with the detections of several detectors.
 
     Args:
         distilled: a distilled run.
-        alone: the same student trained without a teacher.
-        detectors: by the title of their panel.
-        path: the file.
+        baseline: its baseline.
+        detectors: detectors by the title of their panel.
+        path: the PNG file.
     """
-    dataset, changes = _tested_on(distilled), image_changes(distilled, alone)
-    most_helped = _in_order(dataset)[int(np.nanargmax(changes))]
-    panels = [titled(picture, title) for title, picture in _drawn(dataset, most_helped, detectors).items()]
+    dataset, changes = _evaluation_data(distilled), image_changes(distilled, baseline)
+    most_helped = _by_image_id(dataset)[int(np.nanargmax(changes))]
+    panels = [titled(picture, title) for title, picture in _pictures(dataset, most_helped, detectors).items()]
     content = io.BytesIO()
-    to_pil_image(beside_each_other(panels)).save(content, "PNG")
+    to_pil_image(side_by_side(panels)).save(content, "PNG")
     write_atomically(path, content.getbuffer())
 
 
 def data_uri(picture: Tensor) -> str:
-    """A (3, H, W) uint8 picture as JPEG inside an address."""
+    """Encode a (3, H, W) uint8 picture as JPEG in a data URI."""
     buffer = io.BytesIO()
     to_pil_image(picture).save(buffer, "JPEG", quality=82)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def example_strips(run: RunSummary, count: int = SHOWN) -> tuple[Strip, ...]:
-    """Test images of a run without a student to hold it against, spread over the split: annotated, and as detected.
+    """Test images spread over the split, with annotations and with the detections of a run.
 
     Raises:
-        InputError: the data are not where they were.
+        InputError: the data can't be opened.
     """
-    dataset = _tested_on(run)
+    dataset = _evaluation_data(run)
     detector = load(run.folder)
-    places = [(2 * number + 1) * len(dataset) // (2 * count) for number in range(min(count, len(dataset)))]
-    return tuple(_strip(dataset, place, {"detected": detector}) for place in places)
+    indices = [(2 * number + 1) * len(dataset) // (2 * count) for number in range(min(count, len(dataset)))]
+    return tuple(_strip(dataset, index, {"detected": detector}) for index in indices)

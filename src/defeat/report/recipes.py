@@ -1,4 +1,4 @@
-"""The recipes that come with the project: what they should reach, and how they are run."""
+"""Prints the recipes of the package: published figures and commands."""
 
 import shlex
 from typing import Any
@@ -12,7 +12,7 @@ DATA = {"voc": "VOC2007:trainval,VOC2012:trainval", "coco": "COCO"}
 
 
 def print_recipes(console: Console) -> None:
-    """Print each recipe with its figure, and its command for one device and for as many as it was published with."""
+    """Print each recipe with its published figure and its commands."""
     for name, path in recipe_files().items():
         settings = read_recipe(path)
         figure = expected(settings.get("expected"))
@@ -23,16 +23,16 @@ def print_recipes(console: Console) -> None:
 
 
 def commands(name: str, settings: dict[str, Any]) -> list[str]:
-    """The commands of a recipe: on its own number of devices, and with the same batch on one device."""
+    """Commands of a recipe: with its published number of devices, and with the same total batch size on one device."""
     command = "distill" if "method" in settings else "train"
-    words = ["defeat", command, "--config", name, "--data", DATA.get(name.split("/")[0], "DATA")]
+    arguments = ["defeat", command, "--config", name, "--data", DATA.get(name.split("/")[0], "DATA")]
     if command == "distill":
-        words += ["--teacher", settings.get("teacher") or "RUN"]
+        arguments += ["--teacher", settings.get("teacher") or "RUN"]
     if "backbone" not in settings:
-        words += ["--backbone", "NAME"]
-    words += ["--out", f"runs/{name.replace('/', '_')}"]
+        arguments += ["--backbone", "NAME"]
+    arguments += ["--out", f"runs/{name.replace('/', '_')}"]
     devices = int(settings.get("devices", 1))
-    found = [words]
+    variants = [arguments]
     if devices > 1:
-        found.append([*words, "--devices", "1", "--batch-size", str(devices * int(settings["batch_size"]))])
-    return [shlex.join(one) for one in found]
+        variants.append([*arguments, "--devices", "1", "--batch-size", str(devices * int(settings["batch_size"]))])
+    return [shlex.join(variant) for variant in variants]

@@ -1,4 +1,4 @@
-"""Reads a finished run directory: what was trained, how well it does, what it cost."""
+"""Reads a finished run directory: settings, metrics and cost."""
 
 import json
 import math
@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from defeat.data import OnBadData
+from defeat.data import DataSource
 from defeat.engine.checkpoint import RunDirectory
 from defeat.errors import InputError
 from defeat.evaluation.average_precision import Scene
@@ -20,41 +20,41 @@ FILES = ("config.yaml", "model.json", "model.safetensors", "metrics.jsonl", "res
 
 @dataclass(frozen=True)
 class RunSummary:
-    """A finished run. None, or an empty text or dict, stands for what the run did not record.
+    """A finished run. None, or an empty text or dict, means that the run did not record the value.
 
     Attributes:
         folder: the run directory.
-        name: what to call the run.
+        name: name of the run.
         command: `train` or `distill`.
         family: the detector's family.
         backbone: the detector's backbone.
         size: short side of an image after resizing, in pixels.
         method: the distillation method.
-        teacher: the run directory of the teacher, or a torchvision name.
-        fingerprint: equal for equal weights of the detector.
-        teacher_fingerprint: that of the teacher.
-        settings: everything that was set for the run, as its `config.yaml` has it.
-        data: where the data set was.
-        split: the evaluated split.
-        on_bad_data: `stop` or `skip`: what the run did with broken images.
-        data_fingerprint: equal for equal data.
-        metrics: figures of the whole split by name, 0..100.
-        per_class: figures of each class by name, 0..100.
-        images: number of images of the evaluated split.
+        teacher: run directory of the teacher, or a torchvision model.
+        fingerprint: hash of the detector's weights.
+        teacher_fingerprint: hash of the teacher's weights.
+        settings: content of `config.yaml`.
+        data: path of the data set.
+        split: evaluation split.
+        training_images_evaluated: number of images of the evaluation split that are training images.
+        data_fingerprint: hash of the data.
+        metrics: metrics of the whole split by name, 0..100.
+        per_class: metrics by class and name, 0..100.
+        images: number of images of the evaluation split.
         parameters: number of weights.
-        gflops: 1e9 floating-point operations of a prediction.
-        latency_ms: median time of a prediction in milliseconds.
+        gflops: 1e9 floating-point operations per image.
+        latency_ms: median time per image in milliseconds.
         measured: how FLOPs and latency were measured, in words.
-        model_bytes: size of the weights' file.
-        epochs: length of the training.
+        model_bytes: size of the weights file.
+        epochs: epochs of the training.
         steps: optimiser steps of the training.
-        seed: where all random numbers came from.
-        train_seconds: time spent in training alone.
+        seed: seed of the run.
+        train_seconds: time spent in training steps.
         wall_seconds: time of the whole run.
-        versions: version of each package that matters.
-        commit: of the source that it was trained with; several, with commas, where it was resumed after an update.
-        machine: what the run was made on.
-        log: the lines of `metrics.jsonl` in order of their steps.
+        versions: versions of packages by name.
+        commit: commit of this package; several, with commas, where the run was resumed after an update.
+        machine: hardware of the run.
+        log: the lines of `metrics.jsonl`, ordered by step.
     """
 
     folder: Path
@@ -70,7 +70,7 @@ class RunSummary:
     settings: dict[str, Any] = field(default_factory=dict)
     data: str = ""
     split: str = ""
-    on_bad_data: OnBadData = "stop"
+    training_images_evaluated: int = 0
     data_fingerprint: str = ""
     metrics: dict[str, float | None] = field(default_factory=dict)
     per_class: dict[str, dict[str, float | None]] = field(default_factory=dict)
@@ -91,33 +91,48 @@ class RunSummary:
     log: list[dict[str, float]] = field(default_factory=list)
 
     def curve(self, key: str, over: str = "epoch") -> list[tuple[float, float]]:
-        """The points (value of `over`, value of `key`) of the log that hold both."""
+        """Points (value of `over`, value of `key`) of the log lines that have both."""
         return [(line[over], line[key]) for line in self.log if key in line and over in line]
 
     @property
     def has_detections(self) -> bool:
-        """Whether the run kept what it found in the test images."""
+        """Whether the run stored its detections."""
         return RunDirectory(self.folder).detections.is_file()
+
+    @property
+    def warning(self) -> str:
+        """Why the metrics are too high for new images; empty where nothing is known against them."""
+        if not self.training_images_evaluated:
+            return ""
+        return (
+            f"{self.name}: {self.training_images_evaluated} of the {self.images} test images are training images, so "
+            "its AP is too high for new images."
+        )
+
+    @property
+    def source(self) -> DataSource:
+        """The data set of the run, and how it was read."""
+        return DataSource.of({**self.settings, "data": self.data})
 
     @cached_property
     def scenes(self) -> list[Scene]:
-        """The test images with annotations and detections, in the order of their numbers; read once.
+        """The test images with annotations and detections, ordered by image id; read once.
 
         Raises:
-            InputError: the run kept no detections, they are damaged, or they are of other images than it was tested on.
+            InputError: the detections are missing, damaged, or of other images than the run was evaluated on.
         """
         path = RunDirectory(self.folder).detections
         scenes = read_detections(path)
         if len(scenes) != self.images:
             raise InputError(
-                f"{path} holds {len(scenes)} images, but the run was tested on {self.images}: "
-                f"`defeat evaluate {self.folder} --detections {path}` writes it anew."
+                f"{path} holds {len(scenes)} images, but the run was evaluated on {self.images}: rewrite it with "
+                f"`defeat evaluate {self.folder} --detections {path}`."
             )
         return scenes
 
     @cached_property
     def matches(self) -> list[ClassMatches]:
-        """The detections of each class, matched with the objects once; see `scenes`."""
+        """Per class, the detections of `scenes` matched with the annotated objects; computed once."""
         return match_scenes(self.scenes, len(self.per_class))
 
 
@@ -125,7 +140,7 @@ def read_run(folder: str | Path) -> RunSummary:
     """Read a run directory.
 
     Raises:
-        InputError: it is not the directory of a finished run; names the missing or damaged file.
+        InputError: it is not the directory of a finished run; the message names the missing or damaged file.
     """
     folder = Path(folder)
     _check_files(folder)
@@ -145,7 +160,7 @@ def read_run(folder: str | Path) -> RunSummary:
         settings=RunDirectory(folder).read_config(),
         data=_text(results, "data"),
         split=_text(results, "split"),
-        on_bad_data="skip" if _text(results, "on_bad_data") == "skip" else "stop",
+        training_images_evaluated=_integer(results, "training_images_evaluated") or 0,
         data_fingerprint=_text(results, "data_fingerprint"),
         metrics=_figures(results.get("metrics")),
         per_class={str(name): _figures(value) for name, value in per_class.items()}
@@ -170,14 +185,14 @@ def read_run(folder: str | Path) -> RunSummary:
 
 def _check_files(folder: Path) -> None:
     if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; name the run directory that `--out` of a training named.")
+        raise InputError(f"{folder} is not a folder; give the run directory (--out) of a training.")
     missing = [name for name in FILES if not (folder / name).is_file()]
     if not missing:
         return
     if missing == ["results.json"]:
-        raise InputError(f"{folder} is not finished: results.json is missing; continue the run with --resume.")
+        raise InputError(f"{folder} is not finished: results.json is missing; resume the run with --resume.")
     raise InputError(
-        f"{folder} is not a finished run directory: {', '.join(missing)} missing; name another folder, or train first."
+        f"{folder} is not the directory of a finished run: {', '.join(missing)} missing; give another folder."
     )
 
 
@@ -192,7 +207,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _read_log(path: Path) -> list[dict[str, float]]:
-    """Read `metrics.jsonl`, without lines that a crash tore and without steps that a resumed run did again."""
+    """Read `metrics.jsonl`, without truncated lines and without steps that a resumed run repeated."""
     log: list[dict[str, float]] = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:

@@ -1,4 +1,4 @@
-"""The comparison of runs as a table, for the terminal and the HTML report alike."""
+"""Tables of runs, for the terminal and for the HTML report."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,19 +11,19 @@ from defeat.evaluation.bootstrap import Interval
 from defeat.evaluation.evaluator import EvaluationResult
 from defeat.report.gains import Gain
 from defeat.report.runs import RunSummary
-from defeat.report.variants import MatrixResult, VariantResult
-from defeat.report.verdict import Verdict, roles, verdicts
+from defeat.report.variants import INHERITED, MatrixResult, VariantResult
+from defeat.report.verdict import BASELINE, Verdict, roles, verdicts
 
 UNKNOWN = "n/a"
 
 
 def decimal(value: float | None, digits: int = 1) -> str:
-    """A number with so many decimals; `n/a` for None."""
+    """Format a number with `digits` decimals; `n/a` for None."""
     return UNKNOWN if value is None else f"{value:.{digits}f}"
 
 
 def duration(seconds: float | None) -> str:
-    """A time as a person says it: `8 s`, `12 min`, `3 h 05 min`; `n/a` for None."""
+    """Format a time as `8 s`, `12 min` or `3 h 05 min`; `n/a` for None."""
     if seconds is None:
         return UNKNOWN
     if seconds < 59.5:
@@ -33,8 +33,8 @@ def duration(seconds: float | None) -> str:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A run, and the part of its teacher's lead that distillation won, in percent; None where that is not known."""
+class JudgedRun:
+    """A run and the share of the teacher-student gap that it closed, in percent; None where that is unknown."""
 
     run: RunSummary
     gap_closed: float | None = None
@@ -45,18 +45,18 @@ class Column:
     """A column of figures.
 
     Attributes:
-        title: what stands above it, with the unit.
-        value: reads the figure from a run; None where the run does not know it.
-        show: writes the figure.
+        title: title with unit.
+        value: reads the figure from a run; None where the run did not record it.
+        show: formats the figure.
     """
 
     title: str
-    value: Callable[[Judged], float | None]
+    value: Callable[[JudgedRun], float | None]
     show: Callable[[float | None], str] = decimal
 
 
-def _metric(name: str) -> Callable[[Judged], float | None]:
-    return lambda one: one.run.metrics.get(name)
+def _metric(name: str) -> Callable[[JudgedRun], float | None]:
+    return lambda row: row.run.metrics.get(name)
 
 
 def _percent(value: float | None) -> str:
@@ -70,16 +70,16 @@ def _scaled(value: float | None, unit: float) -> float | None:
 COLUMNS = (
     *(Column(name, _metric(name)) for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")),
     Column("VOC AP50", _metric("voc_ap50")),
-    Column("gap closed", lambda one: one.gap_closed, _percent),
-    Column("params (M)", lambda one: _scaled(one.run.parameters, 1e6), lambda value: decimal(value, 2)),
-    Column("GFLOPs", lambda one: one.run.gflops),
-    Column("latency (ms)", lambda one: one.run.latency_ms),
-    Column("file (MB)", lambda one: _scaled(one.run.model_bytes, 1e6)),
-    Column("training", lambda one: one.run.train_seconds, duration),
+    Column("gap closed", lambda row: row.gap_closed, _percent),
+    Column("params (M)", lambda row: _scaled(row.run.parameters, 1e6), lambda value: decimal(value, 2)),
+    Column("GFLOPs", lambda row: row.run.gflops),
+    Column("latency (ms)", lambda row: row.run.latency_ms),
+    Column("file (MB)", lambda row: _scaled(row.run.model_bytes, 1e6)),
+    Column("training", lambda row: row.run.train_seconds, duration),
 )
 PARTS = ("AP50", "AP75", "APs", "APm", "APl", "training time")  # the second table of a matrix
-MOST_CLASSES = 25  # more are not printed
-ACCURACY = 8  # the first columns say how good a detector is, the others what it costs
+MOST_CLASSES = 25  # a longer per-class table is not printed
+ACCURACY = 8  # number of accuracy columns; the others are costs
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,9 @@ class ComparisonRow:
 
     Attributes:
         run: the run.
-        role: `teacher`, `student alone` or `distilled (METHOD)`.
+        role: see `verdict.roles`.
         detector: family and backbone.
-        cells: what stands in each of `COLUMNS`.
+        cells: text per column of `COLUMNS`.
     """
 
     run: RunSummary
@@ -100,25 +100,25 @@ class ComparisonRow:
 
 
 def comparison_rows(runs: Sequence[RunSummary], judged: Sequence[Verdict] = ()) -> list[ComparisonRow]:
-    """A row a run: teachers first, then students alone, then distilled ones, each in the order given."""
-    closed = {one.distilled.folder: one.gap_closed for one in judged}
+    """One row per run: teachers, baselines, distilled runs, each in the order given."""
+    closed = {verdict.distilled.folder: verdict.gap_closed for verdict in judged}
     rows = [
         ComparisonRow(
             run=run,
             role=role,
             detector=" ".join(part for part in (run.family, run.backbone) if part) or UNKNOWN,
-            cells=tuple(column.show(column.value(Judged(run, closed.get(run.folder)))) for column in COLUMNS),
+            cells=tuple(column.show(column.value(JudgedRun(run, closed.get(run.folder)))) for column in COLUMNS),
         )
         for run, role in zip(runs, roles(runs), strict=True)
     ]
-    order = {"teacher": 0, "student alone": 1}
+    order = {"teacher": 0, BASELINE: 1}
     return sorted(rows, key=lambda row: order.get(row.role, 2))
 
 
 def print_comparison(runs: Sequence[RunSummary], console: Console, judged: Sequence[Verdict] | None = None) -> None:
-    """Print the table and, below it, what can be said about each distilled run.
+    """Print the table and the verdict on each distilled run.
 
-    A console too narrow for the whole table gets two: accuracy, then cost.
+    On a console too narrow for the table it is split into accuracy and cost.
     """
     judged = verdicts(runs) if judged is None else judged
     rows = comparison_rows(runs, judged)
@@ -129,6 +129,8 @@ def print_comparison(runs: Sequence[RunSummary], console: Console, judged: Seque
         console.print(_table(rows, COLUMNS[:ACCURACY], detector=False))
         console.print()
         console.print(_table(rows, COLUMNS[ACCURACY:], role=False))
+    for warning in filter(None, (run.warning for run in runs)):
+        console.print(Text(warning, style="yellow"))
     for verdict in judged:
         console.print()
         console.print(Text(verdict.sentence, style="bold"))
@@ -136,18 +138,18 @@ def print_comparison(runs: Sequence[RunSummary], console: Console, judged: Seque
             console.print(Text(verdict.caution))
 
 
-OVER_INHERITED = "over none+inherit"  # title of the column of what the terms add
+OVER_INHERITED = f"over {INHERITED}"  # title of the column with the contribution of the distillation losses
 
 
 @dataclass(frozen=True)
 class PlannedCell:
-    """A cell of a comparison, before it is trained.
+    """A cell of a comparison with its predicted cost.
 
     Attributes:
-        number: of the cell.
-        variant: how the student is trained.
-        seed: of everything random.
-        state: `done`, `begun` or nothing.
+        number: number of the cell.
+        variant: name of the variant.
+        seed: seed of the run.
+        state: `done`, `begun` or empty.
         seconds: predicted time of the whole run.
         disk_bytes: predicted size of the run directory.
     """
@@ -161,7 +163,7 @@ class PlannedCell:
 
 
 def print_cells(cells: Sequence[PlannedCell], console: Console) -> None:
-    """Print what a comparison would train, how long that takes and how much it writes."""
+    """Print the cells of a comparison, the time left and the disk space."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for title in ("cell", "method", "seed", "state", "time", "disk"):
         table.add_column(title, justify="left" if title in ("method", "state") else "right")
@@ -184,11 +186,11 @@ def print_cells(cells: Sequence[PlannedCell], console: Console) -> None:
 
 
 def print_matrix(result: MatrixResult, console: Console) -> None:
-    """Print the methods side by side: what they gained, where and at what cost, and what can be said about each."""
+    """Print gains, metrics, per-class gains and a sentence per variant."""
     gains = Table(box=None, header_style="bold", pad_edge=False)
     parts = Table(box=None, header_style="bold", pad_edge=False)
-    terms = {other.name: other.gain_over_inherited for other in result.others}
-    last = (OVER_INHERITED,) if any(terms.values()) else ()
+    over_inherited = {other.name: other.gain_over_inherited for other in result.others}
+    last = (OVER_INHERITED,) if any(over_inherited.values()) else ()
     for table, titles in (
         (gains, ("AP", "by seed", "gain", "95 % seeds", "95 % images", "gap closed", *last)),
         (parts, PARTS),
@@ -198,11 +200,11 @@ def print_matrix(result: MatrixResult, console: Console) -> None:
             table.add_column(title, justify="right", no_wrap=title != "by seed")
     gains.add_row("teacher", decimal(result.teacher.get("AP")))
     parts.add_row("teacher", *(decimal(result.teacher.get(name)) for name in PARTS[:-1]))
-    for variant in (result.alone, *result.others):
-        found = [] if variant.gain is None else gain_cells(variant.gain, variant.gap_closed)
-        if (added := terms.get(variant.name)) is not None:
-            found.append(f"{added.mean:+.1f}")
-        gains.add_row(Text(variant.name), decimal(variant.mean), by_seed(variant, result), *found)
+    for variant in (result.baseline, *result.others):
+        cells = [] if variant.gain is None else gain_cells(variant.gain, variant.gap_closed)
+        if (gain := over_inherited.get(variant.name)) is not None:
+            cells.append(f"{gain.mean:+.1f}")
+        gains.add_row(Text(variant.name), decimal(variant.mean), by_seed(variant, result), *cells)
         time = "" if variant.time_ratio is None else f"{variant.time_ratio:.2f} x"
         parts.add_row(Text(variant.name), *(decimal(variant.metrics.get(name)) for name in PARTS[:-1]), time)
     classes = _class_table(result)
@@ -212,44 +214,44 @@ def print_matrix(result: MatrixResult, console: Console) -> None:
     if unequal := result.unequal_seeds():
         console.print(f"{unequal}\n", highlight=False)
     for variant in result.others:
-        shown = variant.gain is not None and variant.gain.shown
-        console.print(Text(variant.sentence(result.images), style="bold" if shown else ""))
+        significant = variant.gain is not None and variant.gain.significant
+        console.print(Text(variant.sentence(result.images), style="bold" if significant else ""))
     if result.missing:
         console.print(f"\nNot finished yet: {', '.join(result.missing)}", style="yellow", highlight=False)
 
 
 def _class_table(result: MatrixResult) -> Table:
-    """What each method gained on each class; empty where the classes are too many to read."""
+    """Gain per class and variant; without rows where there are more than `MOST_CLASSES` classes."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("gain of class", overflow="fold")
+    table.add_column("gain per class", overflow="fold")
     gains = {other.name: other.class_gains or {} for other in result.others}
     for name in gains:
         table.add_column(Text(name), justify="right")
-    names = [name for name in result.alone.per_class if any(name in found for found in gains.values())]
+    names = [name for name in result.baseline.per_class if any(name in per_class for per_class in gains.values())]
     for name in names if len(names) <= MOST_CLASSES else ():
-        cells = (f"{found[name].mean:+.1f}" if name in found else UNKNOWN for found in gains.values())
+        cells = (f"{per_class[name].mean:+.1f}" if name in per_class else UNKNOWN for per_class in gains.values())
         table.add_row(Text(name), *cells)
     return table
 
 
 def by_seed(variant: VariantResult, result: MatrixResult) -> str:
-    """AP of each seed of the matrix, `-` for one that the variant lacks."""
-    found = dict(zip(variant.seeds, variant.ap, strict=True))
-    return " ".join(decimal(found[seed]) if seed in found else "-" for seed in result.seeds)
+    """AP per seed of the matrix, `-` for a seed that the variant lacks."""
+    ap = dict(zip(variant.seeds, variant.ap, strict=True))
+    return " ".join(decimal(ap[seed]) if seed in ap else "-" for seed in result.seeds)
 
 
 def gain_cells(gain: Gain, gap_closed: float | None) -> list[str]:
-    """Gain, both intervals and the part of the gap, as they stand in the terminal and on the page."""
-    return [f"{gain.mean:+.1f}", interval(gain.over_seeds), interval(gain.over_images), _percent(gap_closed)]
+    """Gain, interval over seeds, interval over images, gap closed."""
+    return [f"{gain.mean:+.1f}", interval_cell(gain.over_seeds), interval_cell(gain.over_images), _percent(gap_closed)]
 
 
-def interval(found: Interval | None) -> str:
-    """An interval as `-0.3 .. +2.7`; `n/a` for None."""
-    return UNKNOWN if found is None else f"{found.low:+.1f} .. {found.high:+.1f}"
+def interval_cell(interval: Interval | None) -> str:
+    """Format an interval as `-0.3 .. +2.7`; `n/a` for None."""
+    return UNKNOWN if interval is None else f"{interval.low:+.1f} .. {interval.high:+.1f}"
 
 
 def print_evaluation(result: EvaluationResult, console: Console) -> None:
-    """Print the figures of a split, of the whole and of each class."""
+    """Print the metrics of a split, overall and per class."""
     console.print(f"{result.images} images, {result.objects} objects", highlight=False)
     table = Table(box=None, header_style="bold", pad_edge=False)
     names = ("AP", "AP50", "AP75", "APs", "APm", "APl", "voc07_ap50", "voc_ap50")
@@ -258,15 +260,15 @@ def print_evaluation(result: EvaluationResult, console: Console) -> None:
         table.add_column(name, justify="right")
     rows: list[tuple[str, Mapping[str, float | None]]] = [("all", result.metrics), *result.per_class.items()]
     for title, figures in rows:
-        shown = [decimal(figures[name]) if name in figures else "" for name in names]
-        table.add_row(Text(title, style="bold" if title == "all" else ""), *shown)
+        cells = [decimal(figures[name]) if name in figures else "" for name in names]
+        table.add_row(Text(title, style="bold" if title == "all" else ""), *cells)
     console.print(table)
 
 
 def _table(
     rows: Sequence[ComparisonRow], columns: Sequence[Column], *, role: bool = True, detector: bool = True
 ) -> Table:
-    """A table of some columns; names are `Text`, because a name may hold what rich reads as markup."""
+    """A table of some columns; names are `Text`, so that rich reads no markup in them."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("run", overflow="fold")
     if role:
@@ -277,6 +279,6 @@ def _table(
         table.add_column(column.title, justify="right", no_wrap=True)
     first = COLUMNS.index(columns[0])
     for row in rows:
-        words = [row.run.name, *([row.role] if role else []), *([row.detector] if detector else [])]
-        table.add_row(*(Text(word) for word in words), *row.cells[first : first + len(columns)])
+        names = [row.run.name, *([row.role] if role else []), *([row.detector] if detector else [])]
+        table.add_row(*(Text(name) for name in names), *row.cells[first : first + len(columns)])
     return table

@@ -1,4 +1,4 @@
-"""A matrix of runs, methods times seeds, held against the same student alone."""
+"""Compares a matrix of runs, methods times seeds, with the baseline."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -10,11 +10,11 @@ import numpy as np
 from defeat.errors import InputError
 from defeat.evaluation.average_precision import Floats
 from defeat.evaluation.bootstrap import SAMPLES, interval_over_images, interval_over_seeds
-from defeat.report.gains import Bootstrap, Gain, words
+from defeat.report.gains import Bootstrap, Gain, interval_text
 from defeat.report.runs import RunSummary
-from defeat.report.verdict import differences, lead_over
+from defeat.report.verdict import differences, teacher_gap
 
-INHERITED = "none+inherit"  # the variant that has weights of the teacher, and no other help
+INHERITED = "none+inherit"  # the variant that inherits weights of the teacher and has no distillation losses
 SIZES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
@@ -23,18 +23,17 @@ class VariantResult:
     """One way to train the student, over all its seeds.
 
     Attributes:
-        name: what it is called, e.g. `none` or `defeat`.
+        name: name of the variant, e.g. `none` or `defeat+inherit`.
         seeds: the seeds, ascending.
-        ap: AP of each seed, 0..100.
-        metrics: mean over the seeds of AP and its parts by IoU and size; None where there is no such object.
-        per_class: mean AP of each class.
-        gain: against the student alone; None for that one itself.
-        class_gains: the same for each class, without an interval over seeds.
-        gain_over_inherited: against the student that inherits the teacher's weights and has no other help: what the
-            terms of a method add; None where that student is not part of the matrix, and for itself.
-        gap_closed: part of the teacher's lead over the student alone that was won, in percent; None where the teacher
-            leads by less than a point.
-        time_ratio: time spent in training over that of the student alone, mean over the seeds.
+        ap: AP per seed, 0..100.
+        metrics: mean over seeds of AP, AP50, AP75, APs, APm and APl, 0..100; None where there is no such object.
+        per_class: mean over seeds of per-class AP, 0..100.
+        gain: gain over the baseline; None for the baseline.
+        class_gains: the same per class.
+        gain_over_inherited: gain over `none+inherit`, the contribution of the distillation losses; None for itself,
+            and where the matrix has no such variant.
+        gap_closed: share of the teacher-student gap, in percent; None where the gap is below one AP point.
+        time_ratio: training time over that of the baseline, mean over seeds.
     """
 
     name: str
@@ -54,13 +53,12 @@ class VariantResult:
         return fmean(self.ap)
 
     def sentence(self, images: int) -> str:
-        """What can be said about the gain, in words."""
-        gain = self.gain
-        if gain is None:
+        """The gain in words."""
+        if self.gain is None:
             return f"{self.name}: {self.mean:.1f} AP."
-        text = f"{self.name}: {_gain_in_words(gain, images)}."
-        if (terms := self.gain_over_inherited) is not None:
-            text += f" Over a student that inherits alone: {_gain_in_words(terms, images)}."
+        text = f"{self.name}: {_gain_in_words(self.gain, images)}."
+        if self.gain_over_inherited is not None:
+            text += f" Over {INHERITED}: {_gain_in_words(self.gain_over_inherited, images)}."
         return text
 
 
@@ -69,32 +67,32 @@ def _gain_in_words(gain: Gain, images: int) -> str:
     text = f"{gain.mean:+.1f} AP"
     parts = []
     if gain.over_seeds is not None:
-        parts.append(f"{words(gain.over_seeds)} over {len(gain.by_seed)} seeds")
+        parts.append(f"{interval_text(gain.over_seeds)} over {len(gain.by_seed)} seeds")
     if gain.over_images is not None:
-        parts.append(f"{words(gain.over_images)} over {images} test images")
+        parts.append(f"{interval_text(gain.over_images)} over {images} test images")
     if parts:
         text += f" (95 %: {'; '.join(parts)})"
-    if gain.shown:
-        return f"{text}: {'a gain' if gain.mean > 0 else 'a loss'}, shown"
+    if gain.significant:
+        return f"{text}: a significant {'gain' if gain.mean > 0 else 'loss'}"
     if gain.over_seeds is None:
-        return f"{text}: not shown, one seed cannot tell it from chance"
-    return f"{text}: not shown"
+        return f"{text}: not significant, one seed gives no interval over seeds"
+    return f"{text}: not significant"
 
 
 @dataclass(frozen=True)
 class MatrixResult:
-    """Methods and seeds side by side.
+    """The result of a comparison.
 
     Attributes:
-        alone: the student alone.
-        others: the methods, in the order asked for.
-        teacher: figures of the teacher on the same split, 0..100.
+        baseline: the student without a teacher.
+        others: the other variants, in the order of the matrix.
+        teacher: metrics of the teacher on the same split, 0..100.
         images: number of test images.
-        samples: of the bootstrap over images.
-        missing: cells that are not finished.
+        samples: number of bootstrap samples over images.
+        missing: folders of unfinished cells.
     """
 
-    alone: VariantResult
+    baseline: VariantResult
     others: tuple[VariantResult, ...]
     teacher: dict[str, float | None]
     images: int
@@ -102,76 +100,81 @@ class MatrixResult:
     missing: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain dicts, for JSON."""
+        """Convert to plain dicts, for JSON."""
         return asdict(self)
 
     @property
     def best(self) -> VariantResult | None:
-        """The method that gained the most; None when there is none."""
+        """The variant with the largest gain; None without other variants."""
         return max(self.others, key=lambda other: other.gain.mean if other.gain else 0.0, default=None)
 
     @property
     def seeds(self) -> list[int]:
-        """All seeds that one of the rows has."""
-        return sorted({seed for one in (self.alone, *self.others) for seed in one.seeds})
+        """All seeds of the matrix that have a finished run."""
+        return sorted({seed for variant in (self.baseline, *self.others) for seed in variant.seeds})
 
     def unequal_seeds(self) -> str:
-        """A warning where the rows' means are over other seeds; empty where all have the same."""
-        if all(other.seeds == self.alone.seeds for other in self.others):
+        """A warning where variants have different seeds; empty where all have the same."""
+        if all(other.seeds == self.baseline.seeds for other in self.others):
             return ""
         return (
-            f"By seed: {', '.join(map(str, self.seeds))}; - stands for a run that is not there. Means of AP are over "
-            "other seeds, so compare the gains: each is over the student alone of the same seeds."
+            f"By seed: {', '.join(map(str, self.seeds))}; - marks a missing run. The mean APs are over different "
+            "seeds, so compare the gains: each is over the baseline of the same seeds."
         )
 
     def verdict(self) -> str:
-        """The answer in one sentence, for the method that gained the most."""
+        """The result in one sentence, for the variant with the largest gain."""
         best = self.best
         if best is None:
-            return f"The student alone reaches {self.alone.mean:.1f} AP; no method stands beside it yet."
+            return f"The baseline reaches {self.baseline.mean:.1f} AP; no other method has a finished run yet."
         return best.sentence(self.images)
+
+
+def baseline_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The baseline in the content of a `bench.json`; version 0.1 wrote it under the key `alone`."""
+    baseline: dict[str, Any] = content["baseline"] if "baseline" in content else content["alone"]
+    return baseline
 
 
 def compare_variants(
     variants: Mapping[str, Sequence[RunSummary]],
     teacher: Mapping[str, float | None],
-    alone: str = "none",
+    baseline: str = "none",
     samples: int = SAMPLES,
     missing: Sequence[str] = (),
 ) -> MatrixResult:
-    """Hold each variant against the student alone, seed by seed.
+    """Compare each variant with the baseline, seed by seed.
 
     Args:
-        variants: finished runs of each variant by its name; seeds that the student alone lacks are left out.
-        teacher: figures of the teacher on the same split, 0..100.
-        alone: name of the student alone.
-        samples: of the bootstrap over images, 1000 or more.
-        missing: cells that are not finished, to be named.
+        variants: finished runs by the name of their variant; seeds without a baseline are left out.
+        teacher: metrics of the teacher on the same split, 0..100.
+        baseline: name of the baseline's variant.
+        samples: bootstrap samples over images, 1000 or more.
+        missing: folders of unfinished cells.
 
     Raises:
-        InputError: there is no run of the student alone, or a run differs from it in more than the distillation.
+        InputError: there is no run of the baseline, or a run differs from it in more than the distillation.
     """
-    plain = {run.seed: run for run in variants.get(alone, ())}
-    if not plain:
-        raise InputError(f"No run of the student alone ({alone}) is finished: there is nothing to compare with.")
-    first = next(iter(plain.values()))
-    bootstrap = Bootstrap(first, samples)
+    baselines = {run.seed: run for run in variants.get(baseline, ())}
+    if not baselines:
+        raise InputError(f"No run of the baseline ({baseline}) is finished: there is nothing to compare with.")
+    bootstrap = Bootstrap(next(iter(baselines.values())), samples)
     inherited = {run.seed: run for run in variants.get(INHERITED, ())}
     results = []
     for name, runs in variants.items():
-        pairs = _pairs(plain, runs)
+        pairs = _pairs(baselines, runs)
         if not pairs:
             continue
-        for one, other in pairs:
-            if different := differences(other, one):
-                raise InputError(f"{other.name} and {one.name} can't be compared: {', '.join(different)}.")
-        result = _variant(name, pairs, teacher.get("AP"), bootstrap, name == alone)
-        if name not in (alone, INHERITED) and (others := _pairs(inherited, runs)):
-            result = replace(result, gain_over_inherited=_gain(others, bootstrap.gain(others)))
+        for reference, run in pairs:
+            if different := differences(run, reference):
+                raise InputError(f"{run.name} and {reference.name} can't be compared: {', '.join(different)}.")
+        result = _variant(name, pairs, teacher.get("AP"), bootstrap, name == baseline)
+        if name not in (baseline, INHERITED) and (inherited_pairs := _pairs(inherited, runs)):
+            result = replace(result, gain_over_inherited=_gain(inherited_pairs, bootstrap.gain(inherited_pairs)))
         results.append(result)
     return MatrixResult(
-        alone=next(result for result in results if result.name == alone),
-        others=tuple(result for result in results if result.name != alone),
+        baseline=next(result for result in results if result.name == baseline),
+        others=tuple(result for result in results if result.name != baseline),
         teacher=dict(teacher),
         images=bootstrap.images,
         samples=samples,
@@ -182,12 +185,12 @@ def compare_variants(
 def _pairs(
     baseline: Mapping[int | None, RunSummary], runs: Sequence[RunSummary]
 ) -> list[tuple[RunSummary, RunSummary]]:
-    """Each run with the baseline of its seed, where there is one, in the order of the seeds."""
+    """Each run with the baseline of its seed, where there is one, ordered by seed."""
     return [(baseline[run.seed], run) for run in sorted(runs, key=lambda run: run.seed or 0) if run.seed in baseline]
 
 
 def _gain(pairs: Sequence[tuple[RunSummary, RunSummary]], samples: Floats | None) -> Gain:
-    """What the second run of each pair gains on average, given the bootstrap's (S, K) of it."""
+    """Mean gain of the second run of each pair, given its bootstrap samples (S, K)."""
     by_seed = tuple(_ap(run) - _ap(baseline) for baseline, run in pairs)
     over_images = None if samples is None else interval_over_images(np.nanmean(samples, axis=1))
     return Gain(fmean(by_seed), by_seed, interval_over_seeds(by_seed), over_images)
@@ -198,7 +201,7 @@ def _variant(
     pairs: Sequence[tuple[RunSummary, RunSummary]],
     teacher_ap: float | None,
     bootstrap: Bootstrap,
-    is_alone: bool,
+    is_baseline: bool,
 ) -> VariantResult:
     runs = [run for _, run in pairs]
     classes = list(runs[0].per_class)
@@ -209,19 +212,21 @@ def _variant(
         metrics={key: _mean([run.metrics.get(key) for run in runs]) for key in SIZES},
         per_class={label: _mean([run.per_class[label].get("AP") for run in runs]) for label in classes},
     )
-    if is_alone:
+    if is_baseline:
         return result
     samples = bootstrap.gain(pairs)
     gain = _gain(pairs, samples)
-    lead = lead_over(fmean(_ap(alone) for alone, _ in pairs), teacher_ap)
+    gap = teacher_gap(fmean(_ap(baseline) for baseline, _ in pairs), teacher_ap)
     ratios = [
-        run.train_seconds / alone.train_seconds for alone, run in pairs if run.train_seconds and alone.train_seconds
+        run.train_seconds / baseline.train_seconds
+        for baseline, run in pairs
+        if run.train_seconds and baseline.train_seconds
     ]
-    return VariantResult(
-        **{field: getattr(result, field) for field in ("name", "seeds", "ap", "metrics", "per_class")},
+    return replace(
+        result,
         gain=gain,
         class_gains=_class_gains(classes, pairs, samples),
-        gap_closed=None if lead is None else 100 * gain.mean / lead,
+        gap_closed=None if gap is None else 100 * gain.mean / gap,
         time_ratio=fmean(ratios) if ratios else None,
     )
 
@@ -231,18 +236,18 @@ def _class_gains(
 ) -> dict[str, Gain]:
     gains = {}
     for label, name in enumerate(classes):
-        found = [(alone.per_class[name].get("AP"), run.per_class[name].get("AP")) for alone, run in pairs]
-        ahead = tuple(after - before for before, after in found if before is not None and after is not None)
-        if ahead:
+        values = [(baseline.per_class[name].get("AP"), run.per_class[name].get("AP")) for baseline, run in pairs]
+        by_seed = tuple(after - before for before, after in values if before is not None and after is not None)
+        if by_seed:
             over_images = None if samples is None else interval_over_images(samples[:, label])
-            gains[name] = Gain(fmean(ahead), ahead, interval_over_seeds(ahead), over_images)
+            gains[name] = Gain(fmean(by_seed), by_seed, interval_over_seeds(by_seed), over_images)
     return gains
 
 
 def _ap(run: RunSummary) -> float:
     value = run.metrics.get("AP")
     if value is None:
-        raise InputError(f"{run.folder}: its AP is not known, the test split has no object.")
+        raise InputError(f"{run.folder}: its AP is unknown, because the test split has no objects.")
     return value
 
 

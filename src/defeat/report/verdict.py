@@ -1,4 +1,4 @@
-"""Did distillation help? Answered only where two runs differ in nothing but the distillation."""
+"""The gain of each distilled run over its baseline, for runs that differ in nothing but the distillation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -6,14 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from defeat.assembly.settings import TrainSettings, earlier_defaults
+from defeat.assembly.earlier import earlier_defaults
+from defeat.assembly.settings import TrainSettings
 from defeat.evaluation.bootstrap import SAMPLES, Interval, interval_over_images
-from defeat.report.gains import Bootstrap
-from defeat.report.gains import words as words_of
+from defeat.report.gains import Bootstrap, interval_text
 from defeat.report.runs import RunSummary
 from defeat.settings import Role, option
 
-NOISE = 1.0  # AP points; repeating one training with other seeds moves its AP by half a point to a point
+BASELINE = "baseline"  # role of a run without a teacher that a distilled run is compared with
+NOISE = 1.0  # AP points; repeating a training with another seed changes its AP by half a point to a point
 COMPARED = {
     "family": "detector",
     "backbone": "backbone",
@@ -25,31 +26,31 @@ COMPARED = {
     "size": "image size",
     "parameters": "number of weights",
 }
-# Settings that two compared runs must share, beside what came of them.
+# Settings that two compared runs must share, in addition to the recorded values above.
 SETTINGS = {
-    one.name
-    for one in fields(TrainSettings)
-    if one.metadata["compared"] and one.metadata["role"] not in (Role.OUTPUT, Role.CELL)
+    field.name
+    for field in fields(TrainSettings)
+    if field.metadata["compared"] and field.metadata["role"] not in (Role.OUTPUT, Role.CELL)
 }
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a distilled run shows when it is held against the same student trained alone.
+    """A distilled run compared with its baseline, the same student trained without a teacher.
 
     Attributes:
         distilled: the distilled run.
-        alone: the student alone, None when no comparable run was given.
-        teacher: the teacher's run, None when it was not given or was measured on other data.
-        gain: AP points won (lost, when negative); None when it cannot be claimed.
-        gap_closed: part of the teacher's lead that was won, in percent; None without a gain or a lead of a point.
-        over_images: where the gain lies if the test set is drawn anew (95 %); None when a run kept no detections.
-        sentence: the answer in words.
-        caution: what one seed cannot tell; empty when nothing is claimed.
+        baseline: the baseline; None when no comparable run was given.
+        teacher: the teacher's run; None when it was not given or was evaluated on other data.
+        gain: AP points gained (negative: lost); None when the runs can't be compared.
+        gap_closed: share of the teacher-student gap, in percent; None without a gain or with a gap below one point.
+        over_images: 95 % interval of the gain over test images; None when a run stored no detections.
+        sentence: the result in words.
+        caution: the uncertainty of the gain in words; empty without a gain.
     """
 
     distilled: RunSummary
-    alone: RunSummary | None
+    baseline: RunSummary | None
     teacher: RunSummary | None
     gain: float | None
     gap_closed: float | None
@@ -59,87 +60,88 @@ class Verdict:
 
 
 def roles(runs: Sequence[RunSummary]) -> list[str]:
-    """What each run is: `teacher`, `student alone` or `distilled (METHOD)`.
+    """Role of each run: `teacher`, `baseline` or `distilled (METHOD)`; `detector` where no run is distilled.
 
-    A run is a teacher when a distilled run among the others had its weights as teacher, wherever it lies now.
+    A run is a teacher when its weights taught one of the distilled runs, even if its folder has moved.
     """
     distilled = [run for run in runs if run.command == "distill"]
-    found = []
+    names = []
     for run in runs:
         if run.command == "distill":
-            found.append(f"distilled ({run.method or 'unknown method'})")
+            names.append(f"distilled ({run.method or 'unknown method'})")
+        elif any(_taught(run, student) for student in distilled):
+            names.append("teacher")
         else:
-            found.append("teacher" if any(_taught(run, one) for one in distilled) else "student alone")
-    return found
+            names.append(BASELINE if distilled else "detector")
+    return names
 
 
 def differences(run: RunSummary, other: RunSummary) -> list[str]:
     """What makes two runs incomparable, in words: values that differ, and values that were not recorded."""
-    found = []
+    sentences = []
     for attribute, word in COMPARED.items():
         if attribute == "steps" and run.settings.get("patience") and other.settings.get("patience"):
-            continue  # with --patience each run ends when it has learned enough; the settings are compared below
-        mine, theirs = getattr(run, attribute), getattr(other, attribute)
-        if mine in (None, "") or theirs in (None, ""):
-            found.append(f"{word} (not recorded)")
-        elif mine != theirs:
-            found.append(f"{word} ({mine} and {theirs})")
+            continue  # --patience ends each run at its own step; the settings are compared below
+        values = getattr(run, attribute), getattr(other, attribute)
+        if any(value in (None, "") for value in values):
+            sentences.append(f"{word} (not recorded)")
+        elif values[0] != values[1]:
+            sentences.append(f"{word} ({values[0]} and {values[1]})")
     if run.settings and other.settings:
         earlier = earlier_defaults()
         for name in sorted(SETTINGS & (run.settings.keys() | other.settings.keys())):
-            mine, theirs = (one.settings.get(name, earlier.get(name)) for one in (run, other))
-            if mine != theirs:
-                found.append(f"{option(name)} ({mine} and {theirs})")
-    return found
+            first, second = (settings.get(name, earlier.get(name)) for settings in (run.settings, other.settings))
+            if first != second:
+                sentences.append(f"{option(name)} ({first} and {second})")
+    return sentences
 
 
 def verdicts(runs: Sequence[RunSummary]) -> list[Verdict]:
-    """Judge each distilled run, in the order given."""
-    by_role = list(zip(runs, roles(runs), strict=True))
-    students = [run for run, role in by_role if role == "student alone"]
-    return [_judge(run, students, teacher_of(run, runs)) for run in runs if run.command == "distill"]
+    """Compare each distilled run with its baseline, in the order given."""
+    baselines = [run for run, role in zip(runs, roles(runs), strict=True) if role == BASELINE]
+    return [_judge(run, baselines, teacher_of(run, runs)) for run in runs if run.command == "distill"]
 
 
 def teacher_of(run: RunSummary, runs: Sequence[RunSummary]) -> RunSummary | None:
-    """The run that taught a distilled one, if it is among the others."""
+    """The teacher's run of a distilled one, if it is among `runs`."""
     return next((other for other in runs if other is not run and _taught(other, run)), None)
 
 
 def _taught(teacher: RunSummary, run: RunSummary) -> bool:
-    """Whether a run is the teacher of a distilled one: by its weights, or by its folder where none are recorded."""
+    """Whether `teacher` taught `run`: by the fingerprint of its weights, or by its folder where none is recorded."""
     if teacher.fingerprint and run.teacher_fingerprint:
         return teacher.fingerprint == run.teacher_fingerprint
     return bool(run.teacher) and Path(run.teacher or "").resolve() == teacher.folder.resolve()
 
 
-def _judge(run: RunSummary, students: Sequence[RunSummary], teacher: RunSummary | None) -> Verdict:
-    if not students:
-        words = f"{run.name}: whether distillation helped cannot be said without a run of the same student alone."
-        return Verdict(run, None, teacher, None, None, words)
-    alone = min(students, key=lambda student: len(differences(run, student)))
-    different = differences(run, alone)
+def _judge(run: RunSummary, baselines: Sequence[RunSummary], teacher: RunSummary | None) -> Verdict:
+    if not baselines:
+        sentence = f"{run.name}: no gain can be given without a baseline, the same student trained without a teacher."
+        return Verdict(run, None, teacher, None, None, sentence)
+    baseline = min(baselines, key=lambda candidate: len(differences(run, candidate)))
+    different = differences(run, baseline)
     if different:
-        words = f"{run.name} and {alone.name} cannot be compared, they differ in: {', '.join(different)}."
-        return Verdict(run, None, teacher, None, None, words)
-    distilled_ap, alone_ap = run.metrics.get("AP"), alone.metrics.get("AP")
-    if distilled_ap is None or alone_ap is None:
-        words = f"{run.name} and {alone.name} cannot be compared: the AP of one of them is not known."
-        return Verdict(run, alone, teacher, None, None, words)
-    gain = distilled_ap - alone_ap
-    words = (
-        f"{run.name}: {_change(gain)} AP points against the same student alone ({alone_ap:.1f} to {distilled_ap:.1f})"
+        sentence = f"{run.name} and {baseline.name} cannot be compared, they differ in: {', '.join(different)}."
+        return Verdict(run, None, teacher, None, None, sentence)
+    distilled_ap, baseline_ap = run.metrics.get("AP"), baseline.metrics.get("AP")
+    if distilled_ap is None or baseline_ap is None:
+        sentence = f"{run.name} and {baseline.name} cannot be compared: the AP of one of them is not known."
+        return Verdict(run, baseline, teacher, None, None, sentence)
+    gain = distilled_ap - baseline_ap
+    sentence = (
+        f"{run.name}: {_change(gain)} AP points relative to the baseline ({baseline_ap:.1f} to {distilled_ap:.1f})"
     )
     teacher = teacher if teacher is not None and _same_test(run, teacher) else None
-    lead = lead_over(alone_ap, None if teacher is None else teacher.metrics.get("AP"))
-    gap_closed = 100 * gain / lead if lead is not None and gain > 0 else None
+    gap = teacher_gap(baseline_ap, None if teacher is None else teacher.metrics.get("AP"))
+    gap_closed = 100 * gain / gap if gap is not None and gain > 0 else None
     if gap_closed is not None and teacher is not None:
-        words += f", {gap_closed:.0f} % of the gap to its teacher ({teacher.metrics['AP']:.1f})"
-    samples = Bootstrap(run, SAMPLES).gain([(alone, run)])
+        sentence += f", {gap_closed:.0f} % of the gap to its teacher ({teacher.metrics['AP']:.1f})"
+    samples = Bootstrap(run, SAMPLES).gain([(baseline, run)])
     over_images = None if samples is None else interval_over_images(np.nanmean(samples, axis=1))
     caution = _caution(gain, over_images, run.images)
-    if over_images is not None and over_images.holds_zero:
-        words += ": not shown"
-    return Verdict(run, alone, teacher, gain, gap_closed, words + ".", caution, over_images)
+    if over_images is not None and over_images.contains_zero:
+        sentence += ": not significant"
+    return Verdict(run, baseline, teacher, gain, gap_closed, sentence + ".", caution, over_images)
 
 
 def _change(gain: float) -> str:
@@ -150,21 +152,21 @@ def _same_test(run: RunSummary, teacher: RunSummary) -> bool:
     return bool(run.data_fingerprint) and (run.data_fingerprint, run.split) == (teacher.data_fingerprint, teacher.split)
 
 
-def lead_over(alone_ap: float, teacher_ap: float | None) -> float | None:
-    """AP points by which a teacher leads; None when that is less than the noise of one training."""
-    lead = None if teacher_ap is None else teacher_ap - alone_ap
-    return lead if lead is not None and lead >= NOISE else None
+def teacher_gap(baseline_ap: float, teacher_ap: float | None) -> float | None:
+    """AP points between baseline and teacher; None when unknown or less than the noise of one training."""
+    gap = None if teacher_ap is None else teacher_ap - baseline_ap
+    return gap if gap is not None and gap >= NOISE else None
 
 
 def _caution(gain: float, over_images: Interval | None, images: int | None) -> str:
     text = ""
     if over_images is not None:
-        text = f"95 % interval over the {images} test images: {words_of(over_images)} AP. "
-        if over_images.holds_zero:
-            text += "It holds zero, so other test images could show no change. "
+        text = f"95 % interval over the {images} test images: {interval_text(over_images)} AP. "
+        if over_images.contains_zero:
+            text += "It contains zero: other test images could show no change. "
     if abs(gain) < NOISE:
         return text + "One seed each: differences of this size can be noise. Repeat both runs with more seeds."
     return text + (
-        "One seed each: differences below about half a point to a point can be noise, and more on a small split; "
-        "more seeds make this figure certain."
+        "One seed each: differences of about half a point to a point can be noise, and larger ones on a small split; "
+        "repeat both runs with more seeds."
     )

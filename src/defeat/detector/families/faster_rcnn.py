@@ -1,6 +1,6 @@
 """Faster R-CNN with a feature pyramid (Ren et al., NeurIPS 2015; Lin et al., CVPR 2017), from torchvision's parts.
 
-torchvision counts classes from 1 and keeps 0 for the background. That numbering stays inside this file: outside, labels
+torchvision counts classes from 1, and 0 is the background. That numbering is used only in this file: elsewhere, labels
 are 0..K-1 and the background is the last column.
 """
 
@@ -25,7 +25,7 @@ from defeat.detector.base import (
     torchvision_targets,
     valid_cells,
 )
-from defeat.detector.options import automatic, bounded, fitted_to_data, require_valid, settled
+from defeat.detector.options import automatic, bounded, fitted_to_data, require_valid, with_usual_values
 from defeat.detector.published import (
     AlignedPooling,
     ExactAnchors,
@@ -37,77 +37,76 @@ from defeat.detector.published import (
 from defeat.detector.statistics import ObjectStatistics, fit_sides
 from defeat.types import Batch, Detections, DetectorInfo, DetectorOutput, Maps, Proposals
 
-POOLED = 7  # cells of a pooled box in either direction
+POOLED = 7  # height and width of a pooled box
 STRIDES = (4, 8, 16, 32, 64)
-FULL_SIZE = 800  # pixels, at which torchvision's numbers are right
+FULL_SIZE = 800  # input size in pixels of torchvision's defaults
 
 
 @dataclass(frozen=True)
 class FasterRCNNOptions:
-    """Settings of the family; the defaults are torchvision's, and so are checkpoints made with them.
+    """Options of the family; the defaults are those of torchvision and its checkpoints.
 
-    What is `auto` follows from size and objects of the training data; without data, it is torchvision's, too.
+    `auto` options are derived from size and objects of the training data; without data, they are those of torchvision.
     """
 
     strides: ClassVar[tuple[int, ...]] = STRIDES
 
     anchor_sizes: tuple[int, ...] | Literal["auto"] = fitted_to_data(
-        (32, 64, 128, 256, 512), "anchors {} px", as_teacher=True, same_size=True
+        (32, 64, 128, 256, 512), "anchors {} px", from_teacher=True, same_size=True
     )
-    """Side of the anchors, in pixels of the resized image, one for each level from stride 4 to 64."""
+    """Side of the anchors in pixels of the resized image, one per level from stride 4 to 64."""
     rpn_pre_nms_top_n_train: int | Literal["auto"] = fitted_to_data(2000)
-    """Proposals a level kept before non-maximum suppression, in training."""
+    """Proposals per level before non-maximum suppression, in training."""
     rpn_post_nms_top_n_train: int | Literal["auto"] = fitted_to_data(2000, "{} proposals")
-    """Proposals an image kept after it, in training."""
+    """Proposals per image after non-maximum suppression, in training."""
     rpn_pre_nms_top_n_test: int | Literal["auto"] = fitted_to_data(1000)
-    """Proposals a level kept before it, in prediction."""
+    """Proposals per level before non-maximum suppression, in prediction."""
     rpn_post_nms_top_n_test: int | Literal["auto"] = fitted_to_data(1000, "{} in prediction")
-    """Proposals an image kept after it, in prediction."""
+    """Proposals per image after non-maximum suppression, in prediction."""
     rpn_batch_size_per_image: int = bounded(256, 1)
-    """Anchors an image that the RPN's loss is computed on."""
+    """Sampled anchors per image in the RPN's loss."""
     box_batch_size_per_image: int | Literal["auto"] = fitted_to_data(512, "{} of them sampled")
-    """Proposals an image that the second stage is trained on."""
+    """Sampled proposals per image in the loss of the second stage."""
     box_positive_fraction: float = bounded(0.25, 0.0, 1.0)
-    """Greatest part of positives among them."""
-    box_representation_size: int | Literal["auto"] = fitted_to_data(1024, "second stage {} wide", as_teacher=True)
+    """Maximum fraction of positives among the sampled proposals."""
+    box_representation_size: int | Literal["auto"] = fitted_to_data(1024, "second stage {} wide", from_teacher=True)
     """Width of the two hidden layers of the second stage."""
     box_score_thresh: float = bounded(0.05, 0.0, 1.0)
     """Detections with a lower score are dropped."""
     box_nms_thresh: float = bounded(0.5, 0.0, 1.0)
-    """IoU above which two detections of a class count as one."""
+    """IoU threshold of non-maximum suppression."""
     box_detections_per_img: int = bounded(100, 1)
-    """Most detections an image."""
+    """Maximum number of detections per image."""
     box_loss: Literal["smooth_l1", "l1"] = "smooth_l1"
-    """Loss of both stages' boxes: smooth_l1 (torchvision) or l1 (published configurations)."""
+    """Box loss of both stages: smooth_l1 (torchvision) or l1 (published configurations)."""
     round_anchors: bool = True
     """Whether the corners of anchors are rounded to whole pixels (published: false)."""
     aligned_pooling: bool = False
-    """Whether RoIAlign leaves out its shift of half a pixel (published: true)."""
+    """Whether RoIAlign is aligned, without a shift of half a pixel (published: true)."""
     sampling_ratio: int = bounded(2, 0)
-    """Points that RoIAlign takes of each of its cells, in either direction; 0 for as many as the cell has pixels
-    (published)."""
+    """Sampling points of RoIAlign per cell in each direction; 0 for adaptive (published)."""
     initialisation: Literal["torchvision", "published"] = "torchvision"
-    """First weights of pyramid and second stage: torchvision or published."""
+    """Initialisation of pyramid and second stage: torchvision or published."""
 
     def __post_init__(self) -> None:
-        """Refuse settings that can't work."""
+        """Refuse invalid options."""
         require_valid(self)
 
     def fitted(self, statistics: ObjectStatistics, neck_channels: int) -> "FasterRCNNOptions":
-        """The same with a number for everything that follows from the data; at 800 pixels torchvision's, but anchors.
+        """Replace `auto` by values derived from the data; at 800 pixels those of torchvision, except anchors.
 
-        Proposals are in proportion to the short side, as anchors on an object of the same relative size are to both of
-        its sides; crowded images get more, up to torchvision's. The width of the neck changes nothing.
+        Numbers of proposals are proportional to the short side; crowded images get more, up to those of torchvision.
+        `neck_channels` has no effect.
         """
         share = min(1.0, statistics.size / FULL_SIZE)
-        crowd = statistics.objects_in_an_image(0.9)
-        in_training, in_prediction = _scaled(2000, share, 16 * crowd), _scaled(1000, share, 8 * crowd)
+        objects = statistics.objects_per_image(0.9)
+        in_training, in_prediction = _scaled(2000, share, 16 * objects), _scaled(1000, share, 8 * objects)
         numbers = {
             "rpn_pre_nms_top_n_train": in_training,
             "rpn_post_nms_top_n_train": in_training,
             "rpn_pre_nms_top_n_test": in_prediction,
             "rpn_post_nms_top_n_test": in_prediction,
-            "box_batch_size_per_image": _scaled(512, share, 8 * crowd),
+            "box_batch_size_per_image": _scaled(512, share, 8 * objects),
             "box_representation_size": 1024 if statistics.size >= 512 else 512,
         }
         names = automatic(self)
@@ -118,23 +117,23 @@ class FasterRCNNOptions:
 
 
 def _scaled(full: int, share: float, least: float) -> int:
-    """Part of a number, but not less than `least` if that is not more than all of it; in steps of 16."""
+    """A fraction of a number, at least `least` and at most the number, in steps of 16."""
     return min(full, -(-int(max(full * share, least)) // 16) * 16)
 
 
 class FasterRCNN(Detector):
-    """A two-stage detector: a region proposal network, and a head that classifies each proposal with a softmax."""
+    """A two-stage detector: a region proposal network, and a head that classifies each proposal by softmax."""
 
     def __init__(
         self, core: TorchvisionFasterRCNN, backbone: Backbone, spec: DetectorSpec, options: FasterRCNNOptions
     ) -> None:
-        """Take over the parts of a torchvision model.
+        """Create it from the parts of a torchvision model.
 
         Args:
-            core: where `transform`, `rpn` and `roi_heads` are taken from.
-            backbone: the body and the pyramid that go with them.
-            spec: what the detector was built from.
-            options: settings of the family.
+            core: model whose `rpn` and `roi_heads` are used.
+            backbone: body and pyramid.
+            spec: description of the detector.
+            options: options of the family.
         """
         super().__init__()
         self.backbone = backbone
@@ -161,16 +160,17 @@ class FasterRCNN(Detector):
         )
 
     def forward_train(self, batch: Batch, negative_weight: float = 1.0) -> DetectorOutput:
-        """Compute the four losses `objectness`, `rpn_box`, `classification` and `box`, and what methods read."""
+        """Compute the losses `objectness`, `rpn_box`, `classification` and `box`, and the fields that methods read."""
         assert self.training, "forward_train needs the training mode"
-        self.rpn.negative_weight, self.rpn.annotated = negative_weight, [one.annotated for one in batch.targets]
+        self.rpn.negative_weight = negative_weight
+        self.rpn.annotated = [target.annotated for target in batch.targets]
         maps = self.forward_maps(batch)
-        targets = torchvision_targets(batch.learned, first_label=1)
+        targets = torchvision_targets(batch.training_targets, first_label=1)
         features = _by_name(maps.neck)
         boxes, rpn_losses = self.rpn(ImageList(batch.images, batch.sizes), features, targets)
         boxes, _, labels, regression_targets = self.roi_heads.select_training_samples(boxes, targets)
         if not all(self.rpn.annotated):
-            boxes, labels, regression_targets = _without_undecided(batch, boxes, labels, regression_targets)
+            boxes, labels, regression_targets = _without_ignored(batch, boxes, labels, regression_targets)
         logits, deltas = self._classify(features, boxes, batch)
         classification, box = second_stage_loss(
             logits, deltas, labels, regression_targets, self.box_loss, negative_weight
@@ -184,7 +184,7 @@ class FasterRCNN(Detector):
         return self._output(batch, losses, maps, boxes, torch.cat(labels), logits, deltas)
 
     def teach(self, batch: Batch, maps: Maps) -> DetectorOutput:
-        """Give the maps, and proposals sampled against the ground truth as in training."""
+        """Return the feature maps, and proposals sampled as in training."""
         features = _by_name(maps.neck)
         boxes, _ = self.rpn(ImageList(batch.images, batch.sizes), features)
         targets = torchvision_targets(batch.targets, first_label=1)
@@ -196,14 +196,14 @@ class FasterRCNN(Detector):
         """Detect objects, in pixels of the original images."""
         features = _by_name(self.forward_maps(batch).neck)
         proposals, _ = self.rpn(ImageList(batch.images, batch.sizes), features)
-        found, _ = self.roi_heads(features, proposals, batch.sizes)
+        outputs, _ = self.roi_heads(features, proposals, batch.sizes)
         return [
-            Detections(resize_boxes(one["boxes"], size, original), one["scores"], one["labels"] - 1)
-            for one, size, original in zip(found, batch.sizes, batch.original_sizes, strict=True)
+            Detections(resize_boxes(output["boxes"], size, original), output["scores"], output["labels"] - 1)
+            for output, size, original in zip(outputs, batch.sizes, batch.original_sizes, strict=True)
         ]
 
     def class_rows(self) -> dict[str, Tensor]:
-        """The two last layers of the second stage have a row, or four of boxes, for the background and each class."""
+        """The two last layers of the second stage have one row, or four for boxes, per class and background."""
         classes = len(self.info.classes)
         rows = torch.tensor([classes, *range(classes)])
         layers = {"cls_score": rows, "bbox_pred": rows.repeat_interleave(4)}
@@ -229,13 +229,13 @@ class FasterRCNN(Detector):
         deltas: Tensor,
     ) -> DetectorOutput:
         classes = len(self.info.classes)
-        learns = torch.is_grad_enabled()
+        with_gradient = torch.is_grad_enabled()
 
-        def score(other: list[Tensor]) -> Tensor:
-            # Methods compute in float32 with autocast off, but the maps may come from under it.
+        def score(given_boxes: list[Tensor]) -> Tensor:
+            # Methods compute in float32 without autocast, but the feature maps may have been computed under it.
             features = {name: level.float() for name, level in _by_name(maps.neck).items()}
-            with torch.set_grad_enabled(learns):
-                return _background_last(self._classify(features, other, batch)[0])
+            with torch.set_grad_enabled(with_gradient):
+                return _background_last(self._classify(features, given_boxes, batch)[0])
 
         return DetectorOutput(
             losses=losses,
@@ -253,26 +253,24 @@ class FasterRCNN(Detector):
         )
 
 
-def _without_undecided(
+def _without_ignored(
     batch: Batch, boxes: list[Tensor], labels: list[Tensor], targets: list[Tensor]
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Sampled proposals without those of images that are not annotated, but for the ones on objects."""
-    kept = [
-        label > 0 if not target.annotated else label >= 0 for label, target in zip(labels, batch.targets, strict=True)
-    ]
-    parts = [[one[keep] for one, keep in zip(part, kept, strict=True)] for part in (boxes, labels, targets)]
+    """Remove the negative proposals of unannotated images."""
+    masks = [label >= 0 if target.annotated else label > 0 for label, target in zip(labels, batch.targets, strict=True)]
+    parts = [[tensor[mask] for tensor, mask in zip(part, masks, strict=True)] for part in (boxes, labels, targets)]
     return parts[0], parts[1], parts[2]
 
 
 def _in_float32(module: nn.Module, inputs: Any, outputs: Any) -> Any:
-    """Decode boxes in float32 also under autocast, where half precision would move them by pixels."""
+    """Convert to float32 also under autocast: half precision would move decoded boxes by pixels."""
     if isinstance(outputs, Tensor):
         return outputs.float()
     return [_in_float32(module, inputs, output) for output in outputs]
 
 
 def _by_name(neck: dict[int, Tensor]) -> dict[str, Tensor]:
-    """Name the maps as torchvision's RoI pooling expects it: "0" to "3", and the coarsest, which it does not use."""
+    """Names of torchvision's RoI pooling: "0" to "3", and "4" for the coarsest level, which it does not use."""
     return {str(index): level for index, level in enumerate(neck.values())}
 
 
@@ -281,8 +279,8 @@ def _background_last(logits: Tensor) -> Tensor:
 
 
 def build(spec: DetectorSpec, weights: str) -> FasterRCNN:
-    """Build a detector from its description; `weights` is the backbone's (see `find_weights`)."""
-    options: Any = settled(FasterRCNNOptions(**spec.options))
+    """Build a detector from its description; `weights` are those of the backbone (see `find_weights`)."""
+    options: Any = with_usual_values(FasterRCNNOptions(**spec.options))
     strides = STRIDES[:-1]
     backbone = build_backbone(
         spec.backbone,
@@ -295,10 +293,10 @@ def build(spec: DetectorSpec, weights: str) -> FasterRCNN:
         extra_strides=STRIDES[-1:],
     )
     width, classes = options.box_representation_size, len(spec.classes) + 1
-    kind = AnchorGenerator if options.round_anchors else ExactAnchors
+    anchors = AnchorGenerator if options.round_anchors else ExactAnchors
     core = TorchvisionFasterRCNN(
         _Channels(spec.neck_channels),
-        rpn_anchor_generator=kind(tuple((size,) for size in options.anchor_sizes), ((0.5, 1.0, 2.0),) * 5),
+        rpn_anchor_generator=anchors(tuple((size,) for size in options.anchor_sizes), ((0.5, 1.0, 2.0),) * 5),
         rpn_pre_nms_top_n_train=options.rpn_pre_nms_top_n_train,
         rpn_post_nms_top_n_train=options.rpn_post_nms_top_n_train,
         rpn_pre_nms_top_n_test=options.rpn_pre_nms_top_n_test,
@@ -322,7 +320,7 @@ def build(spec: DetectorSpec, weights: str) -> FasterRCNN:
 
 
 class _Channels(nn.Module):
-    """Stands where torchvision wants a backbone, of which it reads the number of channels only."""
+    """Placeholder for torchvision's backbone, of which only the number of channels is read."""
 
     def __init__(self, out_channels: int) -> None:
         super().__init__()
@@ -330,7 +328,7 @@ class _Channels(nn.Module):
 
 
 def from_torchvision(core: TorchvisionFasterRCNN, classes: tuple[str, ...], name: str) -> FasterRCNN:
-    """Take over a torchvision model, weights included."""
+    """Convert a torchvision model with its weights."""
     body, fpn = core.backbone.body, core.backbone.fpn
     channels = [block[0].in_channels for block in fpn.inner_blocks]
     backbone = Backbone(
@@ -345,6 +343,6 @@ def from_torchvision(core: TorchvisionFasterRCNN, classes: tuple[str, ...], name
         mean=tuple(core.transform.image_mean),
         std=tuple(core.transform.image_std),
     )
-    detector = FasterRCNN(core, backbone, spec, settled(FasterRCNNOptions()))
+    detector = FasterRCNN(core, backbone, spec, with_usual_values(FasterRCNNOptions()))
     detector.antialias = False
     return detector

@@ -26,7 +26,8 @@ from defeat.detector.base import (
     torchvision_targets,
     valid_cells,
 )
-from defeat.detector.options import automatic, bounded, fitted_to_data, require_valid, settled
+from defeat.detector.normalisation import GroupNorm
+from defeat.detector.options import automatic, bounded, fitted_to_data, require_valid, with_usual_values
 from defeat.detector.published import ExactAnchors, initialise_pyramid, one_stage_loss
 from defeat.detector.statistics import ObjectStatistics, fit_sides
 from defeat.errors import InputError
@@ -34,48 +35,48 @@ from defeat.types import Batch, DensePredictions, Detections, DetectorInfo, Dete
 
 STRIDES = (8, 16, 32, 64, 128)
 OCTAVES = tuple(2 ** (third / 3) for third in range(3))
-FULL_SIZE = 800  # pixels, at which torchvision's numbers are right
+FULL_SIZE = 800  # input size in pixels of torchvision's defaults
 
 
 @dataclass(frozen=True)
 class RetinaNetOptions:
-    """Settings of the family; the defaults are torchvision's.
+    """Options of the family; the defaults are those of torchvision.
 
-    What is `auto` follows from size and objects of the training data; without data, it is torchvision's, too.
+    `auto` options are derived from size and objects of the training data; without data, they are those of torchvision.
     """
 
     strides: ClassVar[tuple[int, ...]] = STRIDES
 
     anchor_sizes: tuple[int, ...] | Literal["auto"] = fitted_to_data(
-        (32, 64, 128, 256, 512), "anchors {} px", as_teacher=True, same_size=True
+        (32, 64, 128, 256, 512), "anchors {} px", from_teacher=True, same_size=True
     )
-    """Side of the smallest anchor of each level, in pixels of the resized image, from stride 8 to 128; every level
-    has two more, larger by 2^(1/3) and 2^(2/3)."""
+    """Side of the smallest anchor per level in pixels of the resized image, from stride 8 to 128; every level has two
+    more, larger by 2^(1/3) and 2^(2/3)."""
     score_thresh: float = bounded(0.05, 0.0, 1.0)
     """Detections with a lower score are dropped."""
     nms_thresh: float = bounded(0.5, 0.0, 1.0)
-    """IoU above which two detections of a class count as one."""
+    """IoU threshold of non-maximum suppression."""
     detections_per_img: int = bounded(300, 1)
-    """Most detections an image."""
-    topk_candidates: int | Literal["auto"] = fitted_to_data(1000, "{} candidates a level")
-    """Most candidates a level before non-maximum suppression."""
+    """Maximum number of detections per image."""
+    topk_candidates: int | Literal["auto"] = fitted_to_data(1000, "{} candidates per level")
+    """Maximum number of candidates per level before non-maximum suppression."""
     fg_iou_thresh: float = bounded(0.5, 0.0, 1.0)
-    """An anchor that overlaps an object by at least this IoU is positive."""
+    """Anchors with at least this IoU with an object are positive."""
     bg_iou_thresh: float = bounded(0.4, 0.0, 1.0)
-    """One that overlaps every object by less than this is negative."""
-    head_norm: Literal["auto", "none", "gn"] = fitted_to_data("none", "head norm {}", as_teacher=True)
-    """Normalisation in the head: none, or gn (32 groups, or the largest number that divides the channels, as in
-    torchvision's second version), with which the head learns much sooner."""
+    """Anchors with less than this IoU with all objects are negative."""
+    head_norm: Literal["auto", "none", "gn"] = fitted_to_data("none", "head norm {}", from_teacher=True)
+    """Normalisation of the head: none, or gn (group normalisation as in torchvision's second version; the number of
+    groups is the greatest common divisor of 32 and the channels), which makes the head learn much faster."""
     loss_average: Literal["image", "batch"] = "image"
     """Losses are averaged over the positive anchors of each image and then over images (image, torchvision), or over
     those of the whole batch (batch, published configurations)."""
     round_anchors: bool = True
     """Whether sides and corners of anchors are rounded to whole pixels (published: false)."""
     initialisation: Literal["torchvision", "published"] = "torchvision"
-    """First weights of the pyramid: torchvision or published."""
+    """Initialisation of the pyramid: torchvision or published."""
 
     def __post_init__(self) -> None:
-        """Refuse settings that can't work."""
+        """Refuse invalid options."""
         require_valid(self)
         if self.bg_iou_thresh > self.fg_iou_thresh:
             raise InputError(
@@ -84,16 +85,16 @@ class RetinaNetOptions:
             )
 
     def fitted(self, statistics: ObjectStatistics, neck_channels: int) -> "RetinaNetOptions":
-        """The same with a value for everything that follows from the data.
+        """Replace `auto` by values derived from the data.
 
-        The head is normalised where a group has several channels: the coarsest maps of small images are a single cell,
-        and the norm of a single value is zero.
+        The head is normalised if a group has several channels: the coarsest feature maps of small images are a single
+        cell, and the norm of a single value is zero.
         """
         names = automatic(self)
         share = min(1.0, statistics.size / FULL_SIZE)
-        least = max(100.0, 8 * statistics.objects_in_an_image(0.9))
+        minimum = max(100.0, 8 * statistics.objects_per_image(0.9))
         values: dict[str, Any] = {
-            "topk_candidates": min(1000, round(max(1000 * share, least))),
+            "topk_candidates": min(1000, round(max(1000 * share, minimum))),
             "head_norm": "gn" if neck_channels > _groups(neck_channels) else "none",
         }
         fitted = {name: value for name, value in values.items() if name in names}
@@ -103,25 +104,25 @@ class RetinaNetOptions:
 
 
 class UpperLevels(LastLevelP6P7):  # type: ignore[misc] # torchvision has no types
-    """P6 and P7, by convolutions of stride 2, on a processor always in float32.
+    """P6 and P7, by convolutions of stride 2, on CPU always in float32.
 
-    There, the weight gradient of such a convolution on a map of one cell reads memory that was never written when it
-    is computed in bfloat16 (seen with torch 2.15), and small images have such maps.
+    In bfloat16 on CPU, the weight gradient of such a convolution on a feature map of one cell, as small images have it,
+    reads uninitialised memory (seen with torch 2.15).
     """
 
     def forward(self, pyramid: list[Tensor], body: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
-        """Add two maps, and their names, to those of the pyramid, finest first."""
+        """Append two levels and their names to the pyramid, finest first."""
         on_cpu = pyramid[-1].device.type == "cpu"
         top, last = ([maps[-1].float() if on_cpu else maps[-1]] for maps in (pyramid, body))
         with torch.autocast("cpu", enabled=False) if on_cpu else nullcontext():
             upper, names = super().forward(top, last, names)
-        return pyramid + upper[1:], names  # the levels below stay as they are
+        return pyramid + upper[1:], names  # the lower levels are unchanged
 
 
 class RetinaNet(Detector):
-    """A one-stage detector: a sigmoid for each class at every anchor, trained with the focal loss."""
+    """A one-stage detector: a sigmoid per class at every anchor, trained with the focal loss."""
 
-    # The selection of detections is torchvision's own; it reads the settings that the constructor sets.
+    # torchvision's selection of detections; it reads attributes that the constructor sets.
     _select = TorchvisionRetinaNet.postprocess_detections
 
     def __init__(
@@ -133,15 +134,15 @@ class RetinaNet(Detector):
         options: RetinaNetOptions,
         first_label: int = 0,
     ) -> None:
-        """Compose a detector.
+        """Create it from its parts.
 
         Args:
-            backbone: body and pyramid with maps at strides 8 to 128.
+            backbone: body and pyramid with feature maps at strides 8 to 128.
             head: classification and box regression.
             anchor_generator: anchors of the five levels.
-            spec: what the detector was built from.
-            options: settings of the family.
-            first_label: column of the head that belongs to the first class; torchvision's own checkpoints have 1.
+            spec: description of the detector.
+            options: options of the family.
+            first_label: column of the first class in the head; 1 in torchvision's checkpoints.
         """
         super().__init__()
         self.backbone = backbone
@@ -172,7 +173,7 @@ class RetinaNet(Detector):
         )
 
     def forward_train(self, batch: Batch, negative_weight: float = 1.0) -> DetectorOutput:
-        """Compute the losses `classification` and `box`, and what methods read."""
+        """Compute the losses `classification` and `box`, and the fields that methods read."""
         assert self.training, "forward_train needs the training mode"
         maps = self.forward_maps(batch)
         head, anchors = self._predictions(batch, maps)
@@ -188,24 +189,24 @@ class RetinaNet(Detector):
         matched: list[Tensor],
         negative_weight: float,
     ) -> dict[str, Tensor]:
-        learned = len(batch.targets)
+        count = len(batch.targets)
         if not all(target.annotated for target in batch.targets):
-            matched, learned = self._match_certain(batch, anchors)
-        targets = torchvision_targets(batch.learned, self.first_label)
+            matched, count = self._match_training_targets(batch, anchors)
+        targets = torchvision_targets(batch.training_targets, self.first_label)
         if self.loss_average == "image" and negative_weight == 1:
-            found = self.head.compute_loss(targets, head, anchors, matched)
-            losses = {"classification": found["classification"], "box": found["bbox_regression"]}
+            computed = self.head.compute_loss(targets, head, anchors, matched)
+            losses = {"classification": computed["classification"], "box": computed["bbox_regression"]}
         else:
-            given = (head["cls_logits"], head["bbox_regression"], targets, anchors, matched, self.box_coder)
-            classification, box = one_stage_loss(*given, self.loss_average, negative_weight)
+            arguments = (head["cls_logits"], head["bbox_regression"], targets, anchors, matched, self.box_coder)
+            classification, box = one_stage_loss(*arguments, self.loss_average, negative_weight)
             losses = {"classification": classification, "box": box}
-        if self.loss_average == "image":  # images from which nothing is learned must not count
-            losses = {name: loss * (len(batch.targets) / max(1, learned)) for name, loss in losses.items()}
+        if self.loss_average == "image":  # images without training targets must not count
+            losses = {name: loss * (len(batch.targets) / max(1, count)) for name, loss in losses.items()}
         return losses
 
-    def _match_certain(self, batch: Batch, anchors: list[Tensor]) -> tuple[list[Tensor], int]:
-        """As `_match`, undecided beside the objects of images that are not annotated; and how many images teach."""
-        targets = batch.learned
+    def _match_training_targets(self, batch: Batch, anchors: list[Tensor]) -> tuple[list[Tensor], int]:
+        """As `_match`, but ignore the background of unannotated images; and the number of images with a loss."""
+        targets = batch.training_targets
         matched = [
             index if target.annotated else torch.where(index < 0, Matcher.BETWEEN_THRESHOLDS, index)
             for target, index in zip(targets, self._match(targets, anchors), strict=True)
@@ -213,7 +214,7 @@ class RetinaNet(Detector):
         return matched, sum(target.annotated or len(target.labels) > 0 for target in targets)
 
     def teach(self, batch: Batch, maps: Maps) -> DetectorOutput:
-        """Give the maps and the predictions at every anchor."""
+        """Return the feature maps and the predictions at every anchor."""
         head, anchors = self._predictions(batch, maps)
         return self._output(batch, {}, maps, head, anchors, self._match(batch.targets, anchors))
 
@@ -224,32 +225,33 @@ class RetinaNet(Detector):
         head = {**head, "cls_logits": head["cls_logits"][..., self.first_label :]}
         per_level = self._anchors_per_level(maps.neck)
         split_head = {name: list(output.split(per_level, dim=1)) for name, output in head.items()}
-        found = self._select(split_head, [list(one.split(per_level)) for one in anchors], batch.sizes)
+        split_anchors = [list(image_anchors.split(per_level)) for image_anchors in anchors]
+        outputs = self._select(split_head, split_anchors, batch.sizes)
         return [
-            Detections(resize_boxes(one["boxes"], size, original), one["scores"], one["labels"])
-            for one, size, original in zip(found, batch.sizes, batch.original_sizes, strict=True)
+            Detections(resize_boxes(output["boxes"], size, original), output["scores"], output["labels"])
+            for output, size, original in zip(outputs, batch.sizes, batch.original_sizes, strict=True)
         ]
 
     def class_rows(self) -> dict[str, Tensor]:
-        """The last layer of the classification head has a row for each anchor of a cell and each class."""
+        """The last layer of the classification head has one row per anchor of a cell and class."""
         rows = torch.cat((torch.full((self.first_label,), -1), torch.arange(len(self.info.classes))))
         repeated = rows.repeat(self.anchor_generator.num_anchors_per_location()[0])
         return {f"head.classification_head.cls_logits.{kind}": repeated for kind in ("weight", "bias")}
 
     def _predictions(self, batch: Batch, maps: Maps) -> tuple[dict[str, Tensor], list[Tensor]]:
         levels = list(maps.neck.values())
-        # Boxes are decoded in float32 also under autocast, where half precision would move them by pixels.
-        head = {name: found.float() for name, found in self.head(levels).items()}  # (B, N, K) and (B, N, 4)
+        # Convert to float32 also under autocast: half precision would move decoded boxes by pixels.
+        head = {name: output.float() for name, output in self.head(levels).items()}  # (B, N, K) and (B, N, 4)
         anchors = self.anchor_generator(ImageList(batch.images, batch.sizes), levels)  # B times (N, 4)
         return head, anchors
 
     def _match(self, targets: Sequence[Target], anchors: list[Tensor]) -> list[Tensor]:
-        """Index of the object that each anchor belongs to, -1 for background, -2 for undecided."""
+        """Index of the object matched to each anchor, -1 for background, -2 for ignored."""
         return [
-            self.proposal_matcher(box_iou(target.boxes, one))
+            self.proposal_matcher(box_iou(target.boxes, image_anchors))
             if len(target.boxes)
-            else torch.full((len(one),), Matcher.BELOW_LOW_THRESHOLD, device=one.device)
-            for target, one in zip(targets, anchors, strict=True)
+            else torch.full((len(image_anchors),), Matcher.BELOW_LOW_THRESHOLD, device=image_anchors.device)
+            for target, image_anchors in zip(targets, anchors, strict=True)
         ]
 
     def _anchors_per_level(self, neck: dict[int, Tensor]) -> list[int]:
@@ -285,11 +287,11 @@ class RetinaNet(Detector):
         )
 
     def _labels(self, batch: Batch, matched: list[Tensor]) -> Tensor:
-        """(B, N) class of each anchor, K for background, -1 for undecided."""
+        """(B, N) label of each anchor, K for background, -1 for ignored."""
         labels = []
         for target, index in zip(batch.targets, matched, strict=True):
-            known = torch.cat((target.labels, target.labels.new_tensor([batch.classes])))
-            label = known[torch.where(index >= 0, index, len(target.labels))]
+            with_background = torch.cat((target.labels, target.labels.new_tensor([batch.classes])))
+            label = with_background[torch.where(index >= 0, index, len(target.labels))]
             labels.append(torch.where(index == Matcher.BETWEEN_THRESHOLDS, -1, label))
         return torch.stack(labels)
 
@@ -302,13 +304,13 @@ def _anchor_generator(sizes: tuple[int, ...], rounded: bool) -> AnchorGenerator:
 
 
 def _groups(channels: int) -> int:
-    """Groups of a normalised head: 32, or the largest number that divides the channels."""
+    """Groups of a normalised head."""
     return math.gcd(32, channels)
 
 
 def build(spec: DetectorSpec, weights: str) -> RetinaNet:
-    """Build a detector from its description; `weights` is the backbone's (see `find_weights`)."""
-    options: Any = settled(RetinaNetOptions(**spec.options))
+    """Build a detector from its description; `weights` are those of the backbone (see `find_weights`)."""
+    options: Any = with_usual_values(RetinaNetOptions(**spec.options))
     backbone = build_backbone(
         spec.backbone,
         strides=STRIDES[:3],
@@ -322,9 +324,9 @@ def build(spec: DetectorSpec, weights: str) -> RetinaNet:
     if options.initialisation == "published":
         initialise_pyramid(backbone.fpn)
     anchors = _anchor_generator(options.anchor_sizes, options.round_anchors)
-    norm = partial(nn.GroupNorm, _groups(spec.neck_channels)) if options.head_norm == "gn" else None
+    norm = partial(GroupNorm, _groups(spec.neck_channels)) if options.head_norm == "gn" else None
     head = RetinaNetHead(spec.neck_channels, anchors.num_anchors_per_location()[0], len(spec.classes), norm_layer=norm)
-    # torchvision draws the towers with a deviation of 0.01, made for 256 channels: narrower ones would give no signal.
+    # torchvision initialises the towers with a deviation of 0.01, for 256 channels; narrower towers need more.
     for tower in (head.classification_head.conv, head.regression_head.conv):
         for layer in tower.modules():
             if isinstance(layer, nn.Conv2d):
@@ -333,13 +335,13 @@ def build(spec: DetectorSpec, weights: str) -> RetinaNet:
 
 
 def from_torchvision(core: TorchvisionRetinaNet, classes: tuple[str, ...], name: str) -> RetinaNet:
-    """Take over a torchvision model, weights included."""
+    """Convert a torchvision model with its weights."""
     fpn = core.backbone.fpn
     channels = [block[0].in_channels for block in fpn.inner_blocks]
     backbone = Backbone(
         core.backbone.body, fpn, dict(zip(STRIDES[:3], channels, strict=True)), dict.fromkeys(STRIDES, 256)
     )
-    options = settled(RetinaNetOptions(head_norm="gn" if _has_group_norm(core.head) else "none"))
+    options = with_usual_values(RetinaNetOptions(head_norm="gn" if _has_group_norm(core.head) else "none"))
     spec = DetectorSpec(
         "retinanet",
         name,
@@ -356,5 +358,5 @@ def from_torchvision(core: TorchvisionRetinaNet, classes: tuple[str, ...], name:
 
 
 def _has_group_norm(head: nn.Module) -> bool:
-    """As torchvision's second version has."""
+    """Whether a head has group normalisation, as in torchvision's second version."""
     return any(isinstance(layer, nn.GroupNorm) for layer in head.modules())

@@ -1,1 +1,1 @@
-"""Distillation methods: each is one file, and one line in `defeat.distillation`."""
+"""Distillation methods, one per file; `defeat.distillation.METHODS` lists them."""

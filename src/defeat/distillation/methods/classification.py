@@ -1,4 +1,4 @@
-"""Imitation of class predictions alone (Hinton et al., 2015; for detectors Chen et al., NeurIPS 2017)."""
+"""Imitation of class predictions only (Hinton et al., 2015; for detectors Chen et al., NeurIPS 2017)."""
 
 from collections.abc import Sequence
 
@@ -12,18 +12,18 @@ from defeat.types import DetectorInfo, DetectorOutput, Progress, Target
 
 
 class Classification(Method):
-    """The student's class predictions follow the teacher's, on one group of proposals or anchors.
+    """The student's class predictions imitate the teacher's, on one group of proposals or anchors.
 
     Args:
-        student: what is known about the student.
-        teacher: what is known about the teacher.
+        student: description of the student.
+        teacher: description of the teacher.
         class_weight: weight of the term.
-        group: which predictions it is averaged over: positive, negative, all, teacher_correct (whose best class is the
-            label) or positive_teacher_correct.
+        group: which predictions it is averaged over: positive, negative, all, teacher_correct (where the teacher
+            predicts the label) or positive_teacher_correct.
         comparison: kl, KL(teacher || student), or bce, ten times the binary cross entropy (DeFeat's published code).
         temperature: temperature of the divergence, above 0.
         proposals: whose proposals two-stage detectors score: teacher, student or both.
-        warmup: part of the run over which the term rises linearly from zero, 0..1.
+        warmup: fraction of the run over which the term rises linearly from zero, 0..1.
         decay: how the term changes over the epochs: constant, linear, cosine or up_down.
 
     Raises:

@@ -11,17 +11,17 @@ from defeat.types import DetectorInfo
 
 
 class FGFI(NeckMethod):
-    """The student imitates the teacher's neck near objects: where anchors overlap an object nearly as well as the best.
+    """The student imitates the teacher's neck near objects, where anchors overlap an object almost as well as the best.
 
-    The squared difference between the teacher's map and the adapted student's, summed over the region, over twice the
-    number of its elements in the batch, averaged over the levels (equation 3 of the paper).
+    The squared difference between the teacher's map and the adapted student's, summed over the region, divided by twice
+    the number of its elements in the batch, averaged over the levels (equation 3 of the paper).
 
     Args:
-        student: what is known about the student.
-        teacher: what is known about the teacher.
+        student: description of the student.
+        teacher: description of the teacher.
         object_weight: weight of the region.
-        phi: how near: the region holds anchors whose IoU is greater than phi times the best one's, 0..1.
-        options: those of all methods that imitate maps, see `MapOptions`.
+        phi: threshold of the region: anchors whose IoU is greater than phi times the best anchor's, 0..1.
+        options: options of all methods that imitate feature maps, see `MapOptions`.
 
     Raises:
         InputError: an option is not valid, or the two necks share no stride.

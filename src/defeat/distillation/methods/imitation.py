@@ -1,4 +1,4 @@
-"""Imitation of whole maps, the plain baseline (FitNets: Romero et al., ICLR 2015, arXiv 1412.6550)."""
+"""Imitation of whole feature maps, the simplest method (FitNets: Romero et al., ICLR 2015, arXiv 1412.6550)."""
 
 from typing import Unpack
 
@@ -12,16 +12,16 @@ from defeat.types import DetectorInfo
 class Imitation(NeckMethod):
     """The student imitates the teacher's neck everywhere, or on one region.
 
-    The difference between the teacher's map and the adapted student's, summed over the region, over twice the number of
-    its elements in the batch, averaged over the levels.
+    The difference between the teacher's map and the adapted student's, summed over the region, divided by twice the
+    number of its elements in the batch, averaged over the levels.
 
     Args:
-        student: what is known about the student.
-        teacher: what is known about the teacher.
+        student: description of the student.
+        teacher: description of the teacher.
         map_weight: weight of the term.
-        region: where: whole, object (ground truth, each box on one level), near_object (FGFI's anchors) or gaussian.
-        difference: what the maps are compared by: squared, absolute or divisive.
-        options: those of all methods that imitate maps, see `MapOptions`.
+        region: whole, object (ground truth, each box on one level), near_object (FGFI's anchors) or gaussian.
+        difference: loss between the maps: squared, absolute or divisive.
+        options: options of all methods that imitate feature maps, see `MapOptions`.
 
     Raises:
         InputError: an option is not valid, or the two necks share no stride.

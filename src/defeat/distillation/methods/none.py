@@ -1,4 +1,4 @@
-"""No distillation at all: a student that only begins with weights of its teacher."""
+"""No distillation: a student that only inherits weights of its teacher."""
 
 from collections.abc import Sequence
 
@@ -9,16 +9,16 @@ from defeat.types import DetectorOutput, Progress, Target
 
 
 class NoDistillation(Method):
-    """Gives no loss: what `--inherit` took over from the teacher is all of its help.
+    """No loss: the student gets only the weights inherited with `--inherit`.
 
-    The baseline that shows what distillation adds to a student that inherits.
+    The reference that shows how much distillation adds to a student that inherits.
     """
 
-    paper = "baseline: inherited weights alone"
+    paper = "reference: inherited weights only"
     reads = ()
 
     def terms(
         self, student: DetectorOutput, teacher: DetectorOutput, targets: Sequence[Target], progress: Progress
     ) -> dict[str, Tensor]:
-        """Compute nothing."""
+        """Return no losses."""
         return {}

@@ -10,17 +10,17 @@ from defeat.types import DetectorInfo
 
 
 class TADF(NeckMethod):
-    """The student imitates the teacher's neck on objects, most at their centres, and less and less during the run.
+    """The student imitates the teacher's neck on objects, most at their centres, with a decaying weight.
 
     The squared difference between the teacher's map and the adapted student's, weighted by a Gaussian over each box,
-    over twice the sum of the weights in the batch, averaged over the levels. The paper's adaptive imitation of classes
-    and boxes is not part of it.
+    divided by twice the sum of the weights in the batch, averaged over the levels. The paper's adaptive imitation of
+    classes and boxes is not implemented.
 
     Args:
-        student: what is known about the student.
-        teacher: what is known about the teacher.
+        student: description of the student.
+        teacher: description of the teacher.
         object_weight: weight of the region.
-        options: those of all methods that imitate maps, see `MapOptions`.
+        options: options of all methods that imitate feature maps, see `MapOptions`.
 
     Raises:
         InputError: an option is not valid, or the two necks share no stride.
