@@ -67,6 +67,9 @@ def predict(arguments: Sequence[str]) -> int:
     count, rate = len(result.pictures), result.images / max(result.seconds, 1e-9)
     written = f"{count} picture{'s' * (count != 1)} and detections.json are in {keywords['out']}"
     sys.stdout.write(f"{written} ({rate:.1f} images per second)\n")
+    if result.ignored:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in result.ignored.items())
+        sys.stderr.write(f"defeat: ignored files that are neither images nor videos: {kinds}\n")
     for sentence in result.skipped:
         sys.stderr.write(f"defeat: skipped: {sentence}\n")
     return USAGE if result.skipped else 0

@@ -11,7 +11,7 @@ from PIL import Image
 from defeat.cli import main
 from defeat.detector import Detector
 from defeat.errors import InputError
-from defeat.inference.predict import find_images, predict, side_by_side
+from defeat.inference.predict import find_images, ignored_files, predict, side_by_side
 from defeat.inference.videos import VideoWriter, read_frames
 from defeat.types import Detections
 from tests.engine.tiny_runs import save_teacher
@@ -260,3 +260,12 @@ def test_an_annotation_file_that_does_not_match_is_refused(change, message, run,
         predict(run, photos, tmp_path / "out", annotations=str(path))
     with pytest.raises(InputError, match="can't be read"):
         predict(run, photos, tmp_path / "out", annotations=str(tmp_path / "nothing.json"))
+
+
+def test_ignored_files_are_counted_by_suffix(tmp_path):
+    names = ("a.jpg", "notes.txt", "sub/b.txt", "sub/c.json", ".DS_Store", "._a.jpg", "out/detections.json", "README")
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert ignored_files([tmp_path], tmp_path / "out") == {".txt": 2, ".json": 1, "without suffix": 1}
+    assert ignored_files([tmp_path / "notes.txt", tmp_path / "*.jpg"], tmp_path / "out") == {}

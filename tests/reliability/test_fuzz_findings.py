@@ -75,7 +75,7 @@ REFUSED = {
         YOLO + f"names: {{0x{'f' * 5000}: cat}}\n=====\n7 0.5 0.5 0.1 0.1",
         YOLO + f"nc: 0x{'f' * 5000}",
         f"train: {'x' * 300}\nnames: [cat]",
-        YOLO + f"path: {'x' * 300}",
+        f"train: nowhere\nnames: [cat]\npath: {'x' * 300}",
         "train: list.txt\nnames: [cat]\n=====\n\n=====\n" + "x" * 300,
         YOLO + LAUGHS + "names: *j",
         LAUGHS + "names: [cat]\ntrain: *j",
@@ -126,6 +126,8 @@ def test_hostile_files_are_refused_in_a_sentence(name, text, folders):
 
 
 def test_the_valid_variants_are_read(folders):
+    # A path that does not exist here is that of another machine: the folder of the YAML file is read.
+    assert run(TARGETS["yolo"], folders["yolo"], (YOLO + f"path: {'x' * 300}").encode())
     assert run(TARGETS["coco"], folders["coco"], coco().encode())
     corners = "<xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax>"
     box = f"<object><name>cat</name><bndbox>{corners}</bndbox></object>"

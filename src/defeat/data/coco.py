@@ -12,9 +12,9 @@ from defeat.data.coco_file import Categories, load, looks_like_coco, read_annota
 from defeat.data.coco_images import ImageFolders, ImageReader
 from defeat.data.coco_values import notes
 from defeat.data.dataset import DetectionDataset, SplitBuilder, select_classes
-from defeat.data.files import unknown_split
+from defeat.data.files import is_hidden, unknown_split
 from defeat.data.layout import Layout
-from defeat.data.pairs import ALL, RECOGNISED_BY, SPLIT_FOLDERS, is_hidden
+from defeat.data.pairs import ALL, RECOGNISED_BY, SPLIT_FOLDERS
 from defeat.data.problems import Problems
 from defeat.errors import InputError, quoted
 

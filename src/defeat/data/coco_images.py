@@ -9,9 +9,9 @@ from typing import Any
 
 from defeat.data.coco_values import MERGED, SHORTENED, identifier, integer, named, number_text_ids
 from defeat.data.dataset import LARGEST_SIDE
-from defeat.data.files import is_file, is_image, leaves_folder
+from defeat.data.files import is_file, is_image, leaves_folder, walk
 from defeat.data.images import read_header
-from defeat.data.pairs import ALL, SPLIT_FOLDERS, walk
+from defeat.data.pairs import ALL, SPLIT_FOLDERS
 from defeat.data.problems import Problems
 from defeat.errors import InputError
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -47,6 +48,19 @@ def ends_of_file(path: Path, size: int) -> bytes:
             return beginning + file.read(size)
     except (OSError, ValueError):
         return b""
+
+
+def walk(root: Path) -> Iterable[Path]:
+    """All files below a folder in the order of their names, without hidden ones and what macOS adds to archives."""
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        paths = (Path(folder, name) for name in sorted(names) if not is_hidden(name))
+        yield from (path for path in paths if path.is_file())  # not pipes and devices, which would be waited for
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is none of a data set's: hidden, or `__MACOSX`."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def is_file(path: Path) -> bool:

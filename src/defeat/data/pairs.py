@@ -4,15 +4,14 @@ Annotation files may be beside the images, in a folder of their own, or in a fol
 the same name up to the suffix; of several such images, the one in the nearest folder is taken.
 """
 
-import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal, Protocol
 
 from defeat.data.dataset import Annotation, DetectionDataset, SplitBuilder, select_classes
-from defeat.data.files import is_image, read_lines, unknown_split
+from defeat.data.files import is_image, read_lines, unknown_split, walk
 from defeat.data.images import ImageHeader, read_header
 from defeat.data.problems import Problems
 from defeat.errors import InputError
@@ -253,19 +252,6 @@ def require_size(annotation: Path | None, size: tuple[int, int] | None, image: P
         f"{annotation} is for an image of {width:.12g} x {height:.12g} pixels, but {image} has {real_width} x "
         f"{real_height}{advice}."
     )
-
-
-def walk(root: Path) -> Iterable[Path]:
-    """All files below a folder in the order of their names, without hidden ones and what macOS adds to archives."""
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if not is_hidden(name))
-        paths = (Path(folder, name) for name in sorted(names) if not is_hidden(name))
-        yield from (path for path in paths if path.is_file())  # not pipes and devices, which would be waited for
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder is none of a data set's: hidden, or `__MACOSX`."""
-    return name.startswith(".") or name == "__MACOSX"
 
 
 def _belonging(files: Sequence[Path], images: Sequence[Path], form: Format) -> list[Path]:

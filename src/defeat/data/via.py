@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from defeat.data.dataset import Annotation, DetectionDataset, finite
-from defeat.data.files import ends_of_file, read_json, read_text
+from defeat.data.files import ends_of_file, is_hidden, read_json, read_text
 from defeat.data.layout import Layout
 from defeat.data.listed import ImageFolders, ListedImage, files_of_splits, read_listed
-from defeat.data.pairs import RECOGNISED_BY, AnnotationFile, is_hidden
+from defeat.data.pairs import RECOGNISED_BY, AnnotationFile
 from defeat.data.problems import Problems
 from defeat.data.shapes import Corners, around_ellipse, around_points, number, numbers
 from defeat.errors import InputError, quoted

@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 
 from defeat.data.dataset import DetectionDataset, SplitBuilder, select_classes
-from defeat.data.files import is_file, is_image, unknown_split
+from defeat.data.files import is_file, is_hidden, is_image, unknown_split
 from defeat.data.images import read_header
 from defeat.data.layout import Layout
-from defeat.data.pairs import SPLIT_FOLDERS, Pair, Pairs, Unannotated, is_hidden
+from defeat.data.pairs import SPLIT_FOLDERS, Pair, Pairs, Unannotated
 from defeat.data.problems import Problems
 from defeat.data.yolo_description import Description, is_darknet, keys_of, read_darknet, read_yaml
 from defeat.data.yolo_folders import find_folders, label_folders

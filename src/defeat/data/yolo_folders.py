@@ -5,8 +5,8 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from defeat.data.files import absolute, is_file, is_image
-from defeat.data.pairs import ALL, RECOGNISED_BY, SPLIT_FOLDERS, walk
+from defeat.data.files import absolute, is_file, is_image, walk
+from defeat.data.pairs import ALL, RECOGNISED_BY, SPLIT_FOLDERS
 from defeat.data.problems import Problems
 from defeat.data.yolo_description import Description, read_names
 from defeat.data.yolo_labels import is_label_file

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from defeat.data.files import absolute, exists, is_file, read_lines
-from defeat.data.pairs import RECOGNISED_BY, is_hidden
+from defeat.data.files import absolute, exists, is_file, is_hidden, read_lines
+from defeat.data.pairs import RECOGNISED_BY
 from defeat.data.problems import Problems
 from defeat.errors import InputError, quoted
 

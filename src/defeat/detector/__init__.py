@@ -8,6 +8,7 @@ from typing import Any
 from defeat.detector.base import Detector, DetectorSpec
 from defeat.detector.description import default_max_size
 from defeat.detector.families import faster_rcnn, retinanet
+from defeat.detector.foreign_files import refusal
 from defeat.detector.model_files import load_model, save_model
 from defeat.detector.normalisation import Norm
 from defeat.detector.pretrained import load_torchvision, torchvision_name
@@ -124,6 +125,8 @@ def load(source: str | Path, weights: str | Path | None = None) -> Detector:
         return load_torchvision(name, weights).eval()
     if weights is not None:
         raise InputError("A file of weights can be given for a torchvision model only; a run contains its own.")
+    if Path(source).is_file():
+        raise InputError(refusal(Path(source)))
     return load_model(Path(source), build_any).eval()
 
 

@@ -2,6 +2,7 @@
 
 import glob
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -14,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
-from defeat.data.files import IMAGE_SUFFIXES
+from defeat.data.files import IMAGE_SUFFIXES, walk
 from defeat.data.images import read_header, read_image
 from defeat.detector import Detector, load
 from defeat.detector.devices import choose_device
@@ -34,12 +35,14 @@ class Predictions:
     Attributes:
         pictures: the written pictures and videos.
         skipped: a sentence per file that could not be read.
+        ignored: number of files of the given folders that are no images or videos, by suffix.
         images: number of processed images and frames.
         seconds: time spent in the detectors.
     """
 
     pictures: list[Path] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    ignored: dict[str, int] = field(default_factory=dict)
     images: int = 0
     seconds: float = 0.0
 
@@ -107,6 +110,7 @@ def predict(
     if not work.result.pictures:
         raise InputError(f"No image could be read. {work.result.skipped[0]}")
     write_into(folder, "detections.json", (json.dumps(work.records) + "\n").encode())
+    work.result.ignored = ignored_files([images] if isinstance(images, str | Path) else images, folder)
     return work.result
 
 
@@ -224,7 +228,7 @@ def _find(source: str | Path, leave_out: Path | None) -> tuple[Path, list[Path]]
         return path.parent, [path]
     suffixes = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
+        files = sorted(file for file in walk(path) if file.suffix.lower() in suffixes)
         files = _outside(files, path, leave_out)
         if not files:
             raise InputError(f"{path} contains no image or video ({', '.join(sorted(suffixes))}).")
@@ -239,6 +243,21 @@ def _find(source: str | Path, leave_out: Path | None) -> tuple[Path, list[Path]]
     if not files:
         raise InputError(f"No file matches the pattern {str(source)!r}.")
     return root, files
+
+
+def ignored_files(sources: Sequence[str | Path], leave_out: Path) -> dict[str, int]:
+    """Number of files of the given folders that are no images or videos, by suffix, without hidden ones.
+
+    Args:
+        sources: files, folders and patterns.
+        leave_out: folder of the results.
+    """
+    suffixes = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
+    counts: Counter[str] = Counter()
+    for folder in (Path(source) for source in sources if Path(source).is_dir()):
+        others = [file for file in walk(folder) if file.suffix.lower() not in suffixes]
+        counts.update(file.suffix.lower() or "without suffix" for file in _outside(others, folder, leave_out))
+    return dict(counts.most_common())
 
 
 def _outside(files: list[Path], root: Path, leave_out: Path | None) -> list[Path]:
