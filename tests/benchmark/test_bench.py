@@ -223,10 +223,10 @@ def test_fixed_and_balanced_weights_are_compared(tmp_path, teacher):
     weight = {}
     for name in ("published-weights", "default-weights", "balance-0-25", "balance-0-5", "balance-1"):
         config = yaml.safe_load((tmp_path / "m" / f"{name}-seed0" / "config.yaml").read_text())
-        weight[name] = {"object_weight": 4.0, "background_weight": 4.0} | config["method_options"]
+        weight[name] = config["method_options"]
         assert config["balance"] is None
     assert weight["published-weights"]["background_weight"] == 12
-    assert weight["default-weights"]["background_weight"] == 4
+    assert weight["default-weights"]["background_weight"] == method_defaults("defeat")["background_weight"]
     # Measured on the same batches, the weights are proportional to the ratios.
     for part in ("object_weight", "background_weight"):
         quarter, half, whole = (weight[f"balance-{ratio}"][part] for ratio in ("0-25", "0-5", "1"))

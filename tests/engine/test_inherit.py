@@ -110,12 +110,12 @@ def test_a_comparison_separates_the_gains_of_inheriting_and_of_the_terms(tmp_pat
     assert cells["none"] == cells["defeat"] != cells["none+inherit"] == cells["defeat+inherit"]
     rows = {other.name: other for other in result.others}
     assert list(rows) == methods.split(",")[1:]
-    ahead = rows["none+inherit"].ap[0] - result.alone.ap[0]
+    ahead = rows["none+inherit"].ap[0] - result.baseline.ap[0]
     assert rows["defeat+inherit"].gain.by_seed == (ahead,)
     assert rows["defeat+inherit"].gain_over_inherited.by_seed == (0.0,)
     assert rows["none+inherit"].gain_over_inherited is None
     assert rows["defeat"].gain_over_inherited.by_seed == (-ahead,)
-    assert "Over a student that inherits alone: +0.0 AP" in rows["defeat+inherit"].sentence(4)
+    assert "Over none+inherit: +0.0 AP" in rows["defeat+inherit"].sentence(4)
     page = (tmp_path / "m" / "report.html").read_text()
     assert "over none+inherit" in page
 
