@@ -11,9 +11,9 @@ from rich.console import Console
 
 from benchmarks.speed.bare import Step
 from benchmarks.speed.work import Work, training_images
-from defeat.assembly import assemble
 from defeat.assembly.run import run
 from defeat.assembly.settings import TrainSettings
+from defeat.data import DataSource
 from defeat.engine.module import DetectionModule
 
 WAIT = 300.0  # seconds until a step times out
@@ -77,20 +77,20 @@ class Stepper:
 @contextmanager
 def stepping(kept: bool) -> Iterator[None]:
     """Make runs in steppers pause after each step; with kept images they decode each image once."""
-    end_of_step, open_dataset = DetectionModule.on_train_batch_end, assemble.open_dataset
+    end_of_step, open_split = DetectionModule.on_train_batch_end, DataSource.open
 
     def pausing(module: DetectionModule, *arguments: Any) -> None:
         end_of_step(module, *arguments)
         Stepper.current.stepper.pause()
 
-    def opened(data: str, split: str, *arguments: Any) -> Any:
-        return training_images(data) if split == "train" else open_dataset(data, split, *arguments)
+    def opened(source: DataSource, split: str, *arguments: Any) -> Any:
+        return training_images(source.data) if split == "train" else open_split(source, split, *arguments)
 
     with patch.object(DetectionModule, "on_train_batch_end", pausing):
         if not kept:
             yield
             return
-        with patch.object(assemble, "open_dataset", opened):
+        with patch.object(DataSource, "open", opened):
             yield
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from defeat.assembly.settings import DistillSettings, TrainSettings
-from defeat.data import open_dataset
+from defeat.data import DataSource
 from defeat.data.loader import training_loader
 from defeat.detector import Detector, DetectorSpec, build, make_options, save_model
 from defeat.detector.options import with_usual_values
@@ -33,6 +33,8 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "retinanet": {"anchor_sizes": [16, 32, 64, 128, 256], "head_norm": "gn"},
 }
+
+OPEN = DataSource.open  # runs in steppers have another one
 
 
 @dataclass(frozen=True)
@@ -157,4 +159,4 @@ class Kept(Dataset[tuple[Tensor, Target]]):
 @cache
 def training_images(data: str) -> Kept:
     """The training images, shared by all cases."""
-    return Kept(open_dataset(data, "train"))
+    return Kept(OPEN(DataSource(data), "train"))
