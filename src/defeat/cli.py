@@ -94,6 +94,19 @@ def bench(arguments: Sequence[str]) -> int:
     return benchmark.bench(**values, method_options=method_options).exit_code
 
 
+def data(arguments: Sequence[str]) -> int:
+    """Show what a data set contains: splits, classes, sizes, problems, images that splits share."""
+    from rich.console import Console
+
+    from defeat.report.data import describe_data, print_data
+
+    keywords = _keywords("data", arguments, describe_data)
+    print_data(describe_data(**keywords, console=Console(stderr=True)), Console())
+    if keywords.get("out"):
+        sys.stderr.write(f"Page: {keywords['out']}\n")
+    return 0
+
+
 def taps(arguments: Sequence[str]) -> int:
     """List the feature maps of your own network, for --teacher-taps."""
     from defeat.inference.taps import print_taps
@@ -133,6 +146,7 @@ def demo(arguments: Sequence[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "data": data,
     "train": train,
     "distill": distill,
     "plan": plan,

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -88,7 +89,10 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         table: the boxes of all images.
         problems: phrases about skipped images and about dropped or clipped boxes.
         annotated: whether the boxes are ground truth; if not, they are detections of a teacher.
+        in_memory: whether the images are drawn or Python objects, so that their paths name no files.
     """
+
+    in_memory: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -78,6 +78,8 @@ class DemoDataset(DetectionDataset):
         InputError: invalid argument.
     """
 
+    in_memory = True
+
     def __init__(
         self,
         split: str,

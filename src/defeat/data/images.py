@@ -37,10 +37,17 @@ _UPRIGHT = {
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """Height and width of an image as stored, and after applying its EXIF orientation."""
+    """Height and width of an image as stored, and after applying its EXIF orientation.
+
+    Attributes:
+        stored: height and width in the file.
+        upright: height and width after applying the orientation.
+        oriented: whether the orientation changes the pixels.
+    """
 
     stored: tuple[int, int]
     upright: tuple[int, int]
+    oriented: bool
 
 
 def set_max_pixels(limit: int) -> None:
@@ -194,8 +201,9 @@ def read_image(path: str | Path, size: tuple[int, int], prefer_upright: bool) ->
 
 def _header(image: Image.Image) -> ImageHeader:
     width, height = image.size
-    rotated = _orientation(image) in (5, 6, 7, 8)
-    return ImageHeader((height, width), (width, height) if rotated else (height, width))
+    orientation = _orientation(image)
+    rotated = orientation in (5, 6, 7, 8)
+    return ImageHeader((height, width), (width, height) if rotated else (height, width), orientation in _UPRIGHT)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -36,6 +36,8 @@ class ObjectDataset(DetectionDataset):
         InputError: an image or its annotations have another form; the message names the index.
     """
 
+    in_memory = True
+
     def __init__(self, source: ImagesWithBoxes, classes: Sequence[str], split: str = "train") -> None:
         self.source = source
         names = select_classes(tuple(classes), None, type(source).__name__)

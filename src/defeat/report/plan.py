@@ -1,20 +1,19 @@
 """Prints a plan."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from defeat.assembly.plan import NeckCost, Plan, PlannedDetector
 from defeat.distillation.align import LevelPair
 from defeat.distillation.class_map import listed
-from defeat.report.tables import UNKNOWN, decimal, duration
+from defeat.report.tables import UNKNOWN, decimal, duration, print_table
 
 
 def print_plan(plan: Plan, console: Console) -> None:
     """Print a plan, from the data to the cost."""
-    _print_table(
+    print_table(
         console,
         ("data", "images", "boxes", "images without boxes", "median size"),
         [
@@ -22,7 +21,7 @@ def print_plan(plan: Plan, console: Console) -> None:
             for split in plan.data
         ],
     )
-    _print_table(
+    print_table(
         console,
         ("detector", "short side", "classes", "params (M)", "GFLOPs", "neck: stride x channels"),
         [_detector_row("teacher", plan.teacher), _detector_row("student", plan.student)],
@@ -38,7 +37,7 @@ def print_plan(plan: Plan, console: Console) -> None:
         for level in plan.levels
     ]
     if levels:
-        _print_table(console, ("level", "student stride", "teacher stride", "channels", "adaptation"), levels)
+        print_table(console, ("level", "student stride", "teacher stride", "channels", "adaptation"), levels)
     console.print(Text(f"classes: {_class_text(plan.classes)}"))
     ap50 = UNKNOWN if plan.teacher_ap50 is None else f"{plan.teacher_ap50:.1f}"
     console.print(
@@ -55,7 +54,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     console.print(f"method: {plan.method}, weights: {weights}\n", highlight=False)
     gradients = {name: decimal(plan.pulls[name], 2) if name in plan.pulls else "" for name in plan.losses}
     rows = [(name, f"{value:.3f}", gradients[name]) for name, value in plan.losses.items()]
-    _print_table(console, ("loss in the first step", "value", "gradient (detector = 1)"), rows)
+    print_table(console, ("loss in the first step", "value", "gradient (detector = 1)"), rows)
     console.print(
         f"cost on this machine: {1000 * plan.step_seconds:.0f} ms per step, {duration(plan.epoch_seconds)} per epoch, "
         f"{duration(plan.run_seconds)} for all {plan.steps} steps; memory {plan.memory_bytes / 1e9:.1f} GB, "
@@ -92,17 +91,6 @@ def _class_text(classes: dict[str, list[str]]) -> str:
     if not pairs:
         return "none is shared; only features are learned"
     return f"{len(pairs)} of {len(classes)} shared: {listed(pairs, 20)}"
-
-
-def _print_table(console: Console, titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for index, title in enumerate(titles):
-        is_text = index == 0 or title in ("adaptation", "neck: stride x channels")
-        table.add_column(title, justify="left" if is_text else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    console.print(table)
-    console.print()
 
 
 def _neck_text(costs: Sequence[NeckCost]) -> str:

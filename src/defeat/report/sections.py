@@ -19,10 +19,10 @@ KIND_WORDS = {
 }
 
 
-def bar(value: float | None, percent: float, shade: int) -> str:
+def bar(value: float | None, percent: float, shade: int, digits: int = 1) -> str:
     """A figure with a bar of `percent` of the full length, in the colour of a series."""
     style = f"--part:{percent:.1f}%;--line:var(--series-{shade % SHADES})"
-    return f'<div class="bar"><i style="{style}"></i><span>{decimal(value)}</span></div>'
+    return f'<div class="bar"><i style="{style}"></i><span>{decimal(value, digits)}</span></div>'
 
 
 def mistakes_section(runs: Sequence[RunSummary]) -> str:

@@ -1,6 +1,6 @@
 """Tables of runs, for the terminal and for the HTML report."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -20,6 +20,18 @@ UNKNOWN = "n/a"
 def decimal(value: float | None, digits: int = 1) -> str:
     """Format a number with `digits` decimals; `n/a` for None."""
     return UNKNOWN if value is None else f"{value:.{digits}f}"
+
+
+def print_table(console: Console, titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table and an empty line; the first column is text, the others are numbers."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for index, title in enumerate(titles):
+        is_text = index == 0 or title in ("adaptation", "neck: stride x channels")
+        table.add_column(title, justify="left" if is_text else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table)
+    console.print()
 
 
 def duration(seconds: float | None) -> str:

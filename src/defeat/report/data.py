@@ -1,0 +1,270 @@
+"""A data set as a user sees it: figures of its splits, problems, leaks between splits, images with their boxes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from html import escape
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.text import Text
+from torchvision.transforms.v2.functional import resize
+
+from defeat.assembly.settings import read_class_map
+from defeat.data import DataSource, DetectionDataset, OnBadData
+from defeat.data.export import ExportLayout, export_dataset
+from defeat.data.hold_out import HoldOutBy
+from defeat.data.pairs import Unannotated
+from defeat.data.source import EVALUATION_SPLITS
+from defeat.data.summary import Duplicate, SplitSummary, near_duplicates, summarise
+from defeat.detector import load
+from defeat.distillation import ClassMap, renamed_classes
+from defeat.errors import InputError
+from defeat.files import write_into
+from defeat.inference.drawing import draw_target
+from defeat.report.html import page
+from defeat.report.pictures import SHORT_SIDE, Panel, Strip, data_uri
+from defeat.report.sections import bar, strip_card
+from defeat.report.tables import decimal, print_table
+
+EXAMPLES = 6  # images of each split that are drawn
+LISTED = 10  # duplicates that are printed
+DRAWN = 6  # duplicates that are drawn
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """Figures of a data set.
+
+    Attributes:
+        path: path of the data set.
+        splits: summaries of the splits.
+        duplicates: images of different splits that look the same; empty where they were not compared.
+        warnings: what makes training or evaluation on it useless, in sentences.
+        class_map: what is known about the classes of a teacher, in sentences.
+    """
+
+    path: str
+    splits: tuple[SplitSummary, ...]
+    duplicates: tuple[Duplicate, ...] = ()
+    warnings: tuple[str, ...] = ()
+    class_map: tuple[str, ...] = field(default=())
+
+
+def describe_data(
+    path: str,
+    out: str | None = None,
+    compare: Literal["yes", "no"] = "yes",
+    teacher: str | None = None,
+    class_map: str | None = None,
+    export: ExportLayout | None = None,
+    export_to: str | None = None,
+    on_bad_data: OnBadData = "stop",
+    unannotated: Unannotated = "auto",
+    images: str | None = None,
+    hold_out: float | None = None,
+    hold_out_by: HoldOutBy = "file",
+    console: Console | None = None,
+) -> DataReport:
+    """Summarise a data set, and optionally write a page with example images.
+
+    Args:
+        path: folder or file of a data set, or demo.
+        out: HTML page to write, with example images and their boxes.
+        compare: whether to look for near-duplicates in different splits, which decodes all images: yes or no.
+        teacher: run directory of a teacher, or a torchvision model, whose classes are matched to those of the data.
+        class_map: YAML file with a line `teacher's class: class of the data` for each class whose names differ.
+        export: layout in which to write all splits to the folder `export_to`: coco, yolo or voc.
+        export_to: new folder for the data set in another layout.
+        on_bad_data: what to do if files are broken or missing: stop and list them, or skip and count their images.
+        unannotated: what images without an annotation file are: background, to drop, an error, or auto: background
+            where the layout names the image, else an error.
+        images: folder of the images of a COCO file, where they are not beside it.
+        hold_out: share of the images, such as 0.2, to hold out as the split val, where the data has none.
+        hold_out_by: what stays together in hold_out: file, folder or prefix.
+        console: console for progress; None for no progress.
+
+    Returns:
+        The figures.
+
+    Raises:
+        InputError: the data, the teacher or the page is not valid.
+    """
+    require_page(out)
+    if (export is None) != (export_to is None):
+        raise InputError("--export and --export-to belong together: a layout (coco, yolo or voc) and a new folder.")
+    source = DataSource(path, on_bad_data, unannotated, images, hold_out, hold_out_by)
+    datasets = {name: source.open(name, console=console) for name in _ordered(source.split_names())}
+    report = DataReport(
+        path=path,
+        splits=tuple(summarise(dataset) for dataset in datasets.values()),
+        duplicates=tuple(near_duplicates(datasets, console)) if compare == "yes" else (),
+        warnings=tuple(_warnings(datasets)),
+        class_map=() if teacher is None else tuple(_class_map(datasets, teacher, class_map)),
+    )
+    if export is not None and export_to is not None:
+        notes = export_dataset(datasets, export_to, export, console=console)
+        report = replace(report, warnings=(*report.warnings, *notes))
+    if out is not None:
+        file = Path(out)
+        write_into(file.parent, file.name, render_data(report, datasets).encode())
+    return report
+
+
+def print_data(report: DataReport, console: Console) -> None:
+    """Print the figures of a data set."""
+    heads = ("split", "images", "without objects", "boxes", "box side (px)", "image size (px)")
+    print_table(console, heads, [_row(split) for split in report.splits])
+    names = _class_names(report.splits)
+    rows = [(name, *(str(split.per_class.get(name, 0)) for split in report.splits)) for name in names]
+    print_table(console, ("class", *(split.split for split in report.splits)), rows)
+    for split in report.splits:
+        if split.notes:
+            console.print(Text(f"{split.split}: {', '.join(split.notes)}", style="yellow"))
+    for sentence in (*report.warnings, *_leaks(report), *report.class_map):
+        console.print(Text(sentence, style="yellow"))
+
+
+def render_data(report: DataReport, datasets: Mapping[str, DetectionDataset]) -> str:
+    """Render the page of a data set.
+
+    Args:
+        report: its figures.
+        datasets: its splits, for pictures.
+    """
+    sentences = [*report.warnings, *_leaks(report), *report.class_map]
+    sentences += [f"{split.split}: {', '.join(split.notes)}" for split in report.splits if split.notes]
+    sections = [
+        f'<header><h1>{escape(Path(report.path).name or report.path)}</h1><p class="soft">Figures of the data set.</p>'
+        + "".join(f'<p class="caution">{escape(sentence)}</p>' for sentence in sentences)
+        + "</header>",
+        "<h2>Splits</h2>",
+        _splits_table(report.splits),
+        "<h2>Boxes per class</h2>",
+        _classes_table(report.splits),
+        _duplicates_section(report.duplicates, datasets),
+    ]
+    for name, dataset in datasets.items():
+        panels = tuple(_panel(dataset, index) for index in _evenly_spaced(len(dataset), EXAMPLES))
+        sections.append(strip_card(Strip(f"Images of {name}", panels)))
+    return page(f"Data set {Path(report.path).name}", sections)
+
+
+def _ordered(names: Sequence[str]) -> list[str]:
+    """Splits that don't repeat others, in the usual order; VOC's `trainval` is `train` and `val` together."""
+    kept = [name for name in names if name != "trainval" or not {"train", "val"} <= set(names)]
+    order = ["train", *EVALUATION_SPLITS]
+    return sorted(kept, key=lambda name: (order.index(name) if name in order else len(order), name))
+
+
+def _warnings(datasets: Mapping[str, DetectionDataset]) -> list[str]:
+    sentences = []
+    if not any(name in datasets for name in EVALUATION_SPLITS):
+        sentences.append("There is no split to evaluate on: hold out a share with --hold-out 0.2.")
+    for name, dataset in datasets.items():
+        if not len(dataset.table.labels):
+            sentences.append(f"No image of {name} contains an object.")
+    counts = [summarise(dataset).per_class for dataset in datasets.values()]
+    names = dict.fromkeys(name for per_class in counts for name in per_class)
+    absent = [name for name in names if not any(per_class.get(name) for per_class in counts)]
+    if absent:
+        sentences.append(f"No split has a box of {', '.join(absent)}: leave the class out with --classes.")
+    return sentences
+
+
+def _class_map(datasets: Mapping[str, DetectionDataset], teacher: str, class_map: str | None) -> list[str]:
+    classes = next(iter(datasets.values())).classes
+    names = {} if class_map is None else read_class_map(class_map)
+    known = renamed_classes(load(teacher).info, classes, names).classes
+    sentences = ClassMap(classes, known).describe()
+    return sentences or ["The teacher has the classes of the data."]
+
+
+def _leaks(report: DataReport) -> list[str]:
+    if not report.duplicates:
+        return []
+    lines = [
+        f"{pair.names[1]} ({pair.splits[1]}) looks like {pair.names[0]} ({pair.splits[0]})"
+        for pair in report.duplicates
+    ]
+    more = f" and {len(lines) - LISTED} more" if len(lines) > LISTED else ""
+    return [
+        f"{len(lines)} images look like an image of another split, so that AP there is too high for new images: "
+        f"{'; '.join(lines[:LISTED])}{more}. Divide the data anew, with such images on one side."
+    ]
+
+
+def _row(split: SplitSummary) -> tuple[str, ...]:
+    sides = "" if split.box_sides is None else " | ".join(decimal(side, 0) for side in split.box_sides)
+    sizes = " .. ".join(dict.fromkeys(f"{width} x {height}" for height, width in split.image_sizes[::2]))
+    return split.split, str(split.images), str(split.background), str(split.boxes), sides, sizes
+
+
+def _class_names(splits: Sequence[SplitSummary]) -> list[str]:
+    return list(dict.fromkeys(name for split in splits for name in split.per_class))
+
+
+def _splits_table(splits: Sequence[SplitSummary]) -> str:
+    heads = ("split", "images", "without objects", "boxes", "box side (px): 5 %, median, 95 %", "image size (px)")
+    rows = []
+    for split in splits:
+        name, *cells = _row(split)
+        rows.append(f'<th scope="row">{escape(name)}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in cells))
+    return _table(heads, rows)
+
+
+def _classes_table(splits: Sequence[SplitSummary]) -> str:
+    most = max((count for split in splits for count in split.per_class.values()), default=0) or 1
+    rows = []
+    for name in _class_names(splits):
+        counts = [split.per_class.get(name, 0) for split in splits]
+        cells = [bar(count, 100 * count / most, shade, digits=0) for shade, count in enumerate(counts)]
+        bars = "".join(f"<td>{cell}</td>" for cell in cells)
+        rows.append(f'<th scope="row">{escape(name)}</th>{bars}')
+    return _table(("class", *(split.split for split in splits)), rows)
+
+
+def _table(heads: Sequence[str], rows: Sequence[str]) -> str:
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return f'<div class="card scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _duplicates_section(duplicates: Sequence[Duplicate], datasets: Mapping[str, DetectionDataset]) -> str:
+    if not duplicates:
+        return ""
+    cards = []
+    for duplicate in duplicates[:DRAWN]:
+        panels = [
+            Panel(f"{split}: {name}", _picture(datasets[split], index))
+            for split, index, name in zip(duplicate.splits, duplicate.indices, duplicate.names, strict=True)
+        ]
+        cards.append(strip_card(Strip(f"{duplicate.distance} of 256 bits differ", tuple(panels))))
+    return "<h2>Images that two splits share</h2>" + "".join(cards)
+
+
+def _panel(dataset: DetectionDataset, index: int) -> Panel:
+    boxes = len(dataset.target(index).labels)
+    return Panel(f"{dataset.samples[index].name}, {boxes} boxes", _picture(dataset, index))
+
+
+def _picture(dataset: DetectionDataset, index: int) -> str:
+    """An image with its boxes, as a data URI."""
+    image, target = dataset[index]
+    small = resize(image, [SHORT_SIDE], antialias=True)
+    return data_uri(draw_target(small, target.resized((small.shape[-2], small.shape[-1])), dataset.classes))
+
+
+def _evenly_spaced(count: int, most: int) -> list[int]:
+    chosen = min(count, most)
+    return [index * count // chosen for index in range(chosen)]
+
+
+def require_page(out: str | None) -> None:
+    """Refuse a page that can't be written, before the images are compared.
+
+    Raises:
+        InputError: it is a folder.
+    """
+    if out is not None and Path(out).is_dir():
+        raise InputError(f"--out {out} is a folder; name an HTML file.")
