@@ -159,7 +159,9 @@ def test_a_folder_instead_of_a_file_of_a_run_is_refused(name, run):
 
 
 def test_a_file_instead_of_a_run_is_refused(run):
-    assert "is not a run directory" in refusal(load, run / "model.safetensors")
+    assert f"is not a run directory but a file of one: give the folder, {run}" in refusal(
+        load, run / "model.safetensors"
+    )
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -320,6 +320,9 @@ def test_an_image_of_several_splits_is_one_file_in_voc(tmp_path):
     assert export_dataset(splits, tmp_path / "voc", "voc") == []
     assert len(list((tmp_path / "voc/JPEGImages").iterdir())) == 2
     assert [len(open_dataset(tmp_path / "voc", split)) for split in splits] == [1, 2]
+    twice = both.subset([0, 0], "train")
+    export_dataset({"train": twice}, tmp_path / "twice", "voc")
+    assert len(open_dataset(tmp_path / "twice", "train")) == 2
     notes = export_dataset(splits, tmp_path / "coco", "coco")
     assert notes == ["1 images are in several splits (each has a copy)"]
     with pytest.raises(InputError, match="'train' and 'trainval' would both be train"):

@@ -104,25 +104,23 @@ class _Images:
         indices: Iterable[int] = range(len(dataset))
         if console is not None:
             indices = track(indices, f"Writing {escape(split)}", len(dataset), console=console, transient=True)
+        written: set[str] = set()
         for index in indices:
             sample, annotations = dataset.samples[index], _annotations(dataset, index)
-            name = self._file_name(dataset, index, folder, annotations)
+            # In layouts with one folder, an image of several splits with the same objects is one file.
+            key = (sample.path, sample.size, sample.prefer_upright, tuple(annotations))
+            name = self._names.get(key)
+            if name is None or name in written:
+                name = self._files.write(dataset, index, folder)
+            if self._writer.is_shared and not dataset.in_memory:
+                self._names[key] = name
+            written.add(name)
             yield ExportedImage(name, sample.image_id, sample.size, annotations)
 
     def notes(self) -> list[str]:
         """A phrase for each kind of change."""
         repeated = [f"{self._repeated} images are in several splits (each has a copy)"] if self._repeated else []
         return [*self._files.notes(), *repeated]
-
-    def _file_name(self, dataset: DetectionDataset, index: int, folder: str, annotations: Sequence[Annotation]) -> str:
-        if dataset.in_memory or not self._writer.is_shared:
-            return self._files.write(dataset, index, folder)
-        # An image of several splits with the same objects is one file.
-        sample = dataset.samples[index]
-        key = (sample.path, sample.size, sample.prefer_upright, tuple(annotations))
-        if key not in self._names:
-            self._names[key] = self._files.write(dataset, index, folder)
-        return self._names[key]
 
 
 def _annotations(dataset: DetectionDataset, index: int) -> list[Annotation]:

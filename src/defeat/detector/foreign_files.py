@@ -51,6 +51,8 @@ def refusal(path: Path) -> str:
     Args:
         path: an existing file.
     """
+    if (path.parent / "model.json").is_file():
+        return f"{path} is not a run directory but a file of one: give the folder, {path.parent}."
     own = "A detector of this library is a run directory, with model.json and model.safetensors."
     if path.suffix.lower() in SUFFIXES:
         kind = SUFFIXES[path.suffix.lower()]
