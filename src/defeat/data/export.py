@@ -109,7 +109,7 @@ class _Images:
             sample, annotations = dataset.samples[index], _annotations(dataset, index)
             # In layouts with one folder, an image of several splits with the same objects is one file.
             key = (sample.path, sample.size, sample.prefer_upright, tuple(annotations))
-            name = self._names.get(key)
+            name = None if dataset.in_memory else self._names.get(key)
             if name is None or name in written:
                 name = self._files.write(dataset, index, folder)
             if self._writer.is_shared and not dataset.in_memory:
