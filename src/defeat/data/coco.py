@@ -12,7 +12,7 @@ from defeat.data.coco_file import Categories, load, looks_like_coco, read_annota
 from defeat.data.coco_images import ImageFolders, ImageReader
 from defeat.data.coco_values import notes
 from defeat.data.dataset import DetectionDataset, SplitBuilder, select_classes
-from defeat.data.files import is_hidden, unknown_split
+from defeat.data.files import hidden_below, unknown_split
 from defeat.data.layout import Layout
 from defeat.data.pairs import ALL, RECOGNISED_BY, SPLIT_FOLDERS
 from defeat.data.problems import Problems
@@ -167,7 +167,7 @@ def _ambiguous(path: Path, files: Sequence[Path]) -> InputError:
 
 def _visible(folder: Path, pattern: str) -> list[Path]:
     """Paths in a folder in the order of their names, without what macOS adds."""
-    return sorted(path for path in folder.glob(pattern) if not any(map(is_hidden, path.relative_to(folder).parts)))
+    return sorted(path for path in folder.glob(pattern) if not hidden_below(folder, path))
 
 
 def _annotation_files(folder: Path, pattern: str = "*.json", surely: bool = False) -> list[Path]:

@@ -1,6 +1,5 @@
 """Content of a COCO file: its categories, and its annotations by image."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Collection
@@ -21,7 +20,7 @@ from defeat.data.coco_values import (
     numbers_of,
 )
 from defeat.data.dataset import Annotation, finite
-from defeat.data.files import is_file, read_text
+from defeat.data.files import is_file, read_json
 from defeat.data.problems import Problems
 from defeat.errors import InputError, quoted
 
@@ -68,11 +67,7 @@ def looks_like_coco(file: Path) -> bool:
 
 def load(file: Path) -> dict[str, Any]:
     """Read a file: lists of images and categories, and a list of annotations or null."""
-    text = read_text(file)
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError also for a number with thousands of digits
-        raise InputError(f"{file} is not well-formed JSON: {error}.") from error
+    content = read_json(file)
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
         raise InputError(f"{file} is not a COCO file: it has no list of 'images'.")
     for key in ("annotations", "categories"):

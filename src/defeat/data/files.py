@@ -63,6 +63,11 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
+def hidden_below(folder: Path, path: Path) -> bool:
+    """Whether a file below a folder is hidden, or in a hidden folder."""
+    return any(map(is_hidden, path.relative_to(folder).parts))
+
+
 def is_file(path: Path) -> bool:
     """Whether a file exists; false for an invalid name."""
     return exists(path) and path.is_file()

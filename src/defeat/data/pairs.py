@@ -5,7 +5,7 @@ the same name up to the suffix; of several such images, the one in the nearest f
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal, Protocol
@@ -31,7 +31,7 @@ SPLIT_FOLDERS = {
 _LIST_FOLDERS = ("ImageSets/Main", "ImageSets", ".")
 _LIST_NAME = re.compile(r"(?P<split>.+?)(?:_list)?")
 # A line of a list that says which images contain a class: `000005 -1`.
-_CLASS_FLAG = re.compile(r"\s+(-1|0|1)$")
+CLASS_FLAG = re.compile(r"\s+(-1|0|1)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,24 +178,39 @@ def read_pairs(
     if split not in pairs.splits:
         raise unknown_split(pairs.root, split, sorted(pairs.splits))
     contents = {path: parsed(form, path) for path in pairs.annotations}
-    available = {
-        annotation.name
-        for content in contents.values()
-        if isinstance(content, AnnotationFile)
-        for annotation in content.annotations
-    }
-    for content in contents.values():
-        if isinstance(content, InputError) and not (problems.skip and available):
-            problems.add(content)
-    if problems.messages and not available:
-        raise problems.no_usable_image(pairs.root, "")
+    available = class_names(contents.values(), pairs.root, problems)
     if pairs.ignored:
         problems.notes.append(f"{pairs.ignored} other {form.suffix} files ignored")
-    builder = SplitBuilder(select_classes(sorted(available), classes, pairs.root), problems)
+    builder = SplitBuilder(select_classes(available, classes, pairs.root), problems)
     for pair in problems.track(pairs.chosen(split, unannotated, problems)):
         with problems.skip_broken_image():
             add_pair(builder, pair, None if pair.annotation is None else contents[pair.annotation])
     return builder.finish(pairs.root.resolve().name, split, pairs.root)
+
+
+def class_names(contents: Collection[AnnotationFile | InputError], origin: object, problems: Problems) -> list[str]:
+    """Sorted names of the classes in annotation files; a broken file is a problem, of whichever split it is.
+
+    Args:
+        contents: contents of the files, or why they are broken.
+        origin: the data set, for messages.
+        problems: gets the problems of the files.
+
+    Raises:
+        InputError: files are broken, and no other names a class.
+    """
+    names = {
+        annotation.name
+        for content in contents
+        if isinstance(content, AnnotationFile)
+        for annotation in content.annotations
+    }
+    for content in contents:
+        if isinstance(content, InputError) and not (problems.skip and names):
+            problems.add(content)
+    if problems.messages and not names:
+        raise problems.no_usable_image(origin, "")
+    return sorted(names)
 
 
 def parsed(form: Format, path: Path) -> AnnotationFile | InputError:
@@ -331,7 +346,7 @@ def _lists(root: Path, pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
 def _resolved(line: str, known: Mapping[str, Pair]) -> Pair:
     """The pair that a line of a list names; one without files for a line that names none."""
     nothing = Pair(line, None, None)
-    if _CLASS_FLAG.search(line):
+    if CLASS_FLAG.search(line):
         return nothing
     # PaddleDetection writes the annotation file behind the image.
     for text in (line, line.split()[0]):

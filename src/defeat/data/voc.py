@@ -16,7 +16,18 @@ from defusedxml.common import DefusedXmlException
 from defeat.data.dataset import Annotation, DetectionDataset, SplitBuilder, finite, select_classes
 from defeat.data.files import IMAGE_SUFFIXES, find_image, is_file, leaves_folder, read_lines, unknown_split
 from defeat.data.layout import Layout
-from defeat.data.pairs import AnnotationFile, Pair, Pairs, Unannotated, add_pair, find_pairs, parsed, read_pairs
+from defeat.data.pairs import (
+    CLASS_FLAG,
+    AnnotationFile,
+    Pair,
+    Pairs,
+    Unannotated,
+    add_pair,
+    class_names,
+    find_pairs,
+    parsed,
+    read_pairs,
+)
 from defeat.data.problems import Problems
 from defeat.errors import InputError
 
@@ -24,8 +35,6 @@ LOOKED_FOR = "a VOC folder (Annotations, JPEGImages and ImageSets/Main, or a fol
 _ROOT = re.compile(rb"<annotation[\s>]")
 _BEGINNING = 4096  # bytes in which the root element begins
 _PARTS = ("Annotations", "JPEGImages", "ImageSets/Main")
-# A line of the lists that say which images contain a class: `000005 -1`.
-_FLAG = re.compile(r"\s+(-1|0|1)$")
 
 # Values written by annotation tools; "unspecified" is the usual text of an empty field.
 _FLAGS = {"": False, "0": False, "false": False, "unspecified": False, "1": True, "true": True}
@@ -110,13 +119,8 @@ def read(
         raise unknown_split(origin, split, split_names(parts))
     contents = {part.folder: _read_annotations(part.folder) for part in parts}
     files = [file for folder in contents.values() for file in folder.values()]
-    available = {box.name for file in files if isinstance(file, AnnotationFile) for box in file.annotations}
-    for file in files:
-        if isinstance(file, InputError) and not (problems.skip and available):
-            problems.add(file)
-    if problems.messages and not available:
-        raise problems.no_usable_image(origin, "")
-    builder = SplitBuilder(select_classes(sorted(available), classes, origin), problems)
+    available = class_names(files, origin, problems)
+    builder = SplitBuilder(select_classes(available, classes, origin), problems)
     for folder, part_split in selected:
         if part_split in _splits(folder):
             prefix = f"{folder.name}/" if len(parts) > 1 else ""
@@ -150,7 +154,7 @@ def _splits(folder: Path) -> list[str]:
 
 def _lists_a_class(folder: Path, file: Path) -> bool:
     line = next((line.strip() for line in read_lines(file) if line.strip()), "")
-    return bool(_FLAG.search(line)) and not is_file(folder / "Annotations" / f"{line}.xml")
+    return bool(CLASS_FLAG.search(line)) and not is_file(folder / "Annotations" / f"{line}.xml")
 
 
 def _listed(folder: Path, split: str) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from defeat.data.files import absolute, exists, is_file, is_hidden, read_lines
+from defeat.data.files import absolute, exists, is_file, read_lines
 from defeat.data.pairs import RECOGNISED_BY
 from defeat.data.problems import Problems
 from defeat.errors import InputError, quoted
@@ -166,11 +166,6 @@ class ListReader:
     def _is_added_by_macos(name: str) -> bool:
         path = PurePosixPath(name.replace("\\", "/"))
         return path.name.startswith("._") or "__MACOSX" in path.parts
-
-
-def hidden_below(folder: Path, path: Path) -> bool:
-    """Whether a file below a folder is hidden, or in a hidden folder."""
-    return any(map(is_hidden, path.relative_to(folder).parts))
 
 
 def _leads_inside(name: str, root: Path) -> bool:

@@ -95,11 +95,12 @@ def describe_data(
         raise InputError("--export and --export-to belong together: a layout (coco, yolo or voc) and a new folder.")
     source = DataSource(path, on_bad_data, unannotated, images, hold_out, hold_out_by)
     datasets = {name: source.open(name, console=console) for name in _ordered(source.split_names())}
+    summaries = tuple(summarise(dataset) for dataset in datasets.values())
     report = DataReport(
         path=path,
-        splits=tuple(summarise(dataset) for dataset in datasets.values()),
+        splits=summaries,
         duplicates=tuple(near_duplicates(datasets, console)) if compare == "yes" else (),
-        warnings=tuple(_warnings(datasets)),
+        warnings=tuple(_warnings(summaries)),
         class_map=() if teacher is None else tuple(_class_map(datasets, teacher, class_map)),
     )
     if export is not None and export_to is not None:
@@ -157,14 +158,12 @@ def _ordered(names: Sequence[str]) -> list[str]:
     return sorted(kept, key=lambda name: (order.index(name) if name in order else len(order), name))
 
 
-def _warnings(datasets: Mapping[str, DetectionDataset]) -> list[str]:
+def _warnings(splits: Sequence[SplitSummary]) -> list[str]:
     sentences = []
-    if not any(name in datasets for name in EVALUATION_SPLITS):
+    if not any(split.split in EVALUATION_SPLITS for split in splits):
         sentences.append("There is no split to evaluate on: hold out a share with --hold-out 0.2.")
-    for name, dataset in datasets.items():
-        if not len(dataset.table.labels):
-            sentences.append(f"No image of {name} contains an object.")
-    counts = [summarise(dataset).per_class for dataset in datasets.values()]
+    sentences += [f"No image of {split.split} contains an object." for split in splits if not split.boxes]
+    counts = [split.per_class for split in splits]
     names = dict.fromkeys(name for per_class in counts for name in per_class)
     absent = [name for name in names if not any(per_class.get(name) for per_class in counts)]
     if absent:
