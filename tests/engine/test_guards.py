@@ -16,10 +16,18 @@ from defeat.detector import save_model
 from defeat.detector.families.retinanet import RetinaNet
 from defeat.distillation import METHODS, Method
 from defeat.engine import guards
-from defeat.engine.guards import FirstSteps, GradientWatch, LossWatch, fingerprint, require_finite
+from defeat.engine.guards import (
+    FirstSteps,
+    GradientWatch,
+    LossWatch,
+    fingerprint,
+    require_finite,
+    require_same_detections,
+)
 from defeat.engine.module import DetectionModule
 from defeat.errors import InputError
-from defeat.types import DetectorOutput
+from defeat.evaluation.evaluator import Evaluator
+from defeat.types import Detections, DetectorOutput
 from tests.detector.tiny import target
 from tests.distillation.made_up import info
 from tests.engine.tiny_runs import lines, save_teacher, settings, tensors, tiny_run
@@ -261,8 +269,48 @@ def test_a_saved_model_with_other_detections_is_an_error(tmp_path, monkeypatch):
         save_model(other, folder)
 
     monkeypatch.setattr("defeat.engine.fit.save_model", save_another)
-    with pytest.raises(RuntimeError, match="does not repeat the detections of the last evaluation"):
+    with pytest.raises(RuntimeError, match="weights of the saved model are not those of the student"):
         tiny_run(tmp_path / "run", "faster_rcnn", max_steps=1)
+
+
+def test_a_saved_model_whose_detections_are_not_those_of_the_evaluation_is_an_error(tmp_path, monkeypatch):
+    detections = Evaluator.detections
+
+    def of_another_image(self, image_id):
+        found = detections(self, image_id)
+        return Detections(found.boxes + 20, found.scores, found.labels)
+
+    monkeypatch.setattr(Evaluator, "detections", of_another_image)
+    with pytest.raises(RuntimeError, match=r"does not repeat the detections of the last evaluation \(0 of \d+ are"):
+        tiny_run(tmp_path / "run", "faster_rcnn", max_steps=1)
+
+
+def some_detections():
+    corners = torch.arange(40.0)[:, None] * 30
+    boxes = torch.cat([corners, corners, corners + 25, corners + 25], 1)
+    return Detections(boxes, torch.linspace(0.9, 0.1, 40), torch.arange(40) % 3)
+
+
+def test_detections_that_differ_by_rounding_are_the_same():
+    saved = some_detections()
+    boxes, scores = saved.boxes.clone(), saved.scores.clone()
+    boxes[4] += 12  # a neighbour was chosen
+    scores += 0.004 * torch.sin(torch.arange(40.0))
+    one_more = Detections(boxes[:38], scores[:38], saved.labels[:38])
+    require_same_detections([saved], [one_more])
+
+
+@pytest.mark.parametrize("change", ["scores", "labels", "boxes", "none left"])
+def test_detections_that_differ_by_more_than_rounding_are_not_the_same(change):
+    saved = some_detections()
+    other = {
+        "scores": Detections(saved.boxes, saved.scores * 0.9, saved.labels),
+        "labels": Detections(saved.boxes, saved.scores, (saved.labels + 1) % 3),
+        "boxes": Detections(saved.boxes + 5, saved.scores, saved.labels),
+        "none left": Detections(saved.boxes[:0], saved.scores[:0], saved.labels[:0]),
+    }[change]
+    with pytest.raises(RuntimeError, match="does not repeat"):
+        require_same_detections([saved], [other])
 
 
 def test_finite_losses_pass():

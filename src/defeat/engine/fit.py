@@ -14,7 +14,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
-from defeat.data import DetectionDataset
 from defeat.detector import load, save_model
 from defeat.engine.checkpoint import RunDirectory
 from defeat.engine.checkpoint_file import CheckpointFile
@@ -30,7 +29,7 @@ from defeat.engine.selection import Outcome
 from defeat.engine.teacher_cache import open_cache
 from defeat.errors import InputError
 from defeat.evaluation.detections import save_detections
-from defeat.evaluation.evaluator import EvaluationResult, Evaluator
+from defeat.evaluation.evaluator import EvaluationResult
 from defeat.files import DISK_FULL
 
 MIN_AP50 = 1.0  # below it, a warning says that the detector has learned nothing
@@ -135,9 +134,15 @@ def _finish(
     results |= {"fingerprint": fingerprint(outcome.student), "teacher_fingerprint": teacher_fingerprint}
     directory.write_results(results | extra_results)
     require_student_only(directory.folder, outcome.student)
+    saved = load(module.folder)
+    if fingerprint(saved) != results["fingerprint"]:
+        raise RuntimeError("The weights of the saved model are not those of the student.")
     if outcome.evaluator is None or evaluation is None:
         return
-    _verify_saved_model(module, outcome.evaluator, evaluation)
+    images = evaluation.evenly_spaced(VERIFIED_IMAGES)
+    detected = saved.to(module.trainer.strategy.root_device).predict([image for image, _ in images])
+    evaluated = [outcome.evaluator.detections(target.image_id) for _, target in images]
+    require_same_detections([of_image.cpu() for of_image in detected], evaluated)
     accuracy = results["metrics"]["AP50"]
     if accuracy is not None and accuracy < MIN_AP50:
         console.print(
@@ -156,14 +161,6 @@ def notifier(console: Console) -> Callable[[str], None]:
         console.print(message, style="yellow", highlight=False)
 
     return notify
-
-
-def _verify_saved_model(module: DetectionModule, evaluator: Evaluator, evaluation: DetectionDataset) -> None:
-    """Check that the saved model is the student that was evaluated."""
-    saved = load(module.folder).to(module.trainer.strategy.root_device)
-    images = evaluation.evenly_spaced(VERIFIED_IMAGES)
-    detections = [of_image.cpu() for of_image in saved.predict([image for image, _ in images])]
-    require_same_detections(detections, [evaluator.detections(target.image_id) for _, target in images])
 
 
 def _train(
