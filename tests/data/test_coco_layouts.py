@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from defeat.data import open_dataset, split_names
-from defeat.data.formats import recognise
 from defeat.data.problems import Problems
+from defeat.data.recognise import recognise
 from defeat.errors import InputError
 from tests.data.folders import coco_content, write_coco, write_image
 

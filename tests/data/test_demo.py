@@ -4,9 +4,9 @@ import torch
 
 from defeat.data import DemoDataset, open_dataset, split_names
 from defeat.data.demo import LARGEST_SEED, MAX_TRAINING
-from defeat.data.outlines import DISTANCES, Outline
-from defeat.data.painting import paint
-from defeat.data.scenes import CLASSES, Shape
+from defeat.data.drawn.outlines import DISTANCES, Outline
+from defeat.data.drawn.painting import paint
+from defeat.data.drawn.scenes import CLASSES, Shape
 from defeat.errors import InputError
 
 

@@ -16,7 +16,7 @@ from defeat.assembly.teacher_quality import teacher_doubts
 from defeat.assembly.unlabelled import detect_unlabelled
 from defeat.data import DetectionDataset
 from defeat.data.dataset import shared_images
-from defeat.data.source import EVALUATION_SPLITS
+from defeat.data.source import EVALUATION_SPLITS, DataSource
 from defeat.detector import Detector, DetectorSpec, TeacherNetwork, build, load
 from defeat.detector.devices import moved
 from defeat.detector.frozen import frozen
@@ -58,12 +58,14 @@ class Assembly:
         experiment: built from them; its teacher is not frozen yet.
         choices: the values chosen for `auto`.
         lessons: facts about teacher and student; None without a teacher.
+        training_images_evaluated: number of evaluation images that are training images; None without evaluation.
     """
 
     settings: TrainSettings
     experiment: Experiment
     choices: Choices = field(default_factory=Choices)
     lessons: Lessons | None = None
+    training_images_evaluated: int | None = None
 
 
 def assemble(
@@ -89,6 +91,9 @@ def assemble(
     check_devices(settings)
     require_loggers(settings)
     training, evaluation = _splits(settings, console, given)
+    shared = None if evaluation is None else shared_images(training, evaluation)
+    for warning in [] if evaluation is None else evaluation_warnings(evaluation, shared or 0):
+        console.print(warning, style="yellow", highlight=False, markup=False)
     teacher = given.teacher
     if isinstance(settings, DistillSettings) and teacher is None:
         teacher = load_teacher(settings)
@@ -112,7 +117,7 @@ def assemble(
         distillation=distillation,
         record=record_of(settings),
     )
-    return Assembly(settings, experiment, choices, lessons)
+    return Assembly(settings, experiment, choices, lessons, shared)
 
 
 def record_of(settings: TrainSettings) -> Record:
@@ -137,32 +142,34 @@ def _splits(
 ) -> tuple[DetectionDataset, DetectionDataset | None]:
     known = None if given.student is None else given.student.info.classes
     classes = known if settings.classes is None else settings.classes
+    source = settings.source
     training = given.training(classes, settings.split)
     if training is None:
-        training = settings.source.open(settings.split, classes, console)
+        training = source.open(settings.split, classes, console)
     evaluation = given.evaluation(training.classes)
     if evaluation is None and given.data is None:
-        split = evaluation_split(settings)
+        split = evaluation_split(settings, source)
         settings.require_no_choice_on(split)
-        evaluation = settings.source.open(split, training.classes, console)
+        evaluation = source.open(split, training.classes, console)
     for dataset in (training, evaluation):
         if dataset is not None and (problems := dataset.report()) is not None:
             console.print(f"{dataset.split}: {problems}", style="yellow", highlight=False, markup=False)
-    if evaluation is not None:
-        for warning in evaluation_warnings(training, evaluation):
-            console.print(warning, style="yellow", highlight=False, markup=False)
     return training, evaluation
 
 
-def evaluation_warnings(training: DetectionDataset, evaluation: DetectionDataset) -> list[str]:
-    """What makes the AP of an evaluation split say nothing, in sentences."""
+def evaluation_warnings(evaluation: DetectionDataset, shared: int) -> list[str]:
+    """What makes the AP of an evaluation split say nothing, in sentences.
+
+    Args:
+        evaluation: the split.
+        shared: number of its images that are training images.
+    """
     warnings = []
     if not len(evaluation.table.labels):
         warnings.append(
             f"No image of the split {evaluation.split!r} contains an object: its AP will be n/a. Name another split "
             "with --eval-split, or hold out a share of the training images with --hold-out 0.2."
         )
-    shared = shared_images(training, evaluation)
     if shared:
         warnings.append(
             f"{shared} of the {len(evaluation)} images of {evaluation.split!r} are training images, so that its AP is "
@@ -241,15 +248,19 @@ def lower_precision(settings: DistillSettings) -> torch.dtype | None:
     return torch.bfloat16 if settings.distill_precision == "bf16" else None
 
 
-def evaluation_split(settings: TrainSettings) -> str:
+def evaluation_split(settings: TrainSettings, source: DataSource) -> str:
     """The evaluation split: as set, else `val` if it exists, else `test`.
+
+    Args:
+        settings: the settings.
+        source: their data set.
 
     Raises:
         InputError: neither exists.
     """
     if settings.eval_split is not None:
         return settings.eval_split
-    names = settings.source.split_names()
+    names = source.split_names()
     name = next((name for name in EVALUATION_SPLITS if name in names and name != settings.split), None)
     if name is None:
         raise InputError(

@@ -13,7 +13,6 @@ from defeat.assembly.balance import balanced
 from defeat.assembly.objects import Objects
 from defeat.assembly.recipes import expected
 from defeat.assembly.settings import TrainSettings
-from defeat.data.dataset import shared_images
 from defeat.engine.checkpoint import RunDirectory
 from defeat.engine.fit import RunResult, fit, notifier
 
@@ -46,8 +45,8 @@ def _run(settings: TrainSettings, directory: RunDirectory, console: Console, giv
     lessons = assembly.lessons
     start_files: dict[str, dict[str, Any]] = {}
     extra_results: dict[str, Any] = {}
-    if experiment.evaluation is not None:
-        extra_results["training_images_evaluated"] = shared_images(experiment.training, experiment.evaluation)
+    if assembly.training_images_evaluated is not None:
+        extra_results["training_images_evaluated"] = assembly.training_images_evaluated
     if lessons is not None:
         inherited = lessons.inherited
         start_files[inheriting.FILE] = asdict(inherited)

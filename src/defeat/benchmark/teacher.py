@@ -41,7 +41,7 @@ def evaluate_teacher(matrix: Matrix, console: Console) -> None:
                 "Give another --out."
             )
         return
-    split = evaluation_split(settings)
+    split = evaluation_split(settings, settings.source)
     metrics: dict[str, Any] = {"metrics": {}}
     teacher = teacher.to(training_device(settings))
     if can_predict(teacher) and teacher.info.classes:

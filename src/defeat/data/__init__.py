@@ -9,8 +9,8 @@ from defeat.data.dataset import DetectionDataset
 from defeat.data.demo import DemoDataset
 from defeat.data.hold_out import HoldOutBy
 from defeat.data.loader import evaluation_loader, training_loader
-from defeat.data.pairs import Unannotated
 from defeat.data.problems import OnBadData
+from defeat.data.reading.pairs import Unannotated
 from defeat.data.source import DataSource
 
 __all__ = [

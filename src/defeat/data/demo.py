@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from defeat.data.dataset import Annotation, DetectionDataset, SplitBuilder, select_classes
+from defeat.data.drawn.outlines import Outline
+from defeat.data.drawn.painting import paint
+from defeat.data.drawn.scenes import CLASSES, Shape, lay_out
 from defeat.data.files import unknown_split
-from defeat.data.outlines import Outline
-from defeat.data.painting import paint
-from defeat.data.scenes import CLASSES, Shape, lay_out
 from defeat.errors import InputError
 
 # Images of each split.

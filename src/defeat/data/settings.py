@@ -2,8 +2,8 @@
 
 from defeat.data.augmentations import part_names
 from defeat.data.hold_out import HoldOutBy
-from defeat.data.pairs import Unannotated
 from defeat.data.problems import OnBadData
+from defeat.data.reading.pairs import Unannotated
 from defeat.data.source import DataSource
 from defeat.errors import InputError
 from defeat.settings import Checked, Role, at_least, option, setting, settings_part

@@ -2,16 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 from rich.console import Console
 
 from defeat.data.dataset import DetectionDataset
-from defeat.data.formats import recognise
 from defeat.data.hold_out import HoldOutBy, hold_out
-from defeat.data.layout import Layout
-from defeat.data.pairs import Unannotated
 from defeat.data.problems import OnBadData, Problems
+from defeat.data.reading.layout import Layout
+from defeat.data.reading.pairs import Unannotated
+from defeat.data.recognise import recognise
 from defeat.errors import InputError
 
 EVALUATION_SPLITS = ("val", "test")  # splits to evaluate on, in this order
@@ -49,7 +50,7 @@ class DataSource:
         Raises:
             InputError: the format is not recognised.
         """
-        layout = self._layout()
+        layout = self._layout
         if self.hold_out is None:
             return sorted(layout.splits)
         whole = self._divided(layout)
@@ -66,7 +67,7 @@ class DataSource:
             console: where to print progress; None for nowhere.
             decode: whether `skip` decodes every image to find the broken ones.
         """
-        layout = self._layout()
+        layout = self._layout
         problems = Problems(self.on_bad_data, console, decode)
         problems.notes += layout.notes
         if self.hold_out is None or split not in ("train", "val"):
@@ -78,6 +79,7 @@ class DataSource:
         """Classes of a split in the order of their labels, without decoding an image."""
         return self.open(split, decode=False).classes
 
+    @cached_property
     def _layout(self) -> Layout:
         return recognise(self.data, self.images, self.unannotated)
 

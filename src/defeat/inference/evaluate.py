@@ -8,7 +8,7 @@ from rich.console import Console
 
 from defeat.assembly.settings import read_class_map
 from defeat.data import DataSource, OnBadData
-from defeat.data.pairs import Unannotated
+from defeat.data.reading.pairs import Unannotated
 from defeat.data.settings import MAX_WORKERS
 from defeat.data.source import EVALUATION_SPLITS
 from defeat.detector import load

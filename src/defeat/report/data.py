@@ -14,7 +14,7 @@ from defeat.assembly.settings import read_class_map
 from defeat.data import DataSource, DetectionDataset, OnBadData
 from defeat.data.export import ExportLayout, export_dataset
 from defeat.data.hold_out import HoldOutBy
-from defeat.data.pairs import Unannotated
+from defeat.data.reading.pairs import Unannotated
 from defeat.data.source import EVALUATION_SPLITS
 from defeat.data.summary import Duplicate, SplitSummary, near_duplicates, summarise
 from defeat.detector import load

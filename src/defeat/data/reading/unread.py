@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from defeat.data.files import ends_of_file, is_image, walk
-from defeat.data.pairs import RECOGNISED_BY
+from defeat.data.reading.pairs import RECOGNISED_BY
 
 _ENDS = 1 << 14  # bytes of a file that are looked into
 _MOST_FILES = 100_000  # files of a folder that are looked at

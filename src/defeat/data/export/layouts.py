@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 import yaml
 
 from defeat.data.dataset import Annotation
-from defeat.data.pairs import SPLIT_FOLDERS
+from defeat.data.reading.pairs import SPLIT_FOLDERS
 from defeat.errors import InputError, quoted
 from defeat.files import WriteError
 

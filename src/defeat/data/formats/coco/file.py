@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from defeat.data.coco_values import (
+from defeat.data.dataset import Annotation, finite
+from defeat.data.files import is_file, read_json
+from defeat.data.formats.coco.values import (
     EXTENTS,
     NO_BOX,
     ORPHANS,
@@ -19,8 +21,6 @@ from defeat.data.coco_values import (
     number_text_ids,
     numbers_of,
 )
-from defeat.data.dataset import Annotation, finite
-from defeat.data.files import is_file, read_json
 from defeat.data.problems import Problems
 from defeat.errors import InputError, quoted
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from defeat.data.outlines import Outline
+from defeat.data.drawn.outlines import Outline
 
 CLASSES = ("cross", "disc", "ring", "square", "star", "triangle")
 # Sizes below refer to a scene of this side in pixels, and scale with it.

@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 
 from defeat.data.files import absolute, exists, read_lines, read_text
-from defeat.data.pairs import SPLIT_FOLDERS
-from defeat.data.yolo_paths import ends_of, find_entry, is_folder, resolve, without_parents
+from defeat.data.formats.yolo.paths import ends_of, find_entry, is_folder, resolve, without_parents
+from defeat.data.reading.pairs import SPLIT_FOLDERS
 from defeat.errors import InputError, quoted
 
 _LARGEST_INDEX = 1_000_000

@@ -7,12 +7,12 @@ from functools import cached_property
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from defeat.data.coco_values import MERGED, SHORTENED, identifier, integer, named, number_text_ids
 from defeat.data.dataset import LARGEST_SIDE
 from defeat.data.files import is_file, is_image, leaves_folder, walk
+from defeat.data.formats.coco.values import MERGED, SHORTENED, identifier, integer, named, number_text_ids
 from defeat.data.images import read_header
-from defeat.data.pairs import ALL, SPLIT_FOLDERS
 from defeat.data.problems import Problems
+from defeat.data.reading.pairs import ALL, SPLIT_FOLDERS
 from defeat.errors import InputError
 
 _LONGEST_END = 16  # folders of a file_name that are looked at

@@ -8,14 +8,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from defeat.data.coco_file import Categories, load, looks_like_coco, read_annotations, read_categories, uses_category
-from defeat.data.coco_images import ImageFolders, ImageReader
-from defeat.data.coco_values import notes
 from defeat.data.dataset import DetectionDataset, SplitBuilder, select_classes
 from defeat.data.files import hidden_below, unknown_split
-from defeat.data.layout import Layout
-from defeat.data.pairs import ALL, RECOGNISED_BY, SPLIT_FOLDERS
+from defeat.data.formats.coco.file import (
+    Categories,
+    load,
+    looks_like_coco,
+    read_annotations,
+    read_categories,
+    uses_category,
+)
+from defeat.data.formats.coco.images import ImageFolders, ImageReader
+from defeat.data.formats.coco.values import notes
 from defeat.data.problems import Problems
+from defeat.data.reading.layout import Layout
+from defeat.data.reading.pairs import ALL, RECOGNISED_BY, SPLIT_FOLDERS
 from defeat.errors import InputError, quoted
 
 LOOKED_FOR = (

@@ -12,11 +12,11 @@ from defusedxml.common import DefusedXmlException
 
 from defeat.data.dataset import LARGEST_SIDE, Annotation, DetectionDataset, finite
 from defeat.data.files import ends_of_file, is_hidden
-from defeat.data.layout import Layout
-from defeat.data.listed import ImageFolders, ListedImage, files_of_splits, read_listed
-from defeat.data.pairs import ALL, RECOGNISED_BY, SPLIT_FOLDERS, AnnotationFile
 from defeat.data.problems import Problems
-from defeat.data.shapes import Corners, around_ellipse, around_points, around_rotated
+from defeat.data.reading.layout import Layout
+from defeat.data.reading.listed import ImageFolders, ListedImage, files_of_splits, read_listed
+from defeat.data.reading.pairs import ALL, RECOGNISED_BY, SPLIT_FOLDERS, AnnotationFile
+from defeat.data.reading.shapes import Corners, around_ellipse, around_points, around_rotated
 from defeat.errors import InputError, quoted
 
 LOOKED_FOR = "CVAT for images (annotations.xml)"

@@ -6,11 +6,11 @@ from itertools import islice
 from pathlib import Path
 
 from defeat.data.files import absolute, is_file, is_image, walk
-from defeat.data.pairs import ALL, RECOGNISED_BY, SPLIT_FOLDERS
+from defeat.data.formats.yolo.description import Description, read_names
+from defeat.data.formats.yolo.labels import is_label_file
+from defeat.data.formats.yolo.paths import ListReader
 from defeat.data.problems import Problems
-from defeat.data.yolo_description import Description, read_names
-from defeat.data.yolo_labels import is_label_file
-from defeat.data.yolo_paths import ListReader
+from defeat.data.reading.pairs import ALL, RECOGNISED_BY, SPLIT_FOLDERS
 from defeat.errors import InputError
 
 NAMES_FILES = ("classes.txt", "obj.names", "classes.names", "_darknet.labels")

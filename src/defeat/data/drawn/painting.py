@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from defeat.data.outlines import Outline
-from defeat.data.scenes import CLASSES, REFERENCE_SIDE
-from defeat.data.surfaces import muted_colour, noise, surface
+from defeat.data.drawn.outlines import Outline
+from defeat.data.drawn.scenes import CLASSES, REFERENCE_SIDE
+from defeat.data.drawn.surfaces import muted_colour, noise, surface
 
 # Probability that a shape has the usual colour of its class.
 _USUAL = 0.75

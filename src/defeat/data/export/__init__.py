@@ -13,8 +13,8 @@ from rich.markup import escape
 from rich.progress import track
 
 from defeat.data.dataset import Annotation, DetectionDataset
-from defeat.data.export_images import ImageWriter
-from defeat.data.export_layouts import AnnotationWriter, CocoWriter, ExportedImage, VocWriter, YoloWriter
+from defeat.data.export.images import ImageWriter
+from defeat.data.export.layouts import AnnotationWriter, CocoWriter, ExportedImage, VocWriter, YoloWriter
 from defeat.data.files import is_hidden
 from defeat.errors import InputError, quoted, unknown_name
 

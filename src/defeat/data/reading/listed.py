@@ -12,9 +12,9 @@ from pathlib import Path, PurePosixPath
 
 from defeat.data.dataset import DetectionDataset, SplitBuilder, select_classes
 from defeat.data.files import is_file, is_image, leaves_folder, unknown_split, walk
-from defeat.data.pairs import ALL, SPLIT_FOLDERS, AnnotationFile, Pair, add_pair
 from defeat.data.problems import Problems
-from defeat.data.shapes import dropped_shapes
+from defeat.data.reading.pairs import ALL, SPLIT_FOLDERS, AnnotationFile, Pair, add_pair
+from defeat.data.reading.shapes import dropped_shapes
 from defeat.errors import InputError
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from defeat.data.dataset import Annotation, DetectionDataset, finite
 from defeat.data.files import ends_of_file, is_hidden, read_json, read_text
-from defeat.data.layout import Layout
-from defeat.data.listed import ImageFolders, ListedImage, files_of_splits, read_listed
-from defeat.data.pairs import RECOGNISED_BY, AnnotationFile
 from defeat.data.problems import Problems
-from defeat.data.shapes import Corners, around_ellipse, around_points, number, numbers
+from defeat.data.reading.layout import Layout
+from defeat.data.reading.listed import ImageFolders, ListedImage, files_of_splits, read_listed
+from defeat.data.reading.pairs import RECOGNISED_BY, AnnotationFile
+from defeat.data.reading.shapes import Corners, around_ellipse, around_points, number, numbers
 from defeat.errors import InputError, quoted
 
 LOOKED_FOR = "a VIA file (.json or .csv with regions, or a VIA 2 project)"

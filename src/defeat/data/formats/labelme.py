@@ -8,10 +8,10 @@ from typing import Any
 
 from defeat.data.dataset import LARGEST_SIDE, Annotation, DetectionDataset
 from defeat.data.files import ends_of_file, read_json
-from defeat.data.layout import Layout
-from defeat.data.pairs import AnnotationFile, Pairs, Unannotated, find_pairs, read_pairs
 from defeat.data.problems import Problems
-from defeat.data.shapes import Corners, around_ellipse, around_points, dropped_shapes, numbers
+from defeat.data.reading.layout import Layout
+from defeat.data.reading.pairs import AnnotationFile, Pairs, Unannotated, find_pairs, read_pairs
+from defeat.data.reading.shapes import Corners, around_ellipse, around_points, dropped_shapes, numbers
 from defeat.errors import InputError, quoted
 
 LOOKED_FOR = "labelme files (.json with 'shapes' and 'imagePath')"

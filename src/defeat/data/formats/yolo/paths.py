@@ -10,8 +10,8 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from defeat.data.files import absolute, exists, is_file, read_lines
-from defeat.data.pairs import RECOGNISED_BY
 from defeat.data.problems import Problems
+from defeat.data.reading.pairs import RECOGNISED_BY
 from defeat.errors import InputError, quoted
 
 _LONGEST = 4096  # characters of a path that is looked for

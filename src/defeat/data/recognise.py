@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from defeat.data import coco, cvat, demo, labelme, via, voc, yolo
-from defeat.data.layout import Layout
-from defeat.data.pairs import Unannotated
-from defeat.data.unread import explain
+from defeat.data import demo
+from defeat.data.formats import coco, cvat, labelme, via, voc, yolo
+from defeat.data.reading.layout import Layout
+from defeat.data.reading.pairs import Unannotated
+from defeat.data.reading.unread import explain
 from defeat.errors import InputError
 
 

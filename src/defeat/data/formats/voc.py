@@ -15,8 +15,9 @@ from defusedxml.common import DefusedXmlException
 
 from defeat.data.dataset import Annotation, DetectionDataset, SplitBuilder, finite, select_classes
 from defeat.data.files import IMAGE_SUFFIXES, find_image, is_file, leaves_folder, read_lines, unknown_split
-from defeat.data.layout import Layout
-from defeat.data.pairs import (
+from defeat.data.problems import Problems
+from defeat.data.reading.layout import Layout
+from defeat.data.reading.pairs import (
     CLASS_FLAG,
     AnnotationFile,
     Pair,
@@ -28,7 +29,6 @@ from defeat.data.pairs import (
     parsed,
     read_pairs,
 )
-from defeat.data.problems import Problems
 from defeat.errors import InputError
 
 LOOKED_FOR = "a VOC folder (Annotations, JPEGImages and ImageSets/Main, or a folder of such years)"

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from defeat.data.dataset import DetectionDataset, SplitBuilder, select_classes
 from defeat.data.files import hidden_below, is_file, is_hidden, is_image, unknown_split
+from defeat.data.formats.yolo.description import Description, is_darknet, keys_of, read_darknet, read_yaml
+from defeat.data.formats.yolo.folders import find_folders, label_folders
+from defeat.data.formats.yolo.labels import LabelReader
+from defeat.data.formats.yolo.paths import ListReader, resolve
 from defeat.data.images import read_header
-from defeat.data.layout import Layout
-from defeat.data.pairs import SPLIT_FOLDERS, Pair, Pairs, Unannotated
 from defeat.data.problems import Problems
-from defeat.data.yolo_description import Description, is_darknet, keys_of, read_darknet, read_yaml
-from defeat.data.yolo_folders import find_folders, label_folders
-from defeat.data.yolo_labels import LabelReader
-from defeat.data.yolo_paths import ListReader, resolve
+from defeat.data.reading.layout import Layout
+from defeat.data.reading.pairs import SPLIT_FOLDERS, Pair, Pairs, Unannotated
 from defeat.errors import InputError
 
 LOOKED_FOR = (

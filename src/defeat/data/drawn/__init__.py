@@ -1,0 +1,1 @@
+"""Drawn scenes: the embedded data set."""

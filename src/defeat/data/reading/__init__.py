@@ -1,0 +1,1 @@
+"""What several formats share: the contract `Layout`, pairs of images and annotation files, shapes."""
