@@ -19,7 +19,7 @@ from defeat.data import demo
 from defeat.demo import STUDENT
 from defeat.detector import FAMILIES
 from defeat.distillation import METHODS
-from tests.detector.tiny import BACKBONE
+from tests.detector.tiny import BACKBONE, FIXED_BACKBONES
 from tests.engine.tiny_runs import save_teacher
 
 TINY = (
@@ -207,6 +207,10 @@ def test_from_data_to_pictures_in_five_commands(small_demo, tmp_path, monkeypatc
 def test_two_processes_train_one_student_and_one_process_writes(family, tmp_path):
     teacher = save_teacher(tmp_path / "teacher", family)
     tiny = [argument if argument != "retinanet" else family for argument in TINY]
+    if family in FIXED_BACKBONES:
+        tiny = [FIXED_BACKBONES[family] if argument == BACKBONE else argument for argument in tiny]
+        first = tiny.index("--neck-channels")
+        del tiny[first : first + 2]
     more = f"--teacher {teacher} --allow-weak-teacher --max-steps 3 --log-every 1 --devices 2 --norm frozen".split()
     heads = ["--method.positive-weight", "1", "--method.negative-weight", "1"]
     command = [sys.executable, "-m", "defeat.cli", "distill", *tiny, *more, *heads, "--out", str(tmp_path / "run")]

@@ -109,6 +109,7 @@ class Batch:
         original_sizes: height and width of each image before resizing.
         classes: K, the number of classes of the labels in `targets`: the student's, also in a teacher's batch.
         scale: pixels of this batch per pixel of the original batch (1 unless a teacher resized it).
+        stretched: whether images were resized to a square without keeping their aspect ratio.
     """
 
     images: Tensor
@@ -117,6 +118,7 @@ class Batch:
     original_sizes: list[tuple[int, int]]
     classes: int
     scale: float = 1.0
+    stretched: bool = False
 
     @property
     def training_targets(self) -> list[Target]:
@@ -147,7 +149,8 @@ class DensePredictions:
     """Predictions of a one-stage head or an RPN at every anchor or point.
 
     Attributes:
-        logits: (B, N, K) class logits (sigmoid); an RPN has K = 1, the objectness.
+        logits: (B, N, K) class logits (sigmoid), or (B, N, K+1) (softmax), background last; an RPN has K = 1, the
+            objectness.
         boxes: (B, N, 4) decoded boxes in pixels of the batch, without gradient.
         labels: (B, N) int64: class of the matched ground-truth box, K for background, -1 for ignored; K is that of the
             batch's annotations, which can differ from that of the logits.
@@ -229,6 +232,7 @@ class DetectorInfo:
         background: `last` if the last column of the class logits is the background, else `none`.
         offers: optional fields of `DetectorOutput` that the family fills.
         anchors: description of the anchors of `dense`; equal descriptions mean equal anchors.
+        stretches: whether images are resized to a square with sides of `size`, without keeping their aspect ratio.
     """
 
     family: str
@@ -244,6 +248,7 @@ class DetectorInfo:
     background: str
     offers: frozenset[str] = field(default_factory=frozenset)
     anchors: str = ""
+    stretches: bool = False
 
 
 @dataclass(frozen=True)

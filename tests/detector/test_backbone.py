@@ -8,11 +8,10 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from defeat.detector import FAMILIES
-from defeat.detector.families.retinanet import UpperLevels
+from defeat.detector.backbone import UpperLevels
 from defeat.detector.normalisation import NORMS, GroupNorm, apply_norm
 from defeat.errors import InputError
-from tests.detector.tiny import BACKBONE, images, target, tiny_batch, tiny_detector, tiny_options
+from tests.detector.tiny import BACKBONE, images, target, tiny_batch, tiny_detector, tiny_options, with_backbones
 
 BACKBONES = ("resnet18", BACKBONE, "tf_efficientnet_lite0")
 every_backbone = pytest.mark.parametrize("backbone", BACKBONES)
@@ -143,8 +142,7 @@ def test_each_frozen_stage_freezes_more_of_the_body(backbone):
     assert frozen == sorted(set(frozen)), "a stage has no weights"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@every_backbone
+@pytest.mark.parametrize(("family", "backbone"), with_backbones(BACKBONES))
 def test_the_whole_body_can_be_frozen(family, backbone):
     detector = tiny_detector(family, backbone, frozen_stages=5)
     assert not any(weight.requires_grad for weight in detector.backbone.body.parameters())

@@ -4,12 +4,21 @@ import pytest
 import torch
 
 from defeat.detector import FAMILIES
-from tests.detector.tiny import BACKBONE, CLASSES, images, target, tiny_batch, tiny_detector
+from tests.detector.tiny import (
+    BACKBONE,
+    CLASSES,
+    FIXED_BACKBONES,
+    images,
+    target,
+    tiny_batch,
+    tiny_detector,
+    with_backbones,
+)
 
 BACKBONES = ("resnet18", BACKBONE, "tf_efficientnet_lite0")
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
-every_backbone = pytest.mark.parametrize("backbone", BACKBONES)
+every_backbone = pytest.mark.parametrize(("family", "backbone"), with_backbones(BACKBONES))
 
 
 def parts(detector):
@@ -20,7 +29,6 @@ def parts(detector):
     return {"body": detector.backbone.body, "neck": detector.backbone.fpn, **heads}
 
 
-@every_family
 @every_backbone
 @pytest.mark.parametrize("objects", [True, False])
 def test_losses_are_finite_and_their_gradient_reaches_every_weight(family, backbone, objects):
@@ -33,11 +41,13 @@ def test_losses_are_finite_and_their_gradient_reaches_every_weight(family, backb
     missing = [name for name, weight in detector.named_parameters() if weight.grad is None]
     assert missing == []
     assert all(weight.grad.isfinite().all() for weight in detector.parameters())
-    for name, part in parts(detector).items():
+    trained = parts(detector)
+    if "neck" in trained and family in FIXED_BACKBONES and not objects:
+        del trained["neck"]  # the few background boxes that count may all be on the levels of the backbone
+    for name, part in trained.items():
         assert any(weight.grad.abs().sum() > 0 for weight in part.parameters()), name
 
 
-@every_family
 @every_backbone
 @pytest.mark.parametrize("teaches", [False, True])
 def test_output_has_the_shapes_of_the_info(family, backbone, teaches):
@@ -71,7 +81,7 @@ def test_predictions_of_a_batch_have_the_documented_shapes(family):
     output, classes = detector.forward_train(tiny_batch(detector)), len(CLASSES)
     if (dense := output.dense) is not None:
         count = len(dense.strides)
-        assert dense.logits.shape == (3, count, classes)
+        assert dense.logits.shape == (3, count, classes + (detector.info.background == "last"))
         assert dense.boxes.shape == (3, count, 4)
         assert not dense.boxes.requires_grad
         assert dense.labels.shape == (3, count)
@@ -143,7 +153,8 @@ def test_boxes_and_logits_are_float32_under_autocast(family):
     assert all(loss.dtype == torch.float32 for loss in output.losses.values())
     tensors = [detections.boxes for detections in predictions]
     if output.dense is not None:
-        tensors += [output.dense.boxes, output.dense.logits, output.dense.deltas]
+        tensors += [output.dense.boxes, output.dense.logits]
+        tensors += [output.dense.deltas] if output.dense.deltas is not None else []
     if output.proposals is not None:
         tensors += [*output.proposals.boxes, output.proposals.logits, output.proposals.deltas]
     assert all(tensor.dtype == torch.float32 for tensor in tensors)

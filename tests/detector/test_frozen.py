@@ -8,7 +8,7 @@ from torch import nn
 
 from defeat.detector import FAMILIES
 from defeat.detector.frozen import folded, frozen
-from tests.detector.tiny import tiny_batch, tiny_detector
+from tests.detector.tiny import tiny_batch, tiny_detector, with_backbones
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 BACKBONES = ("mobilenetv3_small_050", "resnet18", "tf_efficientnet_lite0", "convnext_femto")
@@ -43,8 +43,7 @@ def with_statistics(module):
     return [layer for layer in module.modules() if getattr(layer, "running_var", None) is not None]
 
 
-@every_family
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize(("family", "backbone"), with_backbones(BACKBONES))
 def test_folding_does_not_change_the_maps(family, backbone):
     detector = with_random_norms(family, backbone)
     batch = tiny_batch(detector)

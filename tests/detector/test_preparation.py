@@ -6,12 +6,13 @@ import torch
 from defeat.detector import FAMILIES
 from defeat.detector.base import valid_cells
 from defeat.types import Batch
-from tests.detector.tiny import images, target, tiny_batch, tiny_detector
+from tests.detector.tiny import KEEPING, images, target, tiny_batch, tiny_detector
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
+keeping_the_ratio = pytest.mark.parametrize("family", KEEPING)
 
 
-@every_family
+@keeping_the_ratio
 def test_the_short_side_becomes_the_size_unless_the_long_side_exceeds_its_limit(family):
     detector = tiny_detector(family)
     # 32 x 40 doubles to 64 x 80; 100 x 300 would be 64 x 192, so the limit of 96 decides: 32 x 96.
@@ -24,7 +25,7 @@ def test_the_short_side_becomes_the_size_unless_the_long_side_exceeds_its_limit(
     assert batch.scale == 1
 
 
-@every_family
+@keeping_the_ratio
 def test_padding_is_zero_before_and_after_normalisation(family):
     detector = tiny_detector(family)
     batch = detector.prepare([torch.full((3, 64, 80), 200, dtype=torch.uint8), torch.ones(3, 32, 96)])
@@ -45,7 +46,7 @@ def test_padded_sides_are_multiples_of_the_size_divisor(family):
         assert (height % detector.info.size_divisor, width % detector.info.size_divisor) == (0, 0)
 
 
-@every_family
+@keeping_the_ratio
 def test_boxes_are_scaled_and_difficult_and_crowd_boxes_removed(family):
     detector = tiny_detector(family)
     boxes = [[0, 0, 40, 32], [4, 8, 12, 16], [1, 2, 3, 4], [5, 6, 7, 8]]
@@ -67,7 +68,7 @@ def test_a_cell_is_valid_if_its_upper_left_corner_is_inside_the_image():
     assert valid[32][1].all()
 
 
-@every_family
+@keeping_the_ratio
 def test_valid_cells_of_an_output_follow_the_images(family):
     detector = tiny_detector(family).eval()
     valid = detector.forward_teacher(tiny_batch(detector)).valid
@@ -82,7 +83,7 @@ def test_a_batch_of_the_same_size_is_adopted_unchanged(family):
     assert teacher.adopt(batch) is batch
 
 
-@every_family
+@keeping_the_ratio
 @pytest.mark.parametrize(
     ("size", "scale", "padded"), [(128, 2.0, (128, 192)), (96, 1.5, (96, 160)), (32, 0.5, (32, 64))]
 )

@@ -13,9 +13,10 @@ from defeat.detector import FAMILIES, make_options
 from defeat.detector.options import automatic, with_usual_values
 from defeat.detector.statistics import ObjectStatistics, best_overlaps, fit_sides, object_statistics
 from defeat.errors import InputError
-from tests.detector.tiny import images, target, tiny_detector, tiny_options
+from tests.detector.tiny import FITTED_ANCHORS, images, target, tiny_detector, tiny_options
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
+fitted_anchors = pytest.mark.parametrize("family", FITTED_ANCHORS)
 
 
 def dataset(boxes, size=(100, 200), images=2, difficult=()):
@@ -54,7 +55,7 @@ def test_a_sample_of_many_objects_is_used(monkeypatch):
     assert measured.per_image.tolist() == [8, 0]
 
 
-@every_family
+@fitted_anchors
 @pytest.mark.parametrize("rounded", [True, False])
 def test_best_overlaps_are_those_with_the_anchors_of_the_detector(family, rounded):
     options = tiny_options(family, anchor_sizes=[9, 18, 36, 72, 144], round_anchors=rounded)
@@ -94,7 +95,7 @@ def test_at_800_pixels_all_options_but_anchors_and_head_norm_are_those_of_torchv
     assert {name for name in fitted if fitted[name] != usual[name]} - {"anchor_sizes", "head_norm"} == set()
 
 
-@every_family
+@fitted_anchors
 def test_fitting_replaces_auto_and_keeps_given_values(family):
     options = make_options(family, {"anchor_sizes": [1, 2, 4, 8, 16]}).fitted(squares(20), 64)
     assert automatic(options) == []
@@ -121,7 +122,7 @@ def test_small_images_get_fewer_proposals_and_crowded_ones_more():
     assert numbers(900) == (2000, 1000, 512)
 
 
-@every_family
+@fitted_anchors
 def test_without_data_options_are_those_of_torchvision(family):
     small = {"options": tiny_options(family)}
     del small["options"]["anchor_sizes"]
@@ -132,7 +133,7 @@ def test_without_data_options_are_those_of_torchvision(family):
     assert "anchor_sizes" not in said.spec.options
 
 
-@every_family
+@fitted_anchors
 def test_values_that_are_neither_auto_nor_valid_are_refused(family):
     with pytest.raises(InputError, match=r"--detector\.anchor-sizes must be 5 sides of 1 pixel or more, or auto, not"):
         make_options(family, {"anchor_sizes": "automatic"})

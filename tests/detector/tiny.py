@@ -4,20 +4,50 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
-from defeat.detector import Detector, DetectorSpec, build, family_options
+from defeat.detector import FAMILIES, Detector, DetectorSpec, build, family_options
 from defeat.types import Target
 
 CLASSES = ("cat", "dog", "owl")
 BACKBONE = "mobilenetv3_small_050"
+# Families with one backbone, whose neck has no width to choose.
+FIXED_BACKBONES = {name: backbone for name, backbone in {"ssdlite": "mobilenet_v3_large"}.items() if name in FAMILIES}
 SMALLER = {"box_representation_size": 16, "box_batch_size_per_image": 16, "rpn_batch_size_per_image": 16}
 # Values of options that are derived from the data by default.
 USUAL = {"anchor_sizes": [32, 64, 128, 256, 512], "topk_candidates": 1000, "head_norm": "none"}
 USUAL |= {"rpn_pre_nms_top_n_train": 2000, "rpn_post_nms_top_n_train": 2000}
 USUAL |= {"rpn_pre_nms_top_n_test": 1000, "rpn_post_nms_top_n_test": 1000}
 UNSELECTIVE = {"score_thresh": 0.0, "box_score_thresh": 0.0}
+
+
+# Families whose anchors follow the data.
+FITTED_ANCHORS = [
+    family for family in FAMILIES if "anchor_sizes" in {field.name for field in fields(family_options(family))}
+]
+STRETCHING = {"ssdlite"}  # families that resize images to a square
+KEEPING = [name for name in FAMILIES if name not in STRETCHING]
+WITH_PYRAMID = [name for name in FAMILIES if name not in FIXED_BACKBONES]
+_FIRST = {"faster_rcnn", "retinanet"}
+
+
+def pairs_of_families() -> list[Any]:
+    """All pairs of families, student first; pairs of different ones, except of the first two families, are slow."""
+    return [
+        pytest.param(
+            student, teacher, marks=[] if student == teacher or {student, teacher} == _FIRST else pytest.mark.slow
+        )
+        for student in FAMILIES
+        for teacher in FAMILIES
+    ]
+
+
+def with_backbones(backbones: Sequence[str]) -> list[tuple[str, str]]:
+    """All pairs of a family and a backbone that it can have."""
+    pairs = [(family, backbone) for family in WITH_PYRAMID for backbone in backbones]
+    return pairs + list(FIXED_BACKBONES.items())
 
 
 def tiny_options(family: str, **more: Any) -> dict[str, Any]:
@@ -27,11 +57,15 @@ def tiny_options(family: str, **more: Any) -> dict[str, Any]:
 
 
 def tiny_detector(family: str, backbone: str = BACKBONE, *, seed: int = 0, weights: str = "none", **spec: Any):
-    """A detector with short side 64, long side 96 and 16 neck channels."""
+    """A detector with short side 64, long side 96 and 16 neck channels; SSDlite with sides of 64 and its own widths."""
     settings: dict[str, Any] = {"classes": CLASSES, "size": 64, "max_size": 96, "neck_channels": 16}
     settings["options"] = tiny_options(family)
+    settings |= spec
+    if family in FIXED_BACKBONES:
+        backbone = FIXED_BACKBONES[family]
+        del settings["neck_channels"]
     torch.manual_seed(seed)
-    detector: Detector = build(DetectorSpec(family, backbone, **settings | spec), weights)
+    detector: Detector = build(DetectorSpec(family, backbone, **settings), weights)
     return detector
 
 

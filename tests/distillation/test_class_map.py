@@ -146,12 +146,10 @@ def test_a_teacher_with_another_order_of_classes_gives_the_same_losses(family):
     reordered = tiny_detector(family, seed=1, classes=("owl", "cat", "dog"))
     old, new = teacher.state_dict(), reordered.state_dict()
     order = [2, 0, 1]
-    for name in [name for name in old if "cls_" in name and name.startswith(("head", "roi_heads"))]:
-        per_class = old[name].unflatten(0, (-1, 3)) if family == "retinanet" else old[name]
-        if family == "retinanet":
-            new[name] = per_class[:, order].flatten(0, 1)
-        else:  # torchvision keeps the background first
-            new[name] = per_class[[0, *(1 + label for label in order)]]
+    for name, labels in teacher.class_rows().items():
+        new[name] = old[name].clone()
+        for label, source in enumerate(order):
+            new[name][labels == label] = old[name][labels == source]
     reordered.load_state_dict(new)
     again = run(build_method("defeat", student.info, reordered.info, HEADS), student, reordered)
     for name, loss in plain.items():

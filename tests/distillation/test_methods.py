@@ -5,14 +5,13 @@ from inspect import signature
 import pytest
 import torch
 
-from defeat.detector import FAMILIES
 from defeat.distillation import METHODS, build_method, method_defaults
 from defeat.errors import InputError
 from defeat.types import Progress
-from tests.detector.tiny import tiny_batch, tiny_detector
+from tests.detector.tiny import pairs_of_families, tiny_batch, tiny_detector
 
 every_method = pytest.mark.parametrize("method", METHODS)
-every_pair = pytest.mark.parametrize(("student", "teacher"), [(s, t) for s in FAMILIES for t in FAMILIES])
+every_pair = pytest.mark.parametrize(("student", "teacher"), pairs_of_families())
 LATE = Progress(step=90, steps=100)
 
 

@@ -35,7 +35,7 @@ def terms_and_gradients(family, name, indices):
     batch = student.prepare([images(*SIZES)[index] for index in indices], [TARGETS[index] for index in indices])
     output = student.forward_train(batch)
     losses = method(output, teacher.forward_teacher(teacher.adopt(batch)), batch.targets, LATE)
-    if family == "retinanet":  # Faster R-CNN's own losses are computed on sampled anchors
+    if family == "retinanet":  # others sample, or average over the positives of a process
         losses |= output.losses
     parameters = [weight for module in (student, method) for weight in module.parameters() if weight.requires_grad]
     gradients = torch.autograd.grad(sum(losses.values()), parameters, allow_unused=True)

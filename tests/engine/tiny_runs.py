@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from defeat.assembly.run import RunResult, run
 from defeat.assembly.settings import DistillSettings, TrainSettings
 from defeat.detector import save_model
-from tests.detector.tiny import BACKBONE, tiny_detector, tiny_options
+from tests.detector.tiny import BACKBONE, FIXED_BACKBONES, tiny_detector, tiny_options
 
 CLASSES = ("cross", "disc", "ring", "square", "star", "triangle")
 
@@ -35,6 +35,8 @@ def settings(out: Path, family: str = "retinanet", teacher: Path | None = None, 
         "detector_options": tiny_options(family),
     }
     given |= changes
+    if family in FIXED_BACKBONES:
+        given |= {"backbone": FIXED_BACKBONES[family], "neck_channels": "auto"}
     if teacher is None:
         return TrainSettings(**given)
     return DistillSettings(**{"teacher": str(teacher), "allow_weak_teacher": True} | given)

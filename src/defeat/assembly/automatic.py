@@ -89,7 +89,7 @@ def choose(settings: TrainSettings, training: DetectionDataset, teacher: Teacher
         same_size = (teacher.info.size, teacher.info.max_size) == (settings.size, settings.long_side)
         options = with_teacher_values(options, of_teacher, same_size)
     numbers: dict[str, Any] = {}
-    if settings.neck_channels == AUTO:
+    if settings.neck_channels == AUTO and has_pyramid(settings.detector):
         numbers["neck_channels"] = neck_channels(settings, teacher)
     if automatic(options):
         width = int(replace(settings, **numbers).number("neck_channels"))
@@ -110,7 +110,7 @@ def as_begun(settings: TrainSettings, begun: Mapping[str, Any]) -> Choices:
     recorded = begun.get("detector_options")
     recorded = recorded if isinstance(recorded, dict) else {}
     names = automatic(make_options(settings.detector, settings.detector_options))
-    numbers: dict[str, Any] = {name: begun.get(name) for name in NUMBERS if getattr(settings, name) == AUTO}
+    numbers: dict[str, Any] = {name: begun.get(name) for name in _open(settings)}
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             numbers[name] = settings.number(name)
@@ -140,8 +140,18 @@ def method_options_of(settings: TrainSettings, begun: Mapping[str, Any] | None =
 
 def is_chosen(settings: TrainSettings) -> bool:
     """Whether no setting is `auto`."""
-    numbers = [getattr(settings, name) for name in NUMBERS]
-    return AUTO not in numbers and not automatic(make_options(settings.detector, settings.detector_options))
+    return not _open(settings) and not automatic(make_options(settings.detector, settings.detector_options))
+
+
+def _open(settings: TrainSettings) -> list[str]:
+    """Names of the numbers that are `auto`; a detector without a pyramid has no width to choose."""
+    fixed = () if has_pyramid(settings.detector) else ("neck_channels",)
+    return [name for name in NUMBERS if name not in fixed and getattr(settings, name) == AUTO]
+
+
+def has_pyramid(family: str) -> bool:
+    """Whether detectors of a family have a feature pyramid, whose width can be chosen."""
+    return bool(getattr(family_options(family), "pyramid", True))
 
 
 def neck_channels(settings: TrainSettings, teacher: TeacherNetwork | None = None) -> int:

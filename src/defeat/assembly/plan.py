@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from defeat.assembly.assemble import Assembly, assemble, with_frozen_teacher
+from defeat.assembly.automatic import has_pyramid
 from defeat.assembly.balance import balanced, weights_above_zero
 from defeat.assembly.estimate import UNLABELLED, RunCost, estimate_experiment
 from defeat.assembly.objects import Objects
@@ -245,7 +246,7 @@ def _detector(detector: TeacherNetwork, dataset: DetectionDataset) -> PlannedDet
 def _neck_costs(student: Detector, dataset: DetectionDataset) -> list[NeckCost]:
     """Measure the student as it is, and with a neck of half the width."""
     channels = student.spec.neck_channels
-    if channels < 2:
+    if channels < 2 or not has_pyramid(student.spec.family):
         return []
     with torch.random.fork_rng(devices=[]):
         narrower = build(replace(student.spec, neck_channels=channels // 2), "none").to(student.device)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from typing import Any
 
@@ -12,7 +12,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.ops import FeaturePyramidNetwork
-from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelP6P7
 
 from defeat.detector.normalisation import apply_norm
 from defeat.detector.weights import (
@@ -78,6 +78,21 @@ class Backbone(nn.Module):
         owners = {name.rpartition(".")[0] for name, _ in parameters}
         self.freeze_statistics(module for name, module in self.body.named_modules() if name in owners)
 
+    def freeze_stages(self, count: int, stages: Sequence[str], name: str) -> None:
+        """Freeze the first stages of the body.
+
+        Args:
+            count: number of stages to freeze.
+            stages: name of the last module of each stage.
+            name: of the backbone, for messages.
+
+        Raises:
+            InputError: the backbone has fewer stages.
+        """
+        if not 0 <= count <= len(stages):
+            raise InputError(f"--frozen-stages {count}: {name} has {len(stages)} stages, give 0 to {len(stages)}.")
+        self.freeze(list(_parameters_up_to(self.body, stages[:count])))
+
     def freeze_statistics(self, modules: Iterable[nn.Module]) -> None:
         """Freeze the running statistics of the batch normalisation among these modules."""
         self._frozen_norms += [module for module in modules if isinstance(module, nn.modules.batchnorm._BatchNorm)]
@@ -89,6 +104,22 @@ class Backbone(nn.Module):
         for module in self._frozen_norms:
             module.eval()
         return self
+
+
+class UpperLevels(LastLevelP6P7):  # type: ignore[misc] # torchvision has no types
+    """P6 and P7, by convolutions of stride 2, on CPU always in float32.
+
+    In bfloat16 on CPU, the weight gradient of such a convolution on a feature map of one cell, as small images have it,
+    reads uninitialised memory (seen with torch 2.15).
+    """
+
+    def forward(self, pyramid: list[Tensor], body: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
+        """Append two levels and their names to the pyramid, finest first."""
+        on_cpu = pyramid[-1].device.type == "cpu"
+        top, last = ([maps[-1].float() if on_cpu else maps[-1]] for maps in (pyramid, body))
+        with torch.autocast("cpu", enabled=False) if on_cpu else nullcontext():
+            upper, names = super().forward(top, last, names)
+        return pyramid + upper[1:], names  # the lower levels are unchanged
 
 
 def build_backbone(
@@ -129,11 +160,9 @@ def build_backbone(
     backbone = Backbone(
         apply_norm(body, norm), fpn, channels, dict.fromkeys((*strides, *extra_strides), neck_channels), mean, std
     )
-    if not 0 <= frozen_stages <= len(stages):
-        raise InputError(f"--frozen-stages {frozen_stages}: {name} has {len(stages)} stages, give 0 to {len(stages)}.")
     if norm == "bn_eval":
         backbone.freeze_statistics(backbone.body.modules())
-    backbone.freeze(list(_parameters_up_to(backbone.body, stages[:frozen_stages])))
+    backbone.freeze_stages(frozen_stages, stages, name)
     return backbone
 
 
@@ -153,7 +182,7 @@ def _torchvision_body(
     try:
         network = torchvision.models.get_model(name, weights="DEFAULT" if source.kind == "download" else None)
     except OSError as error:
-        raise _no_download(name, error) from error
+        raise no_download(name, error) from error
     if source.path is not None:
         fit_state_dict(network, read_state_dict(source.path), source.path, ("fc",))
     layers = {4: "layer1", 8: "layer2", 16: "layer3", 32: "layer4"}
@@ -191,7 +220,7 @@ def _timm_body(
         with _quiet_timm():
             body = timm.create_model(name, out_indices=[probe.feature_info.out_indices[i] for i in indices], **options)
     except OSError as error:
-        raise _no_download(name, error) from error
+        raise no_download(name, error) from error
     configuration = timm.get_pretrained_cfg(name)
     if configuration is None or source.kind not in ("download", "file"):
         mean, std = IMAGENET_MEAN, IMAGENET_STD
@@ -223,7 +252,8 @@ def _quiet_timm() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _no_download(name: str, error: Exception) -> InputError:
+def no_download(name: str, error: Exception) -> InputError:
+    """The error for weights of a backbone that could not be downloaded."""
     return InputError(
         f"The pretrained weights of {name!r} could not be downloaded ({type(error).__name__}); "
         "give a file with --weights PATH, or train from random weights with --weights none."

@@ -150,6 +150,8 @@ class Detector(nn.Module, ABC):
     def prepare(self, images: Sequence[Tensor], targets: Sequence[Target] | None = None) -> Batch:
         """Resize images to a short side of `info.size` times `Target.scale` pixels, and pad them to one tensor.
 
+        If `info.stretches`, both sides become that long.
+
         Args:
             images: RGB images, each (3, H, W), uint8 in 0..255 or float32 in 0..1.
             targets: their annotations in pixels of these images; difficult and crowd boxes are removed, except those of
@@ -166,7 +168,7 @@ class Detector(nn.Module, ABC):
             row[:, : size[0], : size[1]] = self._resize(image.to(self.device), size)
         trainable = [target.trainable() if target.annotated else target for target in targets or ()]
         resized = [target.resized(size).to(self.device) for target, size in zip(trainable, sizes, strict=False)]
-        return Batch(tensor, sizes, resized, originals, len(self.info.classes))
+        return Batch(tensor, sizes, resized, originals, len(self.info.classes), stretched=self.info.stretches)
 
     def adopt(self, batch: Batch) -> Batch:
         """Convert a batch that another detector prepared, so that both see the same pixels.

@@ -4,6 +4,7 @@ import math
 from typing import Any, Literal, cast, get_args
 
 import torch
+import torch.nn.functional as F
 from timm.layers import BatchNormAct2d, GroupNormAct, convert_sync_batchnorm, freeze_batch_norm_2d
 from torch import Tensor, nn
 
@@ -23,6 +24,19 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, features: Tensor) -> Tensor:
         """Normalise (B, C, H, W) features."""
         return torch.group_norm(features, self.num_groups, self.weight, self.bias, self.eps)
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation that uses its running statistics for a single value per channel.
+
+    The coarsest feature map may be one cell, and a batch one image: `nn.BatchNorm2d` refuses that in training.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Normalise (B, C, H, W) features."""
+        if not self.training or features.numel() > features.shape[1]:
+            return super().forward(features)
+        return F.batch_norm(features, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
 def apply_norm(body: nn.Module, norm: str) -> nn.Module:

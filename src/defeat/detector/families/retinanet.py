@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -16,9 +15,8 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import box_iou
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from defeat.detector.backbone import Backbone, build_backbone
+from defeat.detector.backbone import Backbone, UpperLevels, build_backbone
 from defeat.detector.base import (
     Detector,
     DetectorSpec,
@@ -28,6 +26,7 @@ from defeat.detector.base import (
 )
 from defeat.detector.normalisation import GroupNorm
 from defeat.detector.options import automatic, bounded, fitted_to_data, require_valid, with_usual_values
+from defeat.detector.points import fitted_candidates
 from defeat.detector.published import ExactAnchors, initialise_pyramid, one_stage_loss
 from defeat.detector.statistics import ObjectStatistics, fit_sides
 from defeat.errors import InputError
@@ -35,7 +34,6 @@ from defeat.types import Batch, DensePredictions, Detections, DetectorInfo, Dete
 
 STRIDES = (8, 16, 32, 64, 128)
 OCTAVES = tuple(2 ** (third / 3) for third in range(3))
-FULL_SIZE = 800  # input size in pixels of torchvision's defaults
 
 
 @dataclass(frozen=True)
@@ -91,32 +89,14 @@ class RetinaNetOptions:
         cell, and the norm of a single value is zero.
         """
         names = automatic(self)
-        share = min(1.0, statistics.size / FULL_SIZE)
-        minimum = max(100.0, 8 * statistics.objects_per_image(0.9))
         values: dict[str, Any] = {
-            "topk_candidates": min(1000, round(max(1000 * share, minimum))),
+            "topk_candidates": fitted_candidates(statistics),
             "head_norm": "gn" if neck_channels > _groups(neck_channels) else "none",
         }
         fitted = {name: value for name, value in values.items() if name in names}
         if "anchor_sizes" in names:
             fitted["anchor_sizes"] = fit_sides(statistics, STRIDES, OCTAVES)
         return replace(self, **fitted)
-
-
-class UpperLevels(LastLevelP6P7):  # type: ignore[misc] # torchvision has no types
-    """P6 and P7, by convolutions of stride 2, on CPU always in float32.
-
-    In bfloat16 on CPU, the weight gradient of such a convolution on a feature map of one cell, as small images have it,
-    reads uninitialised memory (seen with torch 2.15).
-    """
-
-    def forward(self, pyramid: list[Tensor], body: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
-        """Append two levels and their names to the pyramid, finest first."""
-        on_cpu = pyramid[-1].device.type == "cpu"
-        top, last = ([maps[-1].float() if on_cpu else maps[-1]] for maps in (pyramid, body))
-        with torch.autocast("cpu", enabled=False) if on_cpu else nullcontext():
-            upper, names = super().forward(top, last, names)
-        return pyramid + upper[1:], names  # the lower levels are unchanged
 
 
 class RetinaNet(Detector):
