@@ -10,6 +10,7 @@ import torch
 from torchvision.models import detection
 
 from defeat.detector import load
+from defeat.detector.pretrained import CONVERTERS
 from defeat.errors import InputError
 
 SMALL = {"weights": None, "weights_backbone": None, "num_classes": 2}
@@ -26,7 +27,7 @@ def refused(path: Path) -> str:
 
 @pytest.mark.parametrize(
     "name",
-    ["fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2", "retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2"],
+    CONVERTERS,
 )
 def test_a_state_dict_of_torchvision_names_the_options_that_read_it(tmp_path, name):
     names = getattr(detection, name)(**SMALL).state_dict()

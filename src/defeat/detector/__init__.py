@@ -7,7 +7,7 @@ from typing import Any
 
 from defeat.detector.base import Detector, DetectorSpec
 from defeat.detector.description import default_max_size
-from defeat.detector.families import faster_rcnn, retinanet
+from defeat.detector.families import faster_rcnn, fcos, retinanet
 from defeat.detector.foreign_files import refusal
 from defeat.detector.model_files import load_model, save_model
 from defeat.detector.normalisation import Norm
@@ -37,6 +37,7 @@ TeacherNetwork = Detector | TappedTeacher  # a teacher that is an nn.Module
 # A family is a file with `build(spec, weights)` and an options dataclass, and an entry here.
 FAMILIES = {
     "faster_rcnn": (faster_rcnn.build, faster_rcnn.FasterRCNNOptions),
+    "fcos": (fcos.build, fcos.FCOSOptions),
     "retinanet": (retinanet.build, retinanet.RetinaNetOptions),
 }
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from torchvision.models import get_model, get_model_weights
 
 from defeat.detector.base import Detector
-from defeat.detector.families import faster_rcnn, retinanet
+from defeat.detector.families import faster_rcnn, fcos, retinanet
 from defeat.detector.weights import read_state_dict
 from defeat.errors import InputError, unknown_name
 
@@ -13,12 +13,18 @@ PREFIX = "torchvision:"  # marks the name of a torchvision model where a run dir
 CONVERTERS = {
     "fasterrcnn_resnet50_fpn": faster_rcnn.from_torchvision,
     "fasterrcnn_resnet50_fpn_v2": faster_rcnn.from_torchvision,
+    "fcos_resnet50_fpn": fcos.from_torchvision,
     "retinanet_resnet50_fpn": retinanet.from_torchvision,
     "retinanet_resnet50_fpn_v2": retinanet.from_torchvision,
 }
 
-# The tensor whose length gives the number of classes of a checkpoint (including background), and its entries per class.
-CLASS_TENSORS = {"roi_heads.box_predictor.cls_score.bias": 1, "head.classification_head.cls_logits.bias": 9}
+# By the beginning of a name: the tensor whose length gives the number of classes of a checkpoint (with background), and
+# its entries per class.
+CLASS_TENSORS = {
+    "fasterrcnn": ("roi_heads.box_predictor.cls_score.bias", 1),
+    "fcos": ("head.classification_head.cls_logits.bias", 1),
+    "retinanet": ("head.classification_head.cls_logits.bias", 9),
+}
 
 
 def torchvision_name(source: str | Path) -> str | None:
@@ -51,9 +57,10 @@ def load_torchvision(name: str, weights: str | Path | None = None) -> Detector:
             ) from error
         return CONVERTERS[name](core, categories, PREFIX + name)
     state = read_state_dict(Path(weights))
-    count = next((len(state[key]) // entries for key, entries in CLASS_TENSORS.items() if key in state), None)
-    if count is None:
+    tensor, entries = CLASS_TENSORS[name.partition("_")[0]]
+    if tensor not in state:
         raise InputError(f"{weights} is not a checkpoint of torchvision's {name}: it has no classification layer.")
+    count = len(state[tensor]) // entries
     core = get_model(name, weights=None, weights_backbone=None, num_classes=count)
     try:
         core.load_state_dict(state)

@@ -1,0 +1,320 @@
+"""FCOS (Tian et al., ICCV 2019; arXiv 2006.09214 for the improved version), from torchvision's parts.
+
+Class logits of `dense` are those of the classification branch, without centerness. Detections are scored with
+sqrt(class score x centerness), but centerness is trained at the points of objects only: at the background, where nearly
+all points are, its value is arbitrary, and a class term on the product would make the student follow it.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection import fcos as torchvision_fcos
+from torchvision.models.detection._utils import BoxLinearCoder
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.rpn import AnchorGenerator
+from torchvision.models.detection.transform import resize_boxes
+from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
+
+from defeat.detector.backbone import Backbone, UpperLevels, build_backbone
+from defeat.detector.base import Detector, DetectorSpec, valid_cells
+from defeat.detector.normalisation import GroupNorm
+from defeat.detector.options import automatic, bounded, fitted_to_data, require_valid, with_usual_values
+from defeat.detector.points import Assignment, PaddedTargets, assign_objects, fitted_candidates, group_count
+from defeat.detector.statistics import ObjectStatistics
+from defeat.types import Batch, DensePredictions, Detections, DetectorInfo, DetectorOutput, Maps
+
+STRIDES = (8, 16, 32, 64, 128)
+LARGEST = 8  # a level learns objects whose farthest side is 4 to 8 strides from a point; the first and last more
+
+
+@dataclass(frozen=True)
+class FCOSOptions:
+    """Options of the family; the defaults are those of torchvision.
+
+    `auto` options are derived from size and objects of the training data; without data, they are those of torchvision.
+    """
+
+    strides: ClassVar[tuple[int, ...]] = STRIDES
+
+    center_sampling_radius: float = bounded(1.5, 0.1, 100.0)
+    """Points up to this many strides from the centre of an object, in both directions, can be positive."""
+    score_thresh: float = bounded(0.2, 0.0, 1.0)
+    """Detections with a lower score, sqrt(class score x centerness), are dropped."""
+    nms_thresh: float = bounded(0.6, 0.0, 1.0)
+    """IoU threshold of non-maximum suppression."""
+    detections_per_img: int = bounded(100, 1)
+    """Maximum number of detections per image."""
+    topk_candidates: int | Literal["auto"] = fitted_to_data(1000, "{} candidates per level")
+    """Maximum number of candidates per level before non-maximum suppression."""
+
+    def __post_init__(self) -> None:
+        """Refuse invalid options."""
+        require_valid(self)
+
+    def fitted(self, statistics: ObjectStatistics, neck_channels: int) -> "FCOSOptions":
+        """Replace `auto` by values derived from the data; `neck_channels` has no effect."""
+        if "topk_candidates" not in automatic(self):
+            return self
+        return replace(self, topk_candidates=fitted_candidates(statistics))
+
+
+class Head(nn.Module):
+    """Classification, box regression and centerness at every point, with the names of torchvision's head."""
+
+    def __init__(self, classification_head: nn.Module, regression_head: nn.Module) -> None:
+        super().__init__()
+        self.classification_head, self.regression_head = classification_head, regression_head
+
+    def forward(self, levels: list[Tensor]) -> dict[str, Tensor]:
+        """Predict for L feature maps (B, C, H, W).
+
+        Returns:
+            `cls_logits` (B, N, K), `bbox_regression` (B, N, 4): distances to left, top, right and bottom in strides, 0
+            or more; and `bbox_ctrness` (B, N, 1) logits.
+        """
+        regression, centerness = self.regression_head(levels)
+        outputs = {"cls_logits": self.classification_head(levels), "bbox_regression": regression}
+        # Convert to float32 also under autocast: half precision would move decoded boxes by pixels.
+        return {name: output.float() for name, output in {**outputs, "bbox_ctrness": centerness}.items()}
+
+
+class FCOS(Detector):
+    """A one-stage detector without anchors: every point predicts classes, distances to four sides, and centerness."""
+
+    # torchvision's selection of detections; it reads attributes that the constructor sets.
+    _select = torchvision_fcos.FCOS.postprocess_detections
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: Head,
+        anchor_generator: AnchorGenerator,
+        spec: DetectorSpec,
+        options: FCOSOptions,
+        first_label: int = 0,
+    ) -> None:
+        """Create it from its parts.
+
+        Args:
+            backbone: body and pyramid with feature maps at strides 8 to 128.
+            head: the predictions.
+            anchor_generator: one square per point, centred on it, whose side is the stride.
+            spec: description of the detector.
+            options: options of the family.
+            first_label: column of the first class in the head; 1 in torchvision's checkpoints.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.anchor_generator = anchor_generator
+        self.box_coder = BoxLinearCoder(normalize_by_size=True)
+        self.center_sampling_radius = options.center_sampling_radius
+        self.score_thresh, self.nms_thresh = options.score_thresh, options.nms_thresh
+        assert isinstance(options.topk_candidates, int)
+        self.detections_per_img, self.topk_candidates = options.detections_per_img, options.topk_candidates
+        self.first_label = first_label
+        self.spec = spec
+        self.info = DetectorInfo(
+            family=spec.family,
+            classes=spec.classes,
+            neck=backbone.neck_channels,
+            backbone=backbone.body_channels,
+            size=spec.size,
+            max_size=spec.max_size,
+            size_divisor=32,
+            mean=spec.mean or backbone.mean,
+            std=spec.std or backbone.std,
+            activation="sigmoid",
+            background="none",
+            offers=frozenset({"dense"}),
+            anchors=f"FCOS points {list(backbone.neck_channels)} {anchor_generator.sizes}",
+        )
+
+    def forward_train(self, batch: Batch, negative_weight: float = 1.0) -> DetectorOutput:
+        """Compute the losses `classification`, `box` and `centerness`, and the fields that methods read."""
+        assert self.training, "forward_train needs the training mode"
+        maps = self.forward_maps(batch)
+        head, points = self._predictions(batch, maps)
+        everything, training = assign_objects(batch, partial(self._match, points, self._per_level(maps.neck)))
+        losses = self._losses(training, head, points, negative_weight)
+        return self._output(batch, losses, maps, head, points, everything)
+
+    def teach(self, batch: Batch, maps: Maps) -> DetectorOutput:
+        """Return the feature maps and the predictions at every point."""
+        head, points = self._predictions(batch, maps)
+        everything, _ = assign_objects(batch, partial(self._match, points, self._per_level(maps.neck)))
+        return self._output(batch, {}, maps, head, points, everything)
+
+    def forward_predict(self, batch: Batch) -> list[Detections]:
+        """Detect objects, in pixels of the original images."""
+        maps = self.forward_maps(batch)
+        head, points = self._predictions(batch, maps)
+        head = {**head, "cls_logits": head["cls_logits"][..., self.first_label :]}
+        per_level = self._per_level(maps.neck)
+        split_head = {name: list(output.split(per_level, dim=1)) for name, output in head.items()}
+        outputs = self._select(split_head, [list(points.split(per_level))] * len(batch.sizes), batch.sizes)
+        return [
+            Detections(resize_boxes(output["boxes"], size, original), output["scores"], output["labels"])
+            for output, size, original in zip(outputs, batch.sizes, batch.original_sizes, strict=True)
+        ]
+
+    def class_rows(self) -> dict[str, Tensor]:
+        """The last layer of the classification head has one row per class."""
+        rows = torch.cat((torch.full((self.first_label,), -1), torch.arange(len(self.info.classes))))
+        return {f"head.classification_head.cls_logits.{kind}": rows for kind in ("weight", "bias")}
+
+    def _predictions(self, batch: Batch, maps: Maps) -> tuple[dict[str, Tensor], Tensor]:
+        """Output of the head, and the square (N, 4) of each point; all images of a batch have the same."""
+        levels = list(maps.neck.values())
+        return self.head(levels), self.anchor_generator(ImageList(batch.images, batch.sizes[:1]), levels)[0]
+
+    @staticmethod
+    def _per_level(neck: dict[int, Tensor]) -> list[int]:
+        return [level.shape[-2] * level.shape[-1] for level in neck.values()]
+
+    def _match(self, points: Tensor, per_level: list[int], targets: PaddedTargets) -> Tensor:
+        """(B, N) index of the object matched to each point, -1 for background."""
+        sizes = points[:, 2] - points[:, 0]
+        lower, upper = sizes * LARGEST / 2, sizes * LARGEST
+        lower[: per_level[0]], upper[-per_level[-1] :] = 0, math.inf
+        reach = self.center_sampling_radius * sizes
+        return match_points((points[:, :2] + points[:, 2:]) / 2, lower, upper, reach, targets)
+
+    def _losses(
+        self, assignment: Assignment, head: dict[str, Tensor], points: Tensor, negative_weight: float
+    ) -> dict[str, Tensor]:
+        """Losses over the number of positive points of the batch; the background of unannotated images is ignored."""
+        image, point, boxes, labels = assignment.positives()
+        logits = head["cls_logits"]
+        one_hot = torch.zeros_like(logits)
+        one_hot[image, point, labels + self.first_label] = 1
+        costs = sigmoid_focal_loss(logits, one_hot, reduction="none").sum(dim=2)  # (B, N)
+        squares = points[point]
+        predicted = self.box_coder.decode(head["bbox_regression"][image, point], squares)
+        centerness = centerness_targets(self.box_coder.encode(squares, boxes))
+        centerness_costs = F.binary_cross_entropy_with_logits(
+            head["bbox_ctrness"][image, point, 0], centerness, reduction="sum"
+        )
+        count = max(1, len(point))
+        return {
+            "classification": (costs * assignment.class_weights(negative_weight)).sum() / count,
+            "box": generalized_box_iou_loss(predicted, boxes, reduction="sum") / count,
+            "centerness": centerness_costs / count,
+        }
+
+    def _output(
+        self,
+        batch: Batch,
+        losses: dict[str, Tensor],
+        maps: Maps,
+        head: dict[str, Tensor],
+        points: Tensor,
+        assignment: Assignment,
+    ) -> DetectorOutput:
+        per_level = torch.tensor(self._per_level(maps.neck), device=points.device)
+        return DetectorOutput(
+            losses=losses,
+            backbone=maps.backbone,
+            neck=maps.neck,
+            valid=valid_cells(batch, maps.by_stride),
+            dense=DensePredictions(
+                logits=head["cls_logits"][..., self.first_label :],
+                boxes=self.box_coder.decode(head["bbox_regression"].detach(), points),
+                labels=assignment.labels(batch.classes),
+                strides=torch.tensor(list(maps.neck), device=points.device).repeat_interleave(per_level),
+            ),
+            scale=batch.scale,
+        )
+
+
+def match_points(points: Tensor, lower: Tensor, upper: Tensor, reach: Tensor, targets: PaddedTargets) -> Tensor:
+    """Match points to objects, for all images at once (arXiv 2006.09214, section 3.1).
+
+    A point is positive for an object if it is inside its box, within reach of its centre, and if the farthest side is
+    within the limits of the point's level. Of several objects, the smallest is matched.
+
+    Args:
+        points: (N, 2) x and y in pixels.
+        lower: (N,) limit of the distance to the farthest side, in pixels, exclusive.
+        upper: (N,) upper limit, exclusive.
+        reach: (N,) limit of the distance to the centre in x and in y, exclusive.
+        targets: objects of the batch.
+
+    Returns:
+        (B, N) int64, index of the matched object, -1 for background.
+    """
+    count = len(targets.boxes)
+    if not targets.boxes.shape[1]:
+        return torch.full((count, len(points)), -1, device=points.device)
+    x, y = points[:, 0, None], points[:, 1, None]  # (N, 1)
+    x1, y1, x2, y2 = targets.boxes[:, None].unbind(dim=-1)  # (B, 1, G)
+    sides = (x - x1, y - y1, x2 - x, y2 - y)  # (B, N, G) each
+    nearest = torch.minimum(torch.minimum(sides[0], sides[1]), torch.minimum(sides[2], sides[3]))
+    farthest = torch.maximum(torch.maximum(sides[0], sides[1]), torch.maximum(sides[2], sides[3]))
+    from_centre = torch.maximum((x - (x1 + x2) / 2).abs(), (y - (y1 + y2) / 2).abs())
+    positive = (nearest > 0) & (from_centre < reach[:, None]) & targets.real[:, None]
+    positive &= (farthest > lower[:, None]) & (farthest < upper[:, None])
+    areas = torch.where(positive, (x2 - x1) * (y2 - y1), math.inf)
+    smallest, index = areas.min(dim=2)
+    return torch.where(smallest.isinf(), -1, index)
+
+
+def centerness_targets(distances: Tensor) -> Tensor:
+    """Targets of centerness: (P,) in 0..1, 1 at the centre of the object (equation 3).
+
+    Args:
+        distances: (P, 4) distances from the point to left, top, right and bottom of its object, above 0.
+    """
+    across, down = distances[:, [0, 2]], distances[:, [1, 3]]
+    return (across.amin(1) / across.amax(1) * down.amin(1) / down.amax(1)).sqrt()
+
+
+def build(spec: DetectorSpec, weights: str) -> FCOS:
+    """Build a detector from its description; `weights` are those of the backbone (see `find_weights`)."""
+    options: Any = with_usual_values(FCOSOptions(**spec.options))
+    backbone = build_backbone(
+        spec.backbone,
+        strides=STRIDES[:3],
+        weights=weights,
+        norm=spec.norm,
+        neck_channels=spec.neck_channels,
+        frozen_stages=spec.frozen_stages,
+        extra_blocks=lambda last, neck: UpperLevels(neck, neck),
+        extra_strides=STRIDES[3:],
+    )
+    norm, channels = partial(GroupNorm, group_count(spec.neck_channels)), spec.neck_channels
+    classification = torchvision_fcos.FCOSClassificationHead(channels, 1, len(spec.classes), norm_layer=norm)
+    head = Head(classification, torchvision_fcos.FCOSRegressionHead(channels, 1, norm_layer=norm))
+    return FCOS(backbone, head, _squares(), spec, options)
+
+
+def _squares() -> AnchorGenerator:
+    return AnchorGenerator(tuple((stride,) for stride in STRIDES), ((1.0,),) * len(STRIDES))
+
+
+def from_torchvision(core: torchvision_fcos.FCOS, classes: tuple[str, ...], name: str) -> FCOS:
+    """Convert a torchvision model with its weights."""
+    fpn = core.backbone.fpn
+    channels = [block[0].in_channels for block in fpn.inner_blocks]
+    backbone = Backbone(
+        core.backbone.body, fpn, dict(zip(STRIDES[:3], channels, strict=True)), dict.fromkeys(STRIDES, 256)
+    )
+    spec = DetectorSpec(
+        "fcos",
+        name,
+        classes,
+        size=core.transform.min_size[-1],
+        max_size=core.transform.max_size,
+        mean=tuple(core.transform.image_mean),
+        std=tuple(core.transform.image_std),
+    )
+    head = Head(core.head.classification_head, core.head.regression_head)
+    options = with_usual_values(FCOSOptions())
+    detector = FCOS(backbone, head, core.anchor_generator, spec, options, first_label=1)
+    detector.antialias = False
+    return detector
