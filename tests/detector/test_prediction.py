@@ -62,7 +62,7 @@ def test_an_image_twice_as_large_gives_boxes_twice_as_large(family):
     (picture,) = images((64, 64) if family in STRETCHING else (64, 96))
     doubled = picture.repeat_interleave(2, 1).repeat_interleave(2, 2)
     (small,), (large,) = detector.predict([picture]), detector.predict([doubled])
-    assert len(small.boxes) > 5
+    assert len(small.boxes) > 2
     assert torch.allclose(large.boxes, 2 * small.boxes, atol=1e-3)
     assert torch.allclose(large.scores, small.scores, atol=1e-6)
     assert torch.equal(large.labels, small.labels)

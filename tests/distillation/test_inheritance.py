@@ -89,7 +89,9 @@ def test_classes_in_another_order_get_their_own_rows(family):
     of_student, of_teacher = (detector.forward_teacher(detector.adopt(batch)) for detector in (student, teacher))
     if of_student.dense is not None:
         columns = [2, 3, 0] + [4] * (student.info.background == "last")
-        assert torch.equal(of_student.dense.logits, of_teacher.dense.logits[..., columns])
+        expected = of_teacher.dense.logits[..., columns]
+        # Layers with other numbers of rows may round differently.
+        assert (of_student.dense.logits - expected).abs().max() <= 1e-5 * expected.abs().max()
     else:
         boxes = of_student.proposals.boxes
         logits, reference = of_student.score_proposals(boxes), of_teacher.score_proposals(boxes)

@@ -7,7 +7,7 @@ from typing import Any
 
 from defeat.detector.base import Detector, DetectorSpec
 from defeat.detector.description import default_max_size
-from defeat.detector.families import faster_rcnn, fcos, retinanet
+from defeat.detector.families import faster_rcnn, fcos, gfl, retinanet
 from defeat.detector.foreign_files import refusal
 from defeat.detector.model_files import load_model, save_model
 from defeat.detector.normalisation import Norm
@@ -38,6 +38,7 @@ TeacherNetwork = Detector | TappedTeacher  # a teacher that is an nn.Module
 FAMILIES = {
     "faster_rcnn": (faster_rcnn.build, faster_rcnn.FasterRCNNOptions),
     "fcos": (fcos.build, fcos.FCOSOptions),
+    "gfl": (gfl.build, gfl.GFLOptions),
     "retinanet": (retinanet.build, retinanet.RetinaNetOptions),
 }
 

@@ -12,7 +12,7 @@ class DetectorSettings(Checked):
     """Detector."""
 
     detector: str = setting(default="faster_rcnn", compared=False)
-    """Family of the detector: faster_rcnn, fcos or retinanet."""
+    """Family of the detector: faster_rcnn, fcos, gfl or retinanet."""
     backbone: str = setting(default="resnet50", compared=False)
     """Name of the backbone: resnet18 to resnet152, or any convolutional network of timm."""
     size: int = setting(default=800, compared=False)
