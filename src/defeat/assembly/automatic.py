@@ -17,6 +17,7 @@ from defeat.detector.options import automatic, summaries, with_teacher_values, w
 from defeat.detector.statistics import object_statistics
 from defeat.distillation import METHODS, method_defaults
 from defeat.engine.checkpoint import RunDirectory
+from defeat.engine.optimisation import chosen_schedule
 from defeat.settings import AUTO
 
 NECKS = {512: 256, 256: 128, 0: 64}  # lowest short side in pixels: channels
@@ -63,7 +64,7 @@ class Choices:
         if not self.to_dict() or not self.announced:
             return ""
         parts = [", ".join(summaries(family_options(self.family), self.options))] if self.options else []
-        texts = {"neck_channels": "neck {} channels", "lr": "lr {:g}"}
+        texts = {"neck_channels": "neck {} channels", "lr": "lr {:g}", "schedule": "schedule {}"}
         parts.append(", ".join(texts[name].format(value) for name, value in self.numbers.items()))
         return "; ".join(part for part in parts if part)
 
@@ -96,6 +97,8 @@ def choose(settings: TrainSettings, training: DetectionDataset, teacher: Teacher
         options = options.fitted(object_statistics(training, settings.size, settings.long_side), width)
     if settings.lr == AUTO:
         numbers["lr"] = learning_rate(settings.batch_size * settings.processes, settings.optimizer)
+    if settings.schedule == AUTO:
+        numbers["schedule"] = chosen_schedule(settings, settings.patience is not None)
     chosen = {name: getattr(options, name) for name in names}
     return Choices(settings.detector, chosen, numbers, method_options_of(settings))
 
@@ -114,6 +117,8 @@ def as_begun(settings: TrainSettings, begun: Mapping[str, Any]) -> Choices:
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             numbers[name] = settings.number(name)
+    if settings.schedule == AUTO:
+        numbers["schedule"] = begun.get("schedule", "step")
     if getattr(settings, "inherit", None) == AUTO:
         numbers["inherit"] = begun.get("inherit", "none")
     chosen = {name: recorded[name] for name in names if name in recorded}
@@ -140,7 +145,7 @@ def method_options_of(settings: TrainSettings, begun: Mapping[str, Any] | None =
 
 def is_chosen(settings: TrainSettings) -> bool:
     """Whether no setting is `auto`."""
-    numbers = [getattr(settings, name) for name in NUMBERS]
+    numbers = [getattr(settings, name) for name in (*NUMBERS, "schedule")]
     return AUTO not in numbers and not automatic(make_options(settings.detector, settings.detector_options))
 
 

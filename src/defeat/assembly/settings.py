@@ -14,7 +14,7 @@ from defeat.detector.settings import DetectorSettings
 from defeat.engine.devices import DeviceSettings
 from defeat.engine.experiment import CacheFolder
 from defeat.engine.loggers import LoggingSettings
-from defeat.engine.optimisation import OptimisationSettings
+from defeat.engine.optimisation import COSINES, OptimisationSettings
 from defeat.engine.selection import SelectionSettings
 from defeat.errors import InputError
 from defeat.settings import Checked, Role, at_least, names_of, option, setting, settings_part
@@ -120,10 +120,10 @@ class TrainSettings(  # fields and checks come in the order from the last base t
     def check(self) -> None:
         """Refuse settings of different parts that don't fit each other."""
         if self.patience is not None:
-            if self.schedule == "cosine":
+            if self.schedule in COSINES:
                 raise InputError(
-                    "--patience and --schedule cosine can't be combined, because a cosine ends at a fixed epoch: leave "
-                    "out one of them."
+                    f"--patience and --schedule {self.schedule} can't be combined, because a cosine ends at a fixed "
+                    "epoch: leave out one of them."
                 )
             self.require_no_milestones("--patience")
         if self.eval_split is not None:
