@@ -97,7 +97,7 @@ class Strings(Sequence[str]):
         return self.beginning + text.decode("utf-8", "surrogatepass")
 
     def __iter__(self) -> Iterator[str]:
-        data, ends = memoryview(self.data.numpy()), self.ends.numpy()
+        data, ends = self.data.numpy().data, self.ends.numpy()
         for start in range(0, len(self), _CHUNK):
             limits = ends[start : start + _CHUNK + 1].tolist()
             for first, last in pairwise(limits):
@@ -105,7 +105,7 @@ class Strings(Sequence[str]):
 
     def take(self, indices: Sequence[int]) -> "Strings":
         """Some of the texts, in the given order."""
-        data, ends = memoryview(self.data.numpy()), self.ends.numpy()
+        data, ends = self.data.numpy().data, self.ends.numpy()
         chosen = np.asarray(indices, dtype=np.int64)
         firsts, lasts = ends[:-1][chosen], ends[1:][chosen]
         parts = (data[first:last] for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True))

@@ -98,7 +98,9 @@ def _read(stream: BinaryIO) -> CocoColumns:
     _require(not add and isinstance(content.get("categories"), list))
     for category in content["categories"]:
         _require(type(category) is dict and type(category.get("id")) is int)
-    return CocoColumns(content["categories"], *images.columns(), *annotations.columns())
+    ids, names, sizes = images.columns()
+    images_of, categories_of, corners, crowd = annotations.columns()
+    return CocoColumns(content["categories"], ids, names, sizes, images_of, categories_of, corners, crowd)
 
 
 class _Text:
