@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from defeat.data.dataset import Annotation, BoxTable, DetectionDataset, SplitBuilder, finite, select_classes
+from defeat.data.dataset import Annotation, DetectionDataset, SplitBuilder, finite, select_classes
 from defeat.data.images import rgb_tensor
 from defeat.errors import InputError
 
@@ -49,13 +49,12 @@ class ObjectDataset(DetectionDataset):
             size = (int(tensor.shape[-2]), int(tensor.shape[-1]))
             builder.add(where, where, size, _annotations(target, names, where))
         read = builder.finish(type(source).__name__, split, type(source).__name__)
-        table: BoxTable = read.table
         super().__init__(
             name=read.name,
             split=split,
             classes=names,
             samples=read.samples,
-            table=table,
+            table=read.table,
             problems=read.problems,
         )
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from defeat.data.dataset import BoxTable, DetectionDataset, Sample
+from defeat.data.dataset import DetectionDataset
 from defeat.data.files import IMAGE_SUFFIXES, is_image
 from defeat.data.images import missing_decoder, read_header, read_image
 from defeat.data.problems import Problems
+from defeat.data.tables import BoxTable, Sample
 from defeat.errors import InputError
 from defeat.types import Detections
 

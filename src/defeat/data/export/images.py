@@ -10,9 +10,10 @@ from unicodedata import normalize
 
 from PIL import Image
 
-from defeat.data.dataset import DetectionDataset, Sample
+from defeat.data.dataset import DetectionDataset
 from defeat.data.files import IMAGE_SUFFIXES
 from defeat.data.images import ImageHeader, read_header
+from defeat.data.tables import Sample
 from defeat.errors import InputError
 from defeat.files import WriteError
 
