@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from defeat.data.images import read_image
+from defeat.data.images import MAX_PIXELS, missing_decoder, read_header, read_image
 from defeat.data.problems import Problems
 from defeat.errors import InputError, unknown_name
 from defeat.types import Target
@@ -89,6 +89,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         table: the boxes of all images.
         problems: phrases about skipped images and about dropped or clipped boxes.
         annotated: whether the boxes are ground truth; if not, they are detections of a teacher.
+        max_pixels: most pixels of an image file, see `read_header`.
         in_memory: whether the images are drawn or Python objects, so that their paths name no files.
     """
 
@@ -104,6 +105,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         table: BoxTable,
         problems: Sequence[str] = (),
         annotated: bool = True,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.classes = tuple(classes)
         self.name = name
@@ -113,6 +115,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         self.problems = list(problems)
         self.annotated = annotated
         self.table = table
+        self.max_pixels = max_pixels
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -122,7 +125,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
 
     def _image(self, index: int) -> Tensor:
         sample = self.samples[index]
-        return read_image(sample.path, sample.size, sample.prefer_upright)
+        return read_image(sample.path, sample.size, sample.prefer_upright, self.max_pixels)
 
     def identity(self, index: int) -> str:
         """Hash of an image's name, size, file size and modification time."""
@@ -177,6 +180,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
             table=BoxTable(table.boxes[chosen], table.labels[chosen], table.difficult[chosen], table.crowd[chosen]),
             problems=self.problems,
             annotated=self.annotated,
+            max_pixels=self.max_pixels,
         )
 
     def image_path(self, index: int) -> str:
@@ -236,10 +240,12 @@ class SplitBuilder:
         """Add an image; the default of `image_id` is its index in the split.
 
         Raises:
-            InputError: broken images are skipped, and this image can't be decoded.
+            InputError: broken images are skipped, and this image can't be decoded; or its decoder is not installed.
         """
+        if missing_decoder(path) is not None:
+            read_header(path, self.problems.max_pixels)  # the suffix may be wrong
         if self.problems.decode:
-            read_image(path, size, prefer_upright)
+            read_image(path, size, prefer_upright, self.problems.max_pixels)
         first = len(self._annotations)
         for annotation in annotations:
             self._add_box(annotation, size)
@@ -265,6 +271,7 @@ class SplitBuilder:
             samples=self._samples,
             table=self._table(),
             problems=[*self.problems.report(len(self._samples)), *self._box_problems()],
+            max_pixels=self.problems.max_pixels,
         )
 
     def _add_box(self, annotation: Annotation, size: tuple[int, int]) -> None:

@@ -58,7 +58,7 @@ class ChangedLength:
         refused = f"{self.directory.folder} can't be resumed {self.options}"
         if steps < done:
             raise InputError(f"{refused}: it has trained {done} steps already, and would end after {steps}.")
-        if self.only_last and _ends_before_evaluation(checkpoint):
+        if self.only_last and _ends_before_evaluation(checkpoint, epoch_steps):
             raise InputError(
                 f"{refused}, because it was stopped before its last evaluation: resume it first as it was begun."
             )
@@ -171,7 +171,8 @@ def reopen_epoch(checkpoint: Mapping[str, Any], epoch_steps: int) -> None:
             counts["processed"] -= 1
 
 
-def _ends_before_evaluation(checkpoint: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint was written before an evaluation (see `Checkpoint.on_save_checkpoint`)."""
-    counts = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["total"]
-    return bool(counts["started"] > counts["processed"])
+def _ends_before_evaluation(checkpoint: Mapping[str, Any], epoch_steps: int) -> bool:
+    """Whether a checkpoint was written after the last step of an epoch, and before the evaluation at its end."""
+    loop = checkpoint["loops"]["fit_loop"]
+    batches, epochs = loop["epoch_loop.batch_progress"]["total"], loop["epoch_progress"]["current"]
+    return bool(batches["processed"] % epoch_steps == 0 and epochs["processed"] < epochs["started"])

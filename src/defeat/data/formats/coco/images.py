@@ -202,7 +202,8 @@ class ImageReader:
     def _read_entry(self, number: int, path: Path, where: str) -> None:
         element, name = self._elements[number], path.relative_to(self._folders.base).as_posix()
         if element.get("width") is None or element.get("height") is None:
-            self.images[number] = CocoImage(path, name, read_header(path).upright, prefer_upright=True)
+            size = read_header(path, self._problems.max_pixels).upright
+            self.images[number] = CocoImage(path, name, size, prefer_upright=True)
             return
         width, height = (integer(element, key, where, self._repairs) for key in ("width", "height"))
         if not (1 <= width <= LARGEST_SIDE and 1 <= height <= LARGEST_SIDE):
