@@ -42,10 +42,11 @@ def open_dataset(
     """Open a split of a data set; annotations are read and validated immediately, images are decoded lazily.
 
     Args:
-        path: a VOC, COCO or YOLO folder, a YOLO YAML file, or `demo` for the embedded data set (`demo:SEED` for other
-            scenes, `demo:SEED:TRAIN` for another number of training scenes). VOC folders can be joined: the folder that
-            contains the years, or several folders separated by commas. `:split` after a VOC folder selects its split
-            for `train`: `VOC2007:trainval,VOC2012:trainval`.
+        path: a folder or a file in VOC, COCO, YOLO, labelme, VIA or CVAT format, whose layouts docs/data.md lists, or
+            `demo` for the embedded data set (`demo:SEED` for other scenes, `demo:SEED:TRAIN` for another number of
+            training scenes). VOC folders can be joined: the folder that contains the years, or several folders
+            separated by commas. `:split` after a VOC folder selects its split for `train`:
+            `VOC2007:trainval,VOC2012:trainval`.
         split: name of the split, e.g. `train`.
         classes: classes to keep, in the order of their labels; None for all.
         on_bad_data: what to do if files are broken or missing: `stop` refuses the data set and names them; `skip`

@@ -5,7 +5,6 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -93,7 +92,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         in_memory: whether the images are drawn or Python objects, so that their paths name no files.
     """
 
-    in_memory: ClassVar[bool] = False
+    in_memory: bool = False
 
     def __init__(
         self,
@@ -172,7 +171,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
             samples.append(replace(sample, first=first, last=first + count))
             first += count
         chosen, table = torch.cat(rows), self.table
-        return DetectionDataset(
+        part = DetectionDataset(
             name=self.name,
             split=split,
             classes=self.classes,
@@ -182,6 +181,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
             annotated=self.annotated,
             max_pixels=self.max_pixels,
         )
+        return _PartInMemory(part, self, indices) if self.in_memory else part
 
     def image_path(self, index: int) -> str:
         """Path of an image."""
@@ -202,6 +202,38 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         digest.update(table.labels.numpy().astype("<i8").tobytes())
         digest.update(table.difficult.numpy().tobytes() + table.crowd.numpy().tobytes())
         return digest.hexdigest()
+
+
+class _PartInMemory(DetectionDataset):
+    """Some of the images of a data set that has no image files.
+
+    Args:
+        part: annotations of the images.
+        whole: the data set.
+        indices: of the images in it.
+    """
+
+    in_memory = True
+
+    def __init__(self, part: DetectionDataset, whole: DetectionDataset, indices: Sequence[int]) -> None:
+        super().__init__(
+            name=part.name,
+            split=part.split,
+            classes=part.classes,
+            samples=part.samples,
+            table=part.table,
+            problems=part.problems,
+            annotated=part.annotated,
+            max_pixels=part.max_pixels,
+        )
+        self._whole, self._indices = whole, list(indices)
+
+    def _image(self, index: int) -> Tensor:
+        return self._whole._image(self._indices[index])
+
+    def identity(self, index: int) -> str:
+        """Identity of the image in the whole data set."""
+        return self._whole.identity(self._indices[index])
 
 
 def shared_images(first: DetectionDataset, second: DetectionDataset) -> int:

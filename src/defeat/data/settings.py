@@ -17,8 +17,9 @@ class DataSettings(Checked):
     """Data."""
 
     data: str = setting(role=Role.SOURCE, compared=False)
-    """Folder of a VOC, COCO or YOLO data set (several VOC years separated by commas), or `demo`: drawn scenes
-    (`demo:SEED` for other scenes, `demo:SEED:TRAIN` for another number of training scenes)."""
+    """Folder or file of a data set: VOC (several years separated by commas), COCO, YOLO, labelme, VIA or CVAT, see
+    docs/data.md; or `demo`: drawn scenes (`demo:SEED` for other scenes, `demo:SEED:TRAIN` for another number of
+    training scenes)."""
     split: str = setting(default="train", compared=False)
     """Split to train on."""
     eval_split: str | None = setting(default=None, compared=False)

@@ -24,7 +24,7 @@ from defeat.detector.description import (
     validated,
 )
 from defeat.detector.preparation import input_size, normalised, resized_batch, rounded_up, zero_padding
-from defeat.detector.teacher import FOLD, HEAD, INHERIT, MAPS, PREDICT, PROPOSALS
+from defeat.detector.teacher import MAPS, PREDICT
 from defeat.types import Batch, Detections, DetectorInfo, DetectorOutput, Maps, Target
 
 
@@ -83,8 +83,7 @@ class Detector(nn.Module, ABC):
     @property
     def capabilities(self) -> frozenset[str]:
         """Its capabilities as a teacher, see `defeat.detector.teacher`."""
-        capabilities = {PREDICT, MAPS, FOLD, HEAD, INHERIT}
-        return frozenset(capabilities | ({PROPOSALS} if PROPOSALS in self.info.offers else set()))
+        return frozenset({PREDICT, MAPS})
 
     @abstractmethod
     def forward_train(self, batch: Batch, negative_weight: float = 1.0) -> DetectorOutput:
