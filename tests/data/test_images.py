@@ -6,7 +6,9 @@ import pytest
 import torch
 from PIL import Image, features
 
-from defeat.data import evaluation_loader, images, open_dataset
+from defeat.assembly.earlier import recorded_settings
+from defeat.assembly.settings import FREE_IN_RESUMED, TrainSettings
+from defeat.data import DataSource, evaluation_loader, images, open_dataset
 from defeat.data.files import is_image
 from defeat.data.images import MAX_PIXELS, missing_decoder, read_header, read_image, rgb_tensor
 from defeat.data.objects import ObjectDataset
@@ -192,6 +194,13 @@ def test_unlabelled_images_and_objects_have_the_limit(tmp_path):
     with pytest.raises(InputError, match="more than the limit of 1,199"):
         ObjectDataset(source, ["cat"], max_pixels=1199)
     assert ObjectDataset(source, ["cat"], max_pixels=1200)[0][0].shape == (3, 20, 60)
+
+
+def test_the_limit_is_recorded_and_older_files_have_the_default():
+    settings = TrainSettings(data="photos", out="run", max_pixels=7)
+    assert settings.source.max_pixels == DataSource.of(settings.to_dict()).max_pixels == 7
+    assert recorded_settings({"command": "train"})["max_pixels"] == MAX_PIXELS
+    assert "max_pixels" in FREE_IN_RESUMED  # a broken image may be met in the middle of a run
 
 
 @pytest.mark.parametrize("value", [0, -1, 0.5, "many", None])
