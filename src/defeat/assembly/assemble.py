@@ -143,10 +143,10 @@ def _splits(
     known = None if given.student is None else given.student.info.classes
     classes = known if settings.classes is None else settings.classes
     source = settings.source
-    training = given.training(classes, settings.split)
+    training = given.training(classes, settings)
     if training is None:
         training = source.open(settings.split, classes, console)
-    evaluation = given.evaluation(training.classes)
+    evaluation = given.evaluation(training.classes, settings)
     if evaluation is None and given.data is None:
         split = evaluation_split(settings, source)
         settings.require_no_choice_on(split)

@@ -220,7 +220,7 @@ def _unlabelled(values: Mapping[str, Any], unlabelled: DetectionDataset | None) 
     """The images without annotations; the teacher has run on the first of them only."""
     if unlabelled is None:
         return []
-    problems = Problems(values["on_bad_data"], decode=False)
+    problems = Problems(values["on_bad_data"], decode=False, max_pixels=values["max_pixels"])
     seen, total = _data(unlabelled), len(UnlabelledImages(values["unlabelled"], problems))
     return [replace(seen, split=f"unlabelled (the teacher was run on {seen.images} of {total})", images=total)]
 

@@ -30,7 +30,8 @@ class RunSettings(Checked):
     out: str = setting(role=Role.CELL)
     """Run directory to write; it must not contain another run."""
     resume: bool = setting(default=False, role=Role.CELL)
-    """Continue the run in `out` from its last checkpoint."""
+    """Continue the run in `out` from its last checkpoint; with other --epochs only if its steps so far would have had
+    the same learning rate."""
     expected: dict[str, Any] = setting(factory=dict, role=Role.CELL, hidden=True)
     """The figure that a recipe should reach: metric, value, tolerance, source."""
 

@@ -6,7 +6,6 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from defeat.data.columns import (
     Integers,
     clip,
 )
-from defeat.data.images import read_image
+from defeat.data.images import MAX_PIXELS, missing_decoder, read_header, read_image
 from defeat.data.problems import Problems
 from defeat.data.tables import BoxTable, Sample, SampleTable, Strings
 from defeat.errors import InputError, unknown_name
@@ -52,10 +51,11 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         table: the boxes of all images.
         problems: phrases about skipped images and about dropped or clipped boxes.
         annotated: whether the boxes are ground truth; if not, they are detections of a teacher.
+        max_pixels: most pixels of an image file, see `read_header`.
         in_memory: whether the images are drawn or Python objects, so that their paths name no files.
     """
 
-    in_memory: ClassVar[bool] = False
+    in_memory: bool = False
 
     def __init__(
         self,
@@ -67,6 +67,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         table: BoxTable,
         problems: Sequence[str] = (),
         annotated: bool = True,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.classes = tuple(classes)
         self.name = name
@@ -75,6 +76,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         self.problems = list(problems)
         self.annotated = annotated
         self.table = table
+        self.max_pixels = max_pixels
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -89,7 +91,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
 
     def _image(self, index: int) -> Tensor:
         sample = self.samples[index]
-        return read_image(sample.path, sample.size, sample.prefer_upright)
+        return read_image(sample.path, sample.size, sample.prefer_upright, self.max_pixels)
 
     def identity(self, index: int) -> str:
         """Hash of an image's name, size, file size and modification time."""
@@ -131,7 +133,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         ranges = self.samples.rows[torch.tensor(indices, dtype=torch.int64)].tolist()
         rows = torch.cat([torch.zeros(0, dtype=torch.int64), *(torch.arange(first, last) for first, last in ranges)])
         table = self.table
-        return DetectionDataset(
+        part = DetectionDataset(
             name=self.name,
             split=split,
             classes=self.classes,
@@ -139,7 +141,9 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
             table=BoxTable(table.boxes[rows], table.labels[rows], table.difficult[rows], table.crowd[rows]),
             problems=self.problems,
             annotated=self.annotated,
+            max_pixels=self.max_pixels,
         )
+        return _PartInMemory(part, self, indices) if self.in_memory else part
 
     def image_path(self, index: int) -> str:
         """Path of an image."""
@@ -160,6 +164,38 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         digest.update(table.labels.numpy().astype("<i8").tobytes())
         digest.update(table.difficult.numpy().tobytes() + table.crowd.numpy().tobytes())
         return digest.hexdigest()
+
+
+class _PartInMemory(DetectionDataset):
+    """Some of the images of a data set that has no image files.
+
+    Args:
+        part: annotations of the images.
+        whole: the data set.
+        indices: of the images in it.
+    """
+
+    in_memory = True
+
+    def __init__(self, part: DetectionDataset, whole: DetectionDataset, indices: Sequence[int]) -> None:
+        super().__init__(
+            name=part.name,
+            split=part.split,
+            classes=part.classes,
+            samples=part.samples,
+            table=part.table,
+            problems=part.problems,
+            annotated=part.annotated,
+            max_pixels=part.max_pixels,
+        )
+        self._whole, self._indices = whole, list(indices)
+
+    def _image(self, index: int) -> Tensor:
+        return self._whole._image(self._indices[index])
+
+    def identity(self, index: int) -> str:
+        """Identity of the image in the whole data set."""
+        return self._whole.identity(self._indices[index])
 
 
 def shared_images(first: DetectionDataset, second: DetectionDataset) -> int:
@@ -200,10 +236,12 @@ class SplitBuilder:
         """Add an image; the default of `image_id` is its index in the split.
 
         Raises:
-            InputError: broken images are skipped, and this image can't be decoded.
+            InputError: broken images are skipped, and this image can't be decoded; or its decoder is not installed.
         """
+        if missing_decoder(path) is not None:
+            read_header(path, self.problems.max_pixels)  # the suffix may be wrong
         if self.problems.decode:
-            read_image(path, size, prefer_upright)
+            read_image(path, size, prefer_upright, self.problems.max_pixels)
         first = len(self._box_labels)
         added = [annotation for annotation in annotations if self._add_box(annotation, size)]
         self._duplicates += len(added) - len({(annotation.corners, annotation.name) for annotation in added})
@@ -261,6 +299,7 @@ class SplitBuilder:
             samples=samples,
             table=table,
             problems=[*self.problems.report(len(samples)), *self._box_problems(len(table.labels))],
+            max_pixels=self.problems.max_pixels,
         )
 
     def _add_box(self, annotation: Annotation, size: tuple[int, int]) -> bool:

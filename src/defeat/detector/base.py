@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.transforms.v2 import functional as transforms
 
-from defeat.data.images import rgb_tensor
+from defeat.data.images import MAX_PIXELS, rgb_tensor
 from defeat.detector.description import (
     COLOUR,
     NAMES,
@@ -24,7 +24,7 @@ from defeat.detector.description import (
     validated,
 )
 from defeat.detector.preparation import input_size, normalised, resized_batch, rounded_up, zero_padding
-from defeat.detector.teacher import FOLD, HEAD, INHERIT, MAPS, PREDICT, PROPOSALS
+from defeat.detector.teacher import MAPS, PREDICT
 from defeat.types import Batch, Detections, DetectorInfo, DetectorOutput, Maps, Target
 
 
@@ -83,8 +83,7 @@ class Detector(nn.Module, ABC):
     @property
     def capabilities(self) -> frozenset[str]:
         """Its capabilities as a teacher, see `defeat.detector.teacher`."""
-        capabilities = {PREDICT, MAPS, FOLD, HEAD, INHERIT}
-        return frozenset(capabilities | ({PROPOSALS} if PROPOSALS in self.info.offers else set()))
+        return frozenset({PREDICT, MAPS})
 
     @abstractmethod
     def forward_train(self, batch: Batch, negative_weight: float = 1.0) -> DetectorOutput:
@@ -175,7 +174,7 @@ class Detector(nn.Module, ABC):
         """
         return resized_batch(self.info, batch)
 
-    def predict(self, images: object) -> list[Detections]:
+    def predict(self, images: object, max_pixels: int = MAX_PIXELS) -> list[Detections]:
         """Detect objects; the detections of an image do not depend on other images.
 
         Only images that are padded to the same size form a batch. More padding would change the feature maps near the
@@ -184,6 +183,7 @@ class Detector(nn.Module, ABC):
         Args:
             images: a list of RGB images of any size, or one image: path of a file, PIL image, array (H, W, 3) of uint8,
                 or tensor (3, H, W), uint8 in 0..255 or floating-point in 0..1.
+            max_pixels: most pixels of a file, width times height.
 
         Returns:
             Detections of each image in pixels of that image, sorted by score; a list also for one image.
@@ -191,7 +191,9 @@ class Detector(nn.Module, ABC):
         Raises:
             InputError: an item is not an image, or a file can't be read.
         """
-        tensors = [rgb_tensor(image) for image in (images if isinstance(images, list | tuple) else [images])]
+        tensors = [
+            rgb_tensor(image, max_pixels) for image in (images if isinstance(images, list | tuple) else [images])
+        ]
         groups: dict[tuple[int, ...], list[int]] = {}
         for index, image in enumerate(tensors):
             groups.setdefault(self.padded_size(*image.shape[-2:]), []).append(index)

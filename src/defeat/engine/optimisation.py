@@ -16,6 +16,8 @@ from defeat.settings import AUTO, Checked, Role, at_least, option, setting, sett
 
 MILESTONES = (8 / 12, 11 / 12)
 COSINES = ("cosine", "flat_cosine")  # schedules that end with a learning rate of zero
+# Settings that a resumed run may change if its steps so far stay the same, see `engine/length.py`.
+LENGTH = ("epochs", "max_steps", "warmup_steps")
 LEAST_SGD_LR = 0.01  # learning rates of SGD, with which AdamW diverges
 
 
@@ -168,14 +170,30 @@ def build_schedule(
         steps: steps of the whole run.
         falls: number of drops of the learning rate so far, if they depend on AP (see `Patience`); None if not.
     """
-    warmup = min(500, steps // 20) if settings.warmup_steps is None else settings.warmup_steps
-    schedule = chosen_schedule(settings, falls is not None)
-    if schedule in COSINES:
-        return LambdaLR(optimizer, cosine_factor(steps, warmup, steps // 2 if schedule == "flat_cosine" else 0))
+    factor = rate_factor(settings, steps, patient=falls is not None)
     if falls is None:
-        return LambdaLR(optimizer, step_factor(steps, warmup, settings.lr_milestones))
-    warmup_only = step_factor(steps, warmup, [])
-    return LambdaLR(optimizer, lambda step: 0.1 ** falls() * warmup_only(step))
+        return LambdaLR(optimizer, factor)
+    return LambdaLR(optimizer, lambda step: 0.1 ** falls() * factor(step))
+
+
+def rate_factor(settings: OptimisationSettings, steps: int, patient: bool = False) -> Callable[[int], float]:
+    """Factor of the learning rate, as a function of the step.
+
+    Args:
+        settings: kind of schedule, milestones and warm-up.
+        steps: steps of the whole run.
+        patient: whether AP lowers the learning rate (see `Patience`), which is not part of this factor.
+    """
+    warmup = warmup_of(settings, steps)
+    schedule = chosen_schedule(settings, patient)
+    if schedule in COSINES:
+        return cosine_factor(steps, warmup, steps // 2 if schedule == "flat_cosine" else 0)
+    return step_factor(steps, warmup, [] if patient else settings.lr_milestones)
+
+
+def warmup_of(settings: OptimisationSettings, steps: int) -> int:
+    """Steps of the warm-up of a run of so many steps."""
+    return min(500, steps // 20) if settings.warmup_steps is None else settings.warmup_steps
 
 
 def chosen_schedule(settings: OptimisationSettings, by_accuracy: bool = False) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from defeat.data import DetectionDataset
 from defeat.data.transforms import Augmentation
-from defeat.detector import TeacherNetwork
+from defeat.detector import Detector, TeacherNetwork
 from defeat.distillation import Method
 from defeat.distillation.processes import process_count
 from defeat.engine.experiment import CacheFolder, Experiment
@@ -165,7 +165,7 @@ def open_cache(experiment: Experiment, console: Console) -> TeacherCache | None:
         for index in range(len(dataset))
     }
     _remove_leftovers(folder)
-    size = cache_size(teacher, parts, experiment.datasets, views)
+    size = cache_size(experiment.student, teacher, parts, experiment.datasets, views)
     present, free = _bytes_in(folder), disk_usage(folder).free
     text = f"cache of the teacher: {size.views} views, {size.bytes / 1e9:.1f} GB"
     text += f" ({min(present, size.bytes) / max(1, size.bytes):.0%} present)"
@@ -199,12 +199,17 @@ def _folder(cache: CacheFolder, key: str) -> Path:
 
 
 def cache_size(
-    teacher: TeacherNetwork, parts: Collection[str], datasets: Sequence[DetectionDataset], views: int
+    student: Detector,
+    teacher: TeacherNetwork,
+    parts: Collection[str],
+    datasets: Sequence[DetectionDataset],
+    views: int,
 ) -> CacheSize:
     """Size of the maps of all views of all images.
 
     Args:
-        teacher: the trained detector.
+        student: the detector to train.
+        teacher: the trained detector; one without an input size sees images as the student resizes them.
         parts: `neck`, `backbone` or both.
         datasets: all images.
         views: number of views per image.
@@ -213,7 +218,7 @@ def cache_size(
     sizes = [size for dataset in datasets for size in dataset.sizes]
     total = 0
     for size in sizes:
-        height, width = teacher.padded_size(*size)
+        height, width = teacher.padded_size(*(size if teacher.info.size else student.resized_size(*size)))
         total += sum(count * ceil(height / stride) * ceil(width / stride) for stride, count in channels)
     return CacheSize(views * len(sizes), views * total * HALF_BYTES)
 

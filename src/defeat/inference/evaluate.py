@@ -37,6 +37,7 @@ def evaluate(
     on_bad_data: OnBadData = "stop",
     unannotated: Unannotated = "auto",
     images: str | None = None,
+    max_pixels: int | None = None,
     console: Console | None = None,
 ) -> EvaluationResult:
     """Evaluate a trained detector with the average precision of COCO and PASCAL VOC.
@@ -56,6 +57,7 @@ def evaluate(
         unannotated: what images without an annotation file are: background, to drop, an error, or auto: background
             where the layout names the image, else an error.
         images: folder of the images of a COCO file, where they are not beside it.
+        max_pixels: most pixels of an image file, width times height; by default as the run, of other data 178,956,970.
         console: console for progress; None for no progress.
 
     Returns:
@@ -66,6 +68,7 @@ def evaluate(
     """
     at_least("batch_size", batch_size, 1)
     at_least("workers", workers, 0, MAX_WORKERS)
+    at_least("max_pixels", max_pixels, 1)
     paths = {"data": data, "split": split, "class_map": class_map, "detections": detections, "images": images}
     for name, value in paths.items():
         if value == "":
@@ -77,6 +80,7 @@ def evaluate(
     if source is None or split is None:
         source, split = _defaults(run, source, split, console)
         source = replace(source, on_bad_data="skip") if on_bad_data == "skip" else source
+    source = source if max_pixels is None else replace(source, max_pixels=max_pixels)
     classes = None
     if class_map is not None:
         classes = shared_classes(detector.info, source.class_names(split), read_class_map(class_map))

@@ -71,7 +71,7 @@ class ImageWriter:
             self._counts[_CONVERTED] += 1
             target = target.with_name(f"{stem}.png")
             self._write_pixels(dataset, index, target)
-        elif not self._reads_alike(sample, read_header(sample.path)):
+        elif not self._reads_alike(sample, read_header(sample.path, dataset.max_pixels)):
             self._counts[_AS_SEEN] += 1
             target = target.with_name(f"{stem}{suffix if suffix.lower() in _JPEG_SUFFIXES else '.png'}")
             self._write_pixels(dataset, index, target)

@@ -12,7 +12,7 @@ from typing import Any
 from defeat.data.dataset import LARGEST_SIDE
 from defeat.data.files import is_file, is_image, leaves_folder, walk
 from defeat.data.formats.coco.values import MERGED, SHORTENED, identifier, integer, named, number_text_ids
-from defeat.data.images import read_header
+from defeat.data.images import OWN_DECODER, read_header
 from defeat.data.problems import Problems
 from defeat.data.reading.pairs import ALL, SPLIT_FOLDERS
 from defeat.data.tables import Strings
@@ -89,9 +89,11 @@ def plain_files(file_names: Sequence[str], folders: ImageFolders) -> tuple[Strin
     """Paths and names of images that all lie where their file_name says, in one usual folder.
 
     Returns:
-        None where it is not that simple: a file doesn't exist, two are the same, or a name could be understood in two
-        ways; see `ImageReader`.
+        None where it is not that simple: a file doesn't exist, two are the same, a decoder may be missing, or a name
+        could be understood in two ways; see `ImageReader`.
     """
+    if any(name.lower().endswith(OWN_DECODER) for name in file_names):
+        return None
     if not all(map(_PLAIN.fullmatch, file_names)) or len(set(map(os.path.normcase, file_names))) < len(file_names):
         return None
     root = next((root for root in folders.roots if is_file(root / file_names[0])), None)
@@ -229,7 +231,8 @@ class ImageReader:
     def _read_entry(self, number: int, path: Path, where: str) -> None:
         element, name = self._elements[number], path.relative_to(self._folders.base).as_posix()
         if element.get("width") is None or element.get("height") is None:
-            self.images[number] = CocoImage(path, name, read_header(path).upright, prefer_upright=True)
+            size = read_header(path, self._problems.max_pixels).upright
+            self.images[number] = CocoImage(path, name, size, prefer_upright=True)
             return
         width, height = (integer(element, key, where, self._repairs) for key in ("width", "height"))
         if not (1 <= width <= LARGEST_SIDE and 1 <= height <= LARGEST_SIDE):
