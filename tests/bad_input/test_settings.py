@@ -49,6 +49,7 @@ REASONS = {
             "negative-temperature detector-negatives detector-negatives-decay"
         ),
         "checked when the backbone is built": "frozen-stages",
+        "an image may be as large as memory allows": "max-pixels",
     },
 }
 FINE = {(what, name) for what, found in REASONS.items() for names in found.values() for name in names.split()}
