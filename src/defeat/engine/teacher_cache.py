@@ -133,7 +133,7 @@ class TeacherCache:
             images = batch.images[group, :, :height, :width]
             sizes = [batch.sizes[index] for index in group]
             originals = [batch.original_sizes[index] for index in group]
-            maps = teacher.forward_maps(Batch(images, sizes, [], originals, batch.classes, batch.scale))
+            maps = teacher.forward_maps(Batch(images, sizes, [], originals, batch.classes, batch.scale, batch.stretch))
             for row, index in enumerate(group):
                 stored[index] = {
                     f"{part}.{stride}": _to_half(level[row])
