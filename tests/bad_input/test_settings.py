@@ -11,10 +11,11 @@ from defeat.assembly.assemble import assemble, check_devices
 from defeat.assembly.settings import bytes_of
 from defeat.benchmark.matrix import chosen_cells
 from defeat.cli import main
-from defeat.detector import FAMILIES, family_options
+from defeat.detector import family_options
 from defeat.distillation import build_method
 from tests.bad_input.cases import refusal, table
 from tests.bad_input.settings_table import DISTILL, TRAIN, cases
+from tests.detector.tiny import COMPOSED as FAMILIES
 from tests.detector.tiny import tiny_detector
 from tests.engine.tiny_runs import CLASSES, save_teacher
 from tests.report.made_up_runs import write_story

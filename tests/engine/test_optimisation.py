@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from defeat.detector import FAMILIES
 from defeat.engine.optimisation import build_optimizer, build_schedule, cosine_factor, parameter_groups, step_factor
 from defeat.errors import InputError
+from tests.detector.tiny import COMPOSED as FAMILIES
 from tests.detector.tiny import tiny_detector
 from tests.engine.tiny_runs import lines, results, save_teacher, settings, tiny_run, weights
 

@@ -160,8 +160,7 @@ def optimizer_advice(settings: TrainSettings) -> list[str]:
     if published == settings.optimizer:
         return []
     return [
-        f"{settings.detector} was published with {published}, and hardly learns with {settings.optimizer}: give "
-        f"--optimizer {published}."
+        f"{settings.detector} was published with {published}, not {settings.optimizer}: give --optimizer {published}."
     ]
 
 

@@ -114,7 +114,14 @@ class Detector(nn.Module, ABC):
         """
         maps = maps or self.forward_maps(batch)
         if reads is not None and not self.info.offers & set(reads):
-            return DetectorOutput({}, maps.backbone, maps.neck, valid_cells(batch, maps.by_stride), scale=batch.scale, stretch=batch.stretch)
+            return DetectorOutput(
+                {},
+                maps.backbone,
+                maps.neck,
+                valid_cells(batch, maps.by_stride),
+                scale=batch.scale,
+                stretch=batch.stretch,
+            )
         return self.teach(batch, maps)
 
     @abstractmethod

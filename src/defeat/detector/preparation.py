@@ -45,9 +45,10 @@ def rounded_up(side: int, divisor: int) -> int:
 def resized_batch(info: DetectorInfo, batch: Batch) -> Batch:
     """Resize a student's batch to the input size of a teacher, and pad it to multiples of `info.size_divisor`.
 
-    The scale is the ratio of the short sides. If one of the two stretches images and the other keeps their aspect ratio,
-    height and width have a ratio each, the mean over the images: all images are resized alike, because the teacher must
-    see the student's pixels. A batch of about the same size, or any batch if `info.size` is 0, is returned unchanged.
+    The scale is the ratio of the short sides. If one of the two stretches images and the other keeps their aspect
+    ratio, height and width have a ratio each, the mean over the images: all images are resized alike, because the
+    teacher must see the student's pixels. A batch of about the same size, or any batch if `info.size` is 0, is returned
+    unchanged.
     """
     if not info.size:
         return batch

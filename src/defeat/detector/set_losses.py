@@ -113,7 +113,7 @@ class SetLosses:
         zero = sum(0 * tensor.sum() for tensor in _tensors(output))
         assert isinstance(zero, Tensor)
         names = ["classification", "box", "giou"] + [DENOISING] * bool(self.config.num_denoising)
-        return {name: zero for name in names}
+        return dict.fromkeys(names, zero)
 
 
 class _Selected:

@@ -115,9 +115,7 @@ class GivenMaps(nn.Module):
 
     def forward(self, *_: Any, **__: Any) -> SimpleNamespace:
         """Return the maps under the names that the models read."""
-        return SimpleNamespace(
-            last_hidden_state=self.maps, feature_maps=self.maps, hidden_states=None, attentions=None
-        )
+        return SimpleNamespace(last_hidden_state=self.maps, feature_maps=self.maps, hidden_states=None, attentions=None)
 
 
 def require_transformers(kind: str) -> Any:
@@ -275,24 +273,27 @@ def read_checkpoint(source: str | Path) -> Checkpoint:
             model, report = transformers.AutoModelForObjectDetection.from_pretrained(
                 name, config=fixed, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **options
             )
-            processor = _processor(transformers, name, options)
+            processor = _processor(name, options)
     except InputError as error:
         raise InputError(f"{source} can't be used: {str(error).rstrip('.')}.") from error
     except Exception as error:  # of many types, raised for missing, damaged and unreachable files
         reach = "" if local else " (is the hub reachable, and the name ORG/NAME right?)"
         raise InputError(f"{source} can't be loaded{reach}: {_first_line(error)}.") from error
     if missing := sorted(report["missing_keys"]):
-        raise InputError(f"{source} is not a complete {kind}: {len(missing)} tensors are missing, such as {missing[0]}.")
+        raise InputError(
+            f"{source} is not a complete {kind}: {len(missing)} tensors are missing, such as {missing[0]}."
+        )
     classes = tuple(str(fixed.id2label[label]) for label in range(fixed.num_labels))
     if len(set(classes)) < len(classes):
         classes = tuple(f"{name} ({label})" for label, name in enumerate(classes))
     return Checkpoint(model, classes, *_input_of(processor, source))
 
 
-def _processor(transformers: Any, name: str, options: dict[str, Any]) -> dict[str, Any]:
+def _processor(name: str, options: dict[str, Any]) -> dict[str, Any]:
     """Settings of the processor of a checkpoint; empty where it has none."""
+    mixin = import_module("transformers.image_processing_base").ImageProcessingMixin
     try:
-        settings, _ = transformers.image_processing_utils.ImageProcessingMixin.get_image_processor_dict(name, **options)
+        settings, _ = mixin.get_image_processor_dict(name, **options)
     except OSError:
         return {}
     return dict(settings)

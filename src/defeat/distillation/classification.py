@@ -180,7 +180,9 @@ class ClassImitation:
         if self.proposals != "student":
             assert teacher.proposals is not None
             assert student.score_proposals is not None
-            logits = student.score_proposals(rescale_boxes(teacher.proposals.boxes, 1 / teacher.scale, 1 / teacher.stretch))
+            logits = student.score_proposals(
+                rescale_boxes(teacher.proposals.boxes, 1 / teacher.scale, 1 / teacher.stretch)
+            )
             scored[""] = self._on_shared_classes(logits, teacher.proposals.logits, teacher.proposals.labels)
         if self.proposals != "teacher":
             assert student.proposals is not None

@@ -1,6 +1,7 @@
 """Real-time detection transformers: RT-DETR, RT-DETR v2, D-FINE and DEIMv2, from the modules of transformers.
 
-RT-DETR: Zhao et al., CVPR 2024. RT-DETR v2: Lv et al., 2024. D-FINE: Peng et al., ICLR 2025. DEIMv2: Huang et al., 2025.
+RT-DETR: Zhao et al., CVPR 2024, arXiv 2304.08069. RT-DETR v2: Lv et al., 2024, arXiv 2407.17140. D-FINE: Peng et al.,
+ICLR 2025, arXiv 2410.13842. DEIMv2: Huang et al., 2025, arXiv 2509.20787.
 """
 
 from collections.abc import Sequence
@@ -309,7 +310,7 @@ def build(spec: DetectorSpec, weights: str) -> DETR:
     options: Any = with_usual_values(DETROptions(**spec.options))
     if options.config:
         return _configured(spec, options)
-    body, channels, stages, mean, std = timm_body(spec.backbone, STRIDES, find_weights(spec.backbone, weights))
+    body, channels, _, mean, std = timm_body(spec.backbone, STRIDES, find_weights(spec.backbone, weights))
     indices = body.feature_info.out_indices
     config = configuration(
         spec.family,

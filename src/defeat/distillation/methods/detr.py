@@ -24,19 +24,20 @@ CLASS_COST, BOX_COST, GIOU_COST = 2.0, 5.0, 2.0  # of the assignment, as for obj
 class DETR(Method):
     """The student's queries follow the teacher's, as they follow the annotated objects in its own losses.
 
-    The teacher's best queries of an image are assigned to the student's, one to one, with the least total cost: the cross
-    entropy of classes, the L1 distance and the generalised IoU of boxes, weighted as in DETR (Carion et al., ECCV
-    2020). Each pair adds the divergence of its classes, which are soft targets, and the L1 distance (centre and size,
-    relative to the image) and 1 - GIoU of its boxes, times the teacher's confidence, its highest class score: queries
-    on the background, whose boxes mean nothing, count for little. The sum is divided by the sum of the confidences in
-    the batch, and summed over the student's layers, each paired with the teacher's at the same fraction of its depth.
-    No annotation is used, so that images without annotations teach as much as others.
+    The teacher's best queries of an image are assigned to the student's, one to one, with the least total cost: the
+    cross entropy of classes, the L1 distance and the generalised IoU of boxes, weighted 2, 5 and 2. Each
+    pair adds the divergence of its classes, which are soft targets, and the L1 distance (centre and size, relative to
+    the image) and 1 - GIoU of its boxes, times the teacher's confidence, its highest class score: queries on the
+    background, whose boxes mean nothing, count for little. The sum is divided by the sum of the confidences in the
+    batch, and summed over the student's layers, each paired with the teacher's at the same fraction of its depth. No
+    annotation is used, so that images without annotations teach as much as others.
 
     On the encoder's cells, the class scores are compared by the cross entropy weighted by the distance of the scores
     (BCKD: Yang et al., ICCV 2023), summed over the cells inside the images, with the same kind of divisor.
 
-    The classes are the shared ones (see `ClassMap`). The feature distillation of DETRDistill and its assignment of the
-    teacher's own queries to the student are not implemented; combine neck terms by running DeFeat.
+    The classes are the shared ones (see `ClassMap`). Of DETRDistill, this is the distillation of predictions, with the
+    confidence in place of its separate terms for objects and background; its terms on features, and its decoder pass
+    with the teacher's queries, are not implemented.
 
     Args:
         student: description of the student.
