@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from defeat.detector import DetectorSpec, build, load, save_model, transformers_models
-from defeat.detector.families.detr import DETROptions, _matched
+from defeat.detector.cells import cell_labels
+from defeat.detector.families.detr import DETROptions
 from defeat.detector.statistics import ObjectStatistics
 from defeat.errors import InputError
 from tests.detector.tiny import (
@@ -18,6 +19,7 @@ from tests.detector.tiny import (
     CLASSES,
     KINDS,
     images,
+    keep_statistics,
     needs_transformers,
     of_transformers,
     target,
@@ -27,7 +29,7 @@ from tests.detector.tiny import (
 )
 
 pytestmark = needs_transformers
-every_kind = pytest.mark.parametrize("kind", map(of_transformers, KINDS))
+every_kind = pytest.mark.parametrize("kind", [of_transformers(kind) for kind in KINDS])
 ALL = {"score_thresh": 0.0, "detections_per_img": 1000}
 PUBLISHED = {"score_thresh": 0.0, "detections_per_img": 300}
 
@@ -114,15 +116,10 @@ def test_predictions_are_those_of_the_models_own_processor_and_post_processing(k
 def test_losses_are_those_of_the_model(kind):
     detector = tiny_detector(kind, norm="frozen", options=tiny_options(kind, denoising=0)).train()
     model = as_transformers(detector).train()
-    model.config.freeze_backbone_batch_norms = True
     batch = tiny_batch(detector)
     labels = [{"class_labels": of_image.labels, "boxes": centred(of_image.boxes / 64)} for of_image in batch.targets]
-    for norm in model.modules():  # so that neither normalises by the batch
-        if isinstance(norm, nn.BatchNorm2d):
-            norm.eval()
-    for norm in detector.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            norm.eval()
+    for network in (model, detector):  # neither normalises by the batch
+        keep_statistics(network)
     total = sum(detector.forward_train(batch).losses.values())
     assert total.item() == pytest.approx(model(batch.images, labels=labels).loss.item(), rel=1e-4)
 
@@ -180,8 +177,8 @@ def test_cells_belong_to_the_smallest_box_around_their_centre():
     # The first box is around the first three centres; the second is around the second; the third is smaller than a
     # cell, around no centre, and centred in the last cell.
     truth = target([[0, 0, 22, 8], [9, 0, 15, 8], [29, 5, 31, 7]], [0, 1, 2], (8, 32))
-    assert _matched(truth, centres, strides, 3).tolist() == [0, 1, 0, 2]
-    assert _matched(target([], []), centres, strides, 3).tolist() == [3] * 4
+    assert cell_labels(truth, centres, strides, 3).tolist() == [0, 1, 0, 2]
+    assert cell_labels(target([], []), centres, strides, 3).tolist() == [3] * 4
 
 
 @every_kind
@@ -211,7 +208,7 @@ def test_queries_are_without_those_of_denoising_in_student_and_teacher(kind):
 
 def test_a_batch_has_no_more_queries_than_cells():
     detector = tiny_detector("d_fine", options=tiny_options("d_fine", queries=84)).train()
-    small = detector.prepare(images((64, 64)), [replace(target([[8, 8, 40, 40]], [0]), scale=0.5)])
+    small = detector.prepare(images((64, 64)) * 2, [replace(target([[8, 8, 40, 40]], [0]), scale=0.5)] * 2)
     assert small.images.shape[-2:] == (32, 32)
     assert detector.forward_train(small).queries.logits.shape[2] == 16 + 4 + 1
     assert detector.forward_train(tiny_batch(detector)).queries.logits.shape[2] == 84

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.detector.tiny import FAMILIES, images, target, tiny_detector, tiny_options
+from tests.detector.tiny import FAMILIES, images, keep_statistics, target, tiny_detector, tiny_options
 
 SIZES = [(64, 64)] * 2
 BOXES = [[8.0, 8.0, 40.0, 40.0], [30.0, 20.0, 60.0, 60.0]]
@@ -15,7 +15,8 @@ def detector(family, **options):
     # All anchors and proposals are used, so that there is no random sampling; no batch statistics.
     everything = {"rpn_batch_size_per_image": 10_000, "box_batch_size_per_image": 10_000, "box_positive_fraction": 1.0}
     everything |= {"denoising": 0}
-    return tiny_detector(family, norm="frozen", options=tiny_options(family, **everything | options)).train()
+    built = tiny_detector(family, norm="frozen", options=tiny_options(family, **everything | options)).train()
+    return keep_statistics(built)
 
 
 def unannotated(boxes=(), labels=(), certain=()):

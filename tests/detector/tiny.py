@@ -65,6 +65,14 @@ def tiny_detector(family: str, backbone: str = BACKBONE, *, seed: int = 0, weigh
     return detector
 
 
+def keep_statistics(detector: Any) -> Any:
+    """Let all batch normalisation use its running statistics: that of an encoder is not part of `norm`."""
+    for module in detector.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    return detector
+
+
 def images(*sizes: tuple[int, int], seed: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator) for size in sizes]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from defeat.detector.backbone import Backbone, parameters_up_to, timm_body
 from defeat.detector.base import Detector, DetectorSpec, valid_cells
+from defeat.detector.cells import cell_centres, cell_labels
 from defeat.detector.normalisation import apply_norm
 from defeat.detector.options import automatic, bounded, fitted_to_data, require_valid, with_usual_values
 from defeat.detector.set_losses import SetLosses
@@ -225,23 +226,20 @@ class DETR(Detector):
     def _dense(self, batch: Batch, maps: Maps, output: Any) -> DensePredictions:
         shapes = {stride: (level.shape[-2], level.shape[-1]) for stride, level in maps.neck.items()}
         device = batch.images.device
-        centres = torch.cat([_centres(shape, device) for shape in shapes.values()])  # (N, 2), relative
+        centres = torch.cat([cell_centres(shape, device) for shape in shapes.values()])  # (N, 2), relative
         counts = torch.tensor([height * width for height, width in shapes.values()], device=device)
         strides = torch.tensor(list(shapes), device=device).repeat_interleave(counts)
-        inside = torch.cat([valid.flatten(1) for stride, valid in self._valid(batch, maps).items()], dim=1)
+        inside = torch.cat([valid.flatten(1) for valid in valid_cells(batch, maps.neck).values()], dim=1)
         inside = inside & ((centres > BORDER) & (centres < 1 - BORDER)).all(dim=1)
         height, width = _size(batch)
         pixels = centres * centres.new_tensor([width, height])
-        labels = torch.stack([_matched(target, pixels, strides, batch.classes) for target in batch.targets])
+        labels = torch.stack([cell_labels(target, pixels, strides, batch.classes) for target in batch.targets])
         return DensePredictions(
             logits=output.enc_outputs_class,
             boxes=_corners(output.enc_outputs_coord_logits.detach().sigmoid(), batch),
             labels=torch.where(inside, labels, -1),
             strides=strides,
         )
-
-    def _valid(self, batch: Batch, maps: Maps) -> dict[int, Tensor]:
-        return valid_cells(batch, maps.neck)
 
 
 def _size(batch: Batch) -> tuple[int, int]:
@@ -261,35 +259,6 @@ def _relative(target: Target, batch: Batch) -> dict[str, Tensor]:
     corners = target.boxes / target.boxes.new_tensor([width, height] * 2)
     upper, lower = corners[:, :2], corners[:, 2:]
     return {"class_labels": target.labels, "boxes": torch.cat([(upper + lower) / 2, lower - upper], dim=1)}
-
-
-def _centres(shape: tuple[int, int], device: torch.device) -> Tensor:
-    """Centres x y of the cells of a level, row by row, relative to the image: (H * W, 2)."""
-    rows, columns = ((torch.arange(count, device=device) + 0.5) / count for count in shape)
-    return torch.cartesian_prod(rows, columns).flip(1)
-
-
-def _matched(target: Target, centres: Tensor, strides: Tensor, background: int) -> Tensor:
-    """Label of the object at each cell: the smallest box around its centre, or a box centred in the cell.
-
-    Args:
-        target: objects of an image.
-        centres: (N, 2) x y in pixels.
-        strides: (N,) side of each cell in pixels.
-        background: label of the other cells.
-
-    Returns:
-        (N,) int64.
-    """
-    if not len(target.boxes):
-        return torch.full((len(centres),), background, device=centres.device)
-    boxes = target.boxes
-    around = ((centres[:, None] > boxes[:, :2]) & (centres[:, None] < boxes[:, 2:])).all(dim=2)  # (N, G)
-    offsets = (centres[:, None] - (boxes[:, :2] + boxes[:, 2:]) / 2).abs().amax(dim=2)  # (N, G)
-    around |= offsets <= strides[:, None] / 2
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)  # (G,)
-    smallest = torch.where(around, areas, float("inf")).argmin(dim=1)
-    return torch.where(around.any(dim=1), target.labels[smallest], background)
 
 
 def build(spec: DetectorSpec, weights: str) -> DETR:
