@@ -114,7 +114,7 @@ def test_predictions_are_those_of_the_models_own_processor_and_post_processing(k
 
 @every_kind
 def test_losses_are_those_of_the_model(kind):
-    detector = tiny_detector(kind, norm="frozen", options=tiny_options(kind, denoising=0)).train()
+    detector = tiny_detector(kind, options=tiny_options(kind, denoising=0)).train()
     model = as_transformers(detector).train()
     batch = tiny_batch(detector)
     labels = [{"class_labels": of_image.labels, "boxes": centred(of_image.boxes / 64)} for of_image in batch.targets]

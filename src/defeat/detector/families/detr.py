@@ -293,20 +293,22 @@ def build(spec: DetectorSpec, weights: str) -> DETR:
     )
     pixels = (mean, std) if weights != "none" else ((0.0,) * 3, (1.0,) * 3)  # as published, without a pretrained body
     spec = replace(spec, mean=spec.mean or tuple(pixels[0]), std=spec.std or tuple(pixels[1]))
-    detector = _configured(replace(spec, options={**spec.options, "config": config}), replace(options, config=config))
-    detector.backbone.body.load_state_dict(body.state_dict())
-    return detector
+    spec = replace(spec, options={**spec.options, "config": config})
+    return _configured(spec, replace(options, config=config), body)
 
 
-def _configured(spec: DetectorSpec, options: DETROptions) -> DETR:
-    """Build a detector with random weights from a complete configuration."""
+def _configured(spec: DetectorSpec, options: DETROptions, body: nn.Module | None = None) -> DETR:
+    """Build a detector from a complete configuration; its weights are random but for those of a body, if given."""
     config = options.config
     if config.get("model_type") != spec.family:
         raise InputError(f"the configuration is that of {config.get('model_type')}, not of {spec.family}.")
     if config.get("encoder_hidden_dim") != spec.neck_channels:
         config = with_width(config, spec.neck_channels)
         spec = replace(spec, options={**spec.options, "config": config})
-    return _detector(taken_apart(model_of(config, spec.classes)), spec, options)
+    parts = taken_apart(model_of(config, spec.classes))
+    if body is not None:
+        parts.body.load_state_dict(body.state_dict())
+    return _detector(parts, spec, options)
 
 
 def _detector(parts: Parts, spec: DetectorSpec, options: DETROptions) -> DETR:
