@@ -139,7 +139,9 @@ class DETR(Detector):
         output = self._decode(batch, maps, labels)
         annotated = [target.annotated for target in batch.targets]
         losses = self.losses(output, labels, annotated, negative_weight)
-        # Distributed training needs a gradient for every weight, also in a batch without objects.
+        # Distributed training needs a gradient for every weight: without objects there is no denoising, and
+        # transformers leaves out the classes of one of D-FINE's layers.
+        losses["classification"] = losses["classification"] + 0 * output.intermediate_logits.sum()
         if (embedding := getattr(self.head, "denoising_class_embed", None)) is not None:
             losses["denoising"] = losses["denoising"] + 0 * embedding.weight.sum()
         return self._output(batch, losses, maps, output)

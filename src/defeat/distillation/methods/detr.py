@@ -155,7 +155,8 @@ class DETR(Method):
         """Logits (..., K) of the shared classes, in float32."""
         flat = logits.float().flatten(0, -2)
         shared = self.classes.student_logits(flat) if of_student else self.classes.teacher_logits(flat)
-        return shared.unflatten(0, logits.shape[:-1])
+        unflattened: Tensor = shared.unflatten(0, logits.shape[:-1])
+        return unflattened
 
 
 def _require_queries(student: DetectorInfo, teacher: DetectorInfo) -> None:
