@@ -74,16 +74,21 @@ def renamed(family):
     }
 
 
+def saved(path, kind):
+    """Write a detector by `save_pretrained` of transformers, and return it."""
+    from transformers import RTDetrImageProcessor
+
+    detector = spread(tiny_detector(kind, options=tiny_options(kind, **PUBLISHED)))
+    as_transformers(detector).save_pretrained(path)
+    RTDetrImageProcessor(size={"height": 64, "width": 64}).save_pretrained(path)
+    return detector
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder written by `save_pretrained`, and the detector from which it was made."""
-    from transformers import RTDetrImageProcessor
-
     path = tmp_path_factory.mktemp("saved")
-    detector = spread(tiny_detector("d_fine", options=tiny_options("d_fine", **PUBLISHED)))
-    as_transformers(detector).save_pretrained(path)
-    RTDetrImageProcessor(size={"height": 64, "width": 64}).save_pretrained(path)
-    return path, detector
+    return path, saved(path, "d_fine")
 
 
 @every_kind
@@ -232,10 +237,11 @@ def test_the_weight_of_negatives_changes_the_classification_only(kind):
         assert (none < whole.item()) if name == "classification" else none == pytest.approx(whole.item())
 
 
-def test_a_folder_of_save_pretrained_is_the_detector(folder, tmp_path):
-    path, detector = folder
-    loaded = load(path)
-    assert (loaded.info.family, loaded.info.classes, loaded.info.size) == ("d_fine", CLASSES, 64)
+@every_kind
+def test_a_folder_of_save_pretrained_is_the_detector(kind, tmp_path):
+    detector = saved(tmp_path / "saved", kind)
+    loaded = load(tmp_path / "saved")
+    assert (loaded.info.family, loaded.info.classes, loaded.info.size) == (kind, CLASSES, 64)
     assert (loaded.info.mean, loaded.info.std) == ((0.0,) * 3, (1.0,) * 3)
     pictures = images((64, 80))
     (before,), (after,) = detector.predict(pictures), loaded.predict(pictures)
