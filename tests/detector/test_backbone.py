@@ -8,11 +8,10 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from defeat.detector import FAMILIES
 from defeat.detector.families.retinanet import UpperLevels
 from defeat.detector.normalisation import NORMS, GroupNorm, apply_norm
 from defeat.errors import InputError
-from tests.detector.tiny import BACKBONE, images, target, tiny_batch, tiny_detector, tiny_options
+from tests.detector.tiny import BACKBONE, FAMILIES, images, target, tiny_batch, tiny_detector, tiny_options
 
 BACKBONES = ("resnet18", BACKBONE, "tf_efficientnet_lite0")
 every_backbone = pytest.mark.parametrize("backbone", BACKBONES)

@@ -2,21 +2,51 @@
 
 from collections.abc import Sequence
 from dataclasses import fields
+from importlib.util import find_spec
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
+from defeat.detector import FAMILIES as ALL_FAMILIES
 from defeat.detector import Detector, DetectorSpec, build, family_options
+from defeat.detector.transformers_models import KINDS
 from defeat.types import Target
 
 CLASSES = ("cat", "dog", "owl")
+needs_transformers = pytest.mark.skipif(
+    find_spec("transformers") is None, reason="transformers is missing: pip install defeat[transformers]"
+)
+# Composed of torchvision's parts: with anchors or proposals, and with the aspect ratio of the image.
+COMPOSED = tuple(family for family in ALL_FAMILIES if family not in KINDS)
+QUICK_KIND = "d_fine"  # the only family of transformers in the fast tests
+
+
+def of_transformers(kind: str, quick: str = QUICK_KIND) -> Any:
+    """A family of transformers as a parameter of a test: slow unless it is `quick`."""
+    return pytest.param(kind, marks=[needs_transformers, *[pytest.mark.slow] * (kind != quick)])
+
+
+FAMILIES = [*COMPOSED, *map(of_transformers, KINDS)]
+FAMILIES_IN_RUNS = [*COMPOSED, *[of_transformers(kind, "") for kind in KINDS]]  # whole runs take seconds each
+
+
+def pairs_of_families() -> list[Any]:
+    """All pairs of student and teacher; those with a family of transformers are slow, and one kind represents them."""
+    pairs: list[Any] = [(student, teacher) for student in COMPOSED for teacher in COMPOSED]
+    marks = [needs_transformers, pytest.mark.slow]
+    mixed = [(QUICK_KIND, "rt_detr"), ("rt_detr", "retinanet"), ("faster_rcnn", QUICK_KIND), ("deimv2", "rt_detr_v2")]
+    return pairs + [pytest.param(*pair, marks=marks) for pair in mixed]
+
+
 BACKBONE = "mobilenetv3_small_050"
 SMALLER = {"box_representation_size": 16, "box_batch_size_per_image": 16, "rpn_batch_size_per_image": 16}
 # Values of options that are derived from the data by default.
 USUAL = {"anchor_sizes": [32, 64, 128, 256, 512], "topk_candidates": 1000, "head_norm": "none"}
 USUAL |= {"rpn_pre_nms_top_n_train": 2000, "rpn_post_nms_top_n_train": 2000}
 USUAL |= {"rpn_pre_nms_top_n_test": 1000, "rpn_post_nms_top_n_test": 1000}
+SMALLER |= {"queries": 20, "decoder_layers": 2, "denoising": 10}
 UNSELECTIVE = {"score_thresh": 0.0, "box_score_thresh": 0.0}
 
 
@@ -32,6 +62,14 @@ def tiny_detector(family: str, backbone: str = BACKBONE, *, seed: int = 0, weigh
     settings["options"] = tiny_options(family)
     torch.manual_seed(seed)
     detector: Detector = build(DetectorSpec(family, backbone, **settings | spec), weights)
+    return detector
+
+
+def keep_statistics(detector: Any) -> Any:
+    """Let all batch normalisation use its running statistics: that of an encoder is not part of `norm`."""
+    for module in detector.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
     return detector
 
 

@@ -13,12 +13,13 @@ from defeat.assembly.plan import make_plan
 from defeat.assembly.run import run
 from defeat.benchmark import bench
 from defeat.data import open_dataset
-from defeat.detector import FAMILIES, load
+from defeat.detector import load
 from defeat.distillation import Imitation
 from defeat.engine.duration import LongRunNotice, duration_message
 from defeat.engine.experiment import Distillation, Experiment
 from defeat.errors import InputError
 from defeat.report.plan import print_plan
+from tests.detector.tiny import COMPOSED as FAMILIES
 from tests.detector.tiny import SMALLER, tiny_detector, tiny_options
 from tests.engine.tiny_runs import save_teacher, settings, shared_settings, weights
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from defeat.detector import FAMILIES
 from defeat.engine.optimisation import (
     build_optimizer,
     build_schedule,
@@ -16,6 +15,7 @@ from defeat.engine.optimisation import (
     step_factor,
 )
 from defeat.errors import InputError
+from tests.detector.tiny import COMPOSED as FAMILIES
 from tests.detector.tiny import tiny_detector
 from tests.engine.tiny_runs import lines, results, save_teacher, settings, tiny_run, weights
 

@@ -17,13 +17,14 @@ from defeat.assembly import run as engine
 from defeat.assembly.settings import bytes_of
 from defeat.data import DemoDataset, open_dataset
 from defeat.data.dataset import SplitBuilder
-from defeat.detector import FAMILIES, Detector
+from defeat.detector import Detector
 from defeat.detector.taps import TappedTeacher
 from defeat.distillation import build_method
 from defeat.engine import teacher_cache
 from defeat.engine.teacher_cache import TeacherCache, cache_size
 from defeat.errors import InputError
 from defeat.types import Progress
+from tests.detector.tiny import FAMILIES_IN_RUNS as FAMILIES
 from tests.detector.tiny import images, target, tiny_detector
 from tests.engine.tiny_runs import lines, save_teacher, settings, tensors, tiny_run, weights
 

@@ -8,9 +8,9 @@ from rich.console import Console
 
 from defeat.assembly.plan import make_plan
 from defeat.cli import main
-from defeat.detector import FAMILIES
 from defeat.errors import InputError
 from defeat.report.plan import print_plan
+from tests.detector.tiny import COMPOSED as FAMILIES
 from tests.engine.tiny_runs import CLASSES, results, save_teacher, settings, tiny_run
 
 pytestmark = pytest.mark.usefixtures("small_demo")

@@ -159,6 +159,16 @@ def neck_channels(settings: TrainSettings, teacher: TeacherNetwork | None = None
     return next(channels for size, channels in NECKS.items() if settings.size >= size)
 
 
+def optimizer_advice(settings: TrainSettings) -> list[str]:
+    """A sentence where the family was published with another optimiser than that of the settings; else empty."""
+    published = getattr(family_options(settings.detector), "optimizer", settings.optimizer)
+    if published == settings.optimizer:
+        return []
+    return [
+        f"{settings.detector} was published with {published}, not {settings.optimizer}: give --optimizer {published}."
+    ]
+
+
 def learning_rate(images: int, optimizer: str = "sgd") -> float:
     """Learning rate for a number of images per step, on all devices together.
 

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from defeat.assembly.assemble import Assembly, assemble, with_frozen_teacher
+from defeat.assembly.automatic import optimizer_advice
 from defeat.assembly.balance import balanced, weights_above_zero
 from defeat.assembly.estimate import UNLABELLED, RunCost, estimate_experiment
 from defeat.assembly.objects import Objects
@@ -172,7 +173,14 @@ def _planned(assembly: Assembly, experiment: Experiment, cost: RunCost) -> Plan:
         together=cost.measured.together,
         inherited=lessons.inherited.describe(),
         necks=_neck_costs(experiment.student, evaluation),
-        notes=[*method.classes.describe(), *method.notes, *lessons.doubts, *_warnings(data, cost)],
+        notes=[
+            *experiment.student.notes,
+            *optimizer_advice(assembly.settings),
+            *method.classes.describe(),
+            *method.notes,
+            *lessons.doubts,
+            *_warnings(data, cost),
+        ],
         step_seconds=cost.step_seconds,
         epoch_seconds=cost.epoch_steps * cost.step_seconds,
         run_seconds=cost.seconds,

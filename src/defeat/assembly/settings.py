@@ -41,7 +41,8 @@ class DistillationSettings(Checked):
     """Distillation."""
 
     teacher: str = setting(role=Role.SOURCE)
-    """Run directory of the teacher, or a torchvision model such as torchvision:fasterrcnn_resnet50_fpn_v2."""
+    """Run directory of the teacher, a torchvision model such as torchvision:fasterrcnn_resnet50_fpn_v2, or a detector
+    of transformers: a folder written by save_pretrained, or hf:ORG/NAME."""
     teacher_weights: str | None = setting(default=None)
     """With a torchvision teacher, a file with its state dict, instead of the published weights."""
     teacher_taps: str | None = setting(default=None)

@@ -125,7 +125,7 @@ def build_backbone(
         mean: Sequence[float] = IMAGENET_MEAN
         std: Sequence[float] = IMAGENET_STD
     else:
-        body, channels, stages, mean, std = _timm_body(name, strides, source)
+        body, channels, stages, mean, std = timm_body(name, strides, source)
     last = channels[max(channels)]
     fpn = FeaturePyramidNetwork(list(channels.values()), neck_channels, extra_blocks(last, neck_channels))
     backbone = Backbone(
@@ -135,11 +135,11 @@ def build_backbone(
         raise InputError(f"--frozen-stages {frozen_stages}: {name} has {len(stages)} stages, give 0 to {len(stages)}.")
     if norm == "bn_eval":
         backbone.freeze_statistics(backbone.body.modules())
-    backbone.freeze(list(_parameters_up_to(backbone.body, stages[:frozen_stages])))
+    backbone.freeze(list(parameters_up_to(backbone.body, stages[:frozen_stages])))
     return backbone
 
 
-def _parameters_up_to(body: nn.Module, stages: Sequence[str]) -> Iterator[tuple[str, nn.Parameter]]:
+def parameters_up_to(body: nn.Module, stages: Sequence[str]) -> Iterator[tuple[str, nn.Parameter]]:
     """Parameters from the input to the end of the last of these stages, in the order of the forward pass."""
     names = {name for stage in stages for name in (stage, stage.replace(".", "_"))}  # timm flattens some names
     modules = [name for name, _ in body.named_modules()]
@@ -165,9 +165,23 @@ def _torchvision_body(
     return body, channels, ["bn1", *layers.values()]
 
 
-def _timm_body(
+def timm_body(
     name: str, strides: Sequence[int], source: WeightSource
 ) -> tuple[nn.Module, dict[int, int], list[str], Sequence[float], Sequence[float]]:
+    """Build a timm network without its classifier.
+
+    Args:
+        name: name of the network.
+        strides: strides of the feature maps that it returns.
+        source: source of its weights.
+
+    Returns:
+        The network, the channels of its maps by stride, the names of its stages, and mean and standard deviation of
+        its pretraining.
+
+    Raises:
+        InputError: unknown name, unsuitable network, or weights that do not match.
+    """
     name = name.removeprefix("timm:")
     if not timm.is_model(name):
         near = get_close_matches(name, timm.list_models(), n=5)  # there are more than a thousand

@@ -73,12 +73,14 @@ class Detector(nn.Module, ABC):
         info: its properties.
         backbone: computes feature maps of backbone and neck by stride, for normalised images.
         antialias: whether images are antialiased when they are shrunk (false for torchvision's detectors).
+        notes: sentences for the user on how it was built.
     """
 
     spec: DetectorSpec
     info: DetectorInfo
     backbone: nn.Module
     antialias: bool = True
+    notes: tuple[str, ...] = ()
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -111,7 +113,14 @@ class Detector(nn.Module, ABC):
         """
         maps = maps or self.forward_maps(batch)
         if reads is not None and not self.info.offers & set(reads):
-            return DetectorOutput({}, maps.backbone, maps.neck, valid_cells(batch, maps.by_stride), scale=batch.scale)
+            return DetectorOutput(
+                {},
+                maps.backbone,
+                maps.neck,
+                valid_cells(batch, maps.by_stride),
+                scale=batch.scale,
+                stretch=batch.stretch,
+            )
         return self.teach(batch, maps)
 
     @abstractmethod
@@ -149,6 +158,8 @@ class Detector(nn.Module, ABC):
     def prepare(self, images: Sequence[Tensor], targets: Sequence[Target] | None = None) -> Batch:
         """Resize images to a short side of `info.size` times `Target.scale` pixels, and pad them to one tensor.
 
+        If `info.square` is true, each image becomes a square of about this side.
+
         Args:
             images: RGB images, each (3, H, W), uint8 in 0..255 or float32 in 0..1.
             targets: their annotations in pixels of these images; difficult and crowd boxes are removed, except those of
@@ -170,7 +181,8 @@ class Detector(nn.Module, ABC):
     def adopt(self, batch: Batch) -> Batch:
         """Convert a batch that another detector prepared, so that both see the same pixels.
 
-        If their input sizes differ, the batch is resized by the ratio of the short sides; else it is unchanged.
+        If their input sizes differ, the batch is resized by the ratio of the short sides; else it is unchanged. If one
+        of them stretches images, height and width have a ratio each.
         """
         return resized_batch(self.info, batch)
 

@@ -133,7 +133,7 @@ class TeacherCache:
             images = batch.images[group, :, :height, :width]
             sizes = [batch.sizes[index] for index in group]
             originals = [batch.original_sizes[index] for index in group]
-            maps = teacher.forward_maps(Batch(images, sizes, [], originals, batch.classes, batch.scale))
+            maps = teacher.forward_maps(Batch(images, sizes, [], originals, batch.classes, batch.scale, batch.stretch))
             for row, index in enumerate(group):
                 stored[index] = {
                     f"{part}.{stride}": _to_half(level[row])
@@ -151,13 +151,18 @@ def open_cache(experiment: Experiment, console: Console) -> TeacherCache | None:
         console: where to report the size.
 
     Raises:
-        InputError: the folder can't be written.
+        InputError: the folder can't be written, or the teacher's maps of an image depend on the rest of the batch.
     """
     distillation = experiment.distillation
     if distillation is None or distillation.cache is None:
         return None
     views = require_views(experiment.augmentation)
     teacher, parts = distillation.teacher, cached_parts(distillation.method)
+    if teacher.info.size and teacher.info.square != experiment.student.info.square:
+        raise InputError(
+            "--cache-teacher can't keep the maps of this pair: only one of the two detectors keeps the aspect ratio of "
+            "images, so that what the teacher sees depends on the whole batch."
+        )
     folder = _folder(distillation.cache, _key(experiment, parts))
     names = {
         (dataset.annotated, dataset.samples[index].image_id): dataset.identity(index)

@@ -14,6 +14,7 @@ from defeat.data.source import EVALUATION_SPLITS
 from defeat.detector import load
 from defeat.detector.devices import choose_device
 from defeat.detector.pretrained import torchvision_name
+from defeat.detector.transformers_models import is_checkpoint
 from defeat.distillation import ClassMap, renamed_classes
 from defeat.distillation.class_map import listed
 from defeat.engine.checkpoint import RunDirectory
@@ -43,7 +44,8 @@ def evaluate(
     """Evaluate a trained detector with the average precision of COCO and PASCAL VOC.
 
     Args:
-        run: run directory, or a torchvision model such as `torchvision:retinanet_resnet50_fpn`.
+        run: run directory, a torchvision model such as `torchvision:retinanet_resnet50_fpn`, or a detector of
+            transformers: a folder written by `save_pretrained`, or `hf:ORG/NAME`.
         data: folder of a data set; by default the one that the run was trained on.
         split: split to evaluate on; by default the one that the run was evaluated on, and of other data test, else val.
         batch_size: images per batch.
@@ -94,7 +96,7 @@ def _defaults(
     run: str | Path, source: DataSource | None, split: str | None, console: Console | None
 ) -> tuple[DataSource, str]:
     """The data set and the split of a run, where they are not given."""
-    directory = RunDirectory(run) if torchvision_name(run) is None else None
+    directory = None if torchvision_name(run) is not None or is_checkpoint(run) else RunDirectory(run)
     settings = directory.read_config() if directory else {}
     if source is None and settings.get("data") is None:
         raise InputError("Give the data to evaluate on with --data.")
