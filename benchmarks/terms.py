@@ -1,10 +1,12 @@
-"""Measure the effect of each part of DeFeat on a student that inherits: one run per change, on drawn scenes or BCCD.
+"""Measure the effect of each part of DeFeat on a student that inherits: one run per change, on held-out images.
 
     python benchmarks/terms.py demo RUNS [--seed 101]
-    python benchmarks/terms.py bccd RUNS --data BCCD [--seed 0]
+    python benchmarks/terms.py bccd|voc15|neu RUNS --data DATA [--seed 0]
 
-Drawn scenes are those of another seed than the demo's; BCCD is evaluated on its split `val`, with the teacher that
-`benchmarks/accuracy/bccd.sh` trains into RUNS. Finished runs are not trained again. Prints a line per run.
+Drawn scenes are those of another seed than the demo's. The other data are evaluated on their split `val`, with the
+teacher that `benchmarks/accuracy/NAME.sh` trains into RUNS; DATA is what that script trains on: `BCCD`,
+`RUNS/held_out`, `RUNS/held_out_neu`. The schedule is `step` unless a variant names another. Finished runs are not
+trained again. Prints a line per run.
 """
 
 import argparse
@@ -14,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import defeat
+from defeat.assembly.recipes import find_recipe, read_recipe
 from defeat.demo import SHARED, STUDENT
 from defeat.report.runs import read_run
 
 OLD = {"object_weight": 4.0, "background_weight": 16.0, "initialisation": "default", "adaptation_kernel": 3}
+HEADS = {"positive_weight": 1.0, "negative_weight": 1.0}
 EVEN = {"object_weight": 16.0, "background_weight": 16.0}
 # Changes of the settings of `distill`, and of the method's options.
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -41,29 +45,53 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "16 and 16, cosine": ({"schedule": "cosine"}, EVEN),
     "default, cosine": ({"schedule": "cosine"}, {}),
     "default, not inherited": ({"inherit": "none"}, {}),
+    "default, flat cosine": ({"schedule": "flat_cosine"}, {}),
+    "default, EMA": ({"ema": 0.998}, {}),
+    "default, augmentation standard": ({"augment": "standard"}, {}),
+    "default, terms decay": ({}, {"decay": "cosine"}),
+    "default, objects on scaled levels": ({}, {"object_levels": "scaled"}),
+    "default, objects on all levels": ({}, {"object_levels": "all"}),
+    "default, heads, KL": ({}, HEADS),
+    "default, heads, balanced": ({}, HEADS | {"head_comparison": "balanced"}),
+    "weights 8 and 4": ({}, {"object_weight": 8.0, "background_weight": 4.0}),
+    "weights 32 and 48": ({}, {"background_weight": 48.0}),
 }
+BASELINES: dict[str, dict[str, Any]] = {
+    "baseline": {},
+    "baseline, cosine": {"schedule": "cosine"},
+    "baseline, flat cosine": {"schedule": "flat_cosine"},
+}
+EPOCHS = {"bccd": {"epochs": 8}}  # where they differ from the recipe's
+RECIPES = {"bccd": "small/retinanet", "voc15": "small/photographs", "neu": "small/surfaces"}
 
 
 def shared(arguments: argparse.Namespace) -> dict[str, Any]:
     """Settings of all runs."""
     if arguments.name == "demo":
         teacher = str(files("defeat").joinpath("demo_teacher"))
-        return {**SHARED, **STUDENT, "data": f"demo:{arguments.seed}", "seed": arguments.seed, "teacher": teacher}
-    return {
-        "data": arguments.data,
-        "teacher": str(arguments.runs / "teacher_bccd"),
-        "seed": arguments.seed,
-        "detector": "retinanet",
-        "backbone": "tf_efficientnet_lite0",
-        "neck_channels": 64,
-        "size": 160,
-        "epochs": 8,
-        "lr": 0.01,
-        "eval_every": 0,
-        "eval_split": "val",
-        "workers": 0,
-        "detector_options": {"anchor_sizes": [16, 32, 64, 128, 256], "topk_candidates": 1000, "head_norm": "gn"},
-    }
+        return {
+            **SHARED,
+            **STUDENT,
+            "schedule": "step",
+            "data": f"demo:{arguments.seed}",
+            "seed": arguments.seed,
+            "teacher": teacher,
+        }
+    return (
+        read_recipe(find_recipe(RECIPES[arguments.name]))
+        | EPOCHS.get(arguments.name, {})
+        | {
+            "data": arguments.data,
+            "teacher": str(arguments.runs / f"teacher_{arguments.name}"),
+            "seed": arguments.seed,
+            "backbone": "tf_efficientnet_lite0",
+            "neck_channels": 64,
+            "schedule": "step",
+            "eval_every": 0,
+            "eval_split": "val",
+            "workers": 0,
+        }
+    )
 
 
 def accuracy(folder: Path, settings: Mapping[str, Any]) -> float:
@@ -77,9 +105,9 @@ def accuracy(folder: Path, settings: Mapping[str, Any]) -> float:
 def main() -> None:
     """Train, and print AP."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=("demo", "bccd"))
+    parser.add_argument("name", choices=("demo", *RECIPES))
     parser.add_argument("runs", type=Path)
-    parser.add_argument("--data", help="the folder of BCCD")
+    parser.add_argument("--data", help="the folder of the data")
     parser.add_argument("--seed", type=int, default=None)
     arguments = parser.parse_args()
     if arguments.seed is None:
@@ -87,7 +115,8 @@ def main() -> None:
     given = shared(arguments)
     folder = arguments.runs / f"terms_{arguments.name}_{arguments.seed}"
     baseline = {name: value for name, value in given.items() if name != "teacher"}
-    print(f"baseline {accuracy(folder / 'baseline', baseline):.1f}", flush=True)
+    for name, changes in BASELINES.items():
+        print(f"{name} {accuracy(folder / name.replace(', ', '_'), baseline | changes):.1f}", flush=True)
     for number, (name, (changes, options)) in enumerate(VARIANTS.items()):
         settings = given | changes | {"method_options": options}
         print(f"{name} {accuracy(folder / str(number), settings):.1f}", flush=True)

@@ -8,7 +8,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from fuzz.targets import CORPUS, TARGETS, run
+from fuzz.contract import CORPUS, run
+from fuzz.targets import TARGETS
 
 Step = tuple[str, int, int]
 

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fuzz import folder_seeds
+
 CORPUS = Path(__file__).resolve().parent / "corpus"
-SEPARATOR = "\n=====\n"
+SEPARATOR = folder_seeds.SEPARATOR
 
 
 def _voc() -> dict[str, str]:
@@ -96,9 +98,23 @@ def _model() -> dict[str, str]:
     }
 
 
+def _seeds() -> dict[str, dict[str, str]]:
+    """The seeds of every target."""
+    targets = (
+        folder_seeds.voc_folders,
+        folder_seeds.coco_folders,
+        folder_seeds.yolo_folders,
+        folder_seeds.labelme,
+        folder_seeds.via,
+        folder_seeds.cvat,
+    )
+    files = {"voc": _voc(), "coco": _coco() | folder_seeds.coco_values(), "yolo": _yolo(), "model": _model()}
+    return files | {target.__name__: target() for target in targets}
+
+
 def main() -> None:
     """Write the seeds of every target."""
-    for name, seeds in {"voc": _voc(), "coco": _coco(), "yolo": _yolo(), "model": _model()}.items():
+    for name, seeds in _seeds().items():
         folder = CORPUS / name
         folder.mkdir(parents=True, exist_ok=True)
         for seed, text in seeds.items():

@@ -17,9 +17,9 @@ from defeat.benchmark import BenchRun
 from defeat.cli import COMMANDS, main, run_settings
 from defeat.data import demo
 from defeat.demo import STUDENT
-from defeat.detector import FAMILIES
 from defeat.distillation import METHODS
 from tests.detector.tiny import BACKBONE, FIXED_BACKBONES
+from tests.detector.tiny import COMPOSED as FAMILIES
 from tests.engine.tiny_runs import save_teacher
 
 TINY = (

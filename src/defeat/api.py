@@ -27,8 +27,9 @@ class TrainArguments(TrainSettings):
     """Arguments of `train`."""
 
     data: Data = setting(role=Role.SOURCE, compared=False)  # type: ignore[assignment]
-    """Folder of a VOC, COCO or YOLO data set, or `demo`; a `DetectionDataset`; or a data set of (image, {"boxes",
-    "labels"}) in the format of torchvision's detectors, with `classes`."""
+    """Folder or file of a VOC, COCO, YOLO, labelme, VIA or CVAT data set, see docs/data.md, or `demo`; a
+    `DetectionDataset`; or a data set of (image, {"boxes", "labels"}) in the format of torchvision's detectors, with
+    `classes`."""
     student: Detector | None = setting(default=None)
     """Detector to train, instead of `detector`, `backbone` and the other detector settings."""
     eval_data: Data | None = setting(default=None)

@@ -111,7 +111,7 @@ def demo(out: str = "demo-runs", seed: int = 0, seeds: int = 2, jobs: int = 2, t
     console.print(f"The test scene with the largest gain, as each detector sees it: {picture}", highlight=False)
     console.print(f"The whole comparison: {folder / 'report.html'} ({perf_counter() - start:.0f} s)", highlight=False)
     console.print(
-        "\nNext, train on your own data (a VOC, COCO or YOLO folder):\n"
+        "\nNext, train on your own data (VOC, COCO, YOLO, labelme, VIA or CVAT):\n"
         "  defeat train --data DATA --backbone tf_efficientnet_lite2 --size 320 --out runs/teacher",
         highlight=False,
     )

@@ -32,7 +32,7 @@ class BadDataError(InputError):
 
     def __init__(self, heading: str, sentences: Iterable[str], advice: str) -> None:
         lines = [f"  {InputError(sentence)}" for sentence in sentences]
-        ValueError.__init__(self, "\n".join([heading, *lines, advice]))
+        ValueError.__init__(self, "\n".join([f"{InputError(heading)}", *lines, advice]))
 
     def __reduce__(self) -> tuple[type[InputError], tuple[str]]:
         """Pickle as an InputError of one line."""

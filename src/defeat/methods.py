@@ -1,6 +1,7 @@
 """The distillation methods, for `import defeat.methods`."""
 
 from defeat.distillation import (
+    DETR,
     FGFI,
     METHODS,
     TADF,
@@ -14,6 +15,7 @@ from defeat.distillation import (
 )
 
 __all__ = [
+    "DETR",
     "FGFI",
     "METHODS",
     "TADF",

@@ -108,8 +108,8 @@ class Batch:
             if there are no annotations.
         original_sizes: height and width of each image before resizing.
         classes: K, the number of classes of the labels in `targets`: the student's, also in a teacher's batch.
-        scale: pixels of this batch per pixel of the original batch (1 unless a teacher resized it).
-        stretched: whether images were resized to a square without keeping their aspect ratio.
+        scale: rows of pixels of this batch per row of the original batch (1 unless a teacher resized it).
+        stretch: the same ratio of columns, divided by `scale` (1 unless a teacher changed the aspect ratio).
     """
 
     images: Tensor
@@ -118,7 +118,7 @@ class Batch:
     original_sizes: list[tuple[int, int]]
     classes: int
     scale: float = 1.0
-    stretched: bool = False
+    stretch: float = 1.0
 
     @property
     def training_targets(self) -> list[Target]:
@@ -146,7 +146,7 @@ class Maps:
 
 @dataclass(frozen=True)
 class DensePredictions:
-    """Predictions of a one-stage head or an RPN at every anchor or point.
+    """Predictions of a one-stage head, an RPN or the encoder of a DETR at every anchor or point.
 
     Attributes:
         logits: (B, N, K) class logits (sigmoid), or (B, N, K+1) (softmax), background last; an RPN has K = 1, the
@@ -184,6 +184,26 @@ class Proposals:
     deltas: Tensor
 
 
+@dataclass(frozen=True)
+class Queries:
+    """Predictions of the object queries of a DETR, for each of the L layers of its decoder; the last is the final one.
+
+    Queries that exist only in training, such as those of denoising, are left out.
+
+    Attributes:
+        logits: (L, B, Q, K) class logits (sigmoid).
+        boxes: (L, B, Q, 4) boxes in pixels of the batch, with gradient.
+        size: height and width of the tensor of the batch, in pixels.
+        corners: (L, B, Q, 4, bins) logits of the distribution of each side's offset, left, top, right, bottom; None
+            for a detector without them.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    size: tuple[int, int]
+    corners: Tensor | None = None
+
+
 ScoreProposals = Callable[[list[Tensor]], Tensor]
 
 
@@ -200,7 +220,9 @@ class DetectorOutput:
         proposals: classified proposals; None if the family has none.
         score_proposals: computes class logits (R, K+1), background last, of any boxes (one (R_i, 4) tensor per image,
             in pixels of this output's batch) on these feature maps; None if the family has no proposals.
-        scale: pixels of this output's batch per pixel of the student's batch.
+        queries: predictions of object queries; None if the family has none.
+        scale: rows of pixels of this output's batch per row of the student's batch.
+        stretch: the same ratio of columns, divided by `scale`; 1 where the aspect ratio is the same.
     """
 
     losses: dict[str, Tensor]
@@ -210,7 +232,9 @@ class DetectorOutput:
     dense: DensePredictions | None = None
     proposals: Proposals | None = None
     score_proposals: ScoreProposals | None = None
+    queries: Queries | None = None
     scale: float = 1.0
+    stretch: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -232,7 +256,7 @@ class DetectorInfo:
         background: `last` if the last column of the class logits is the background, else `none`.
         offers: optional fields of `DetectorOutput` that the family fills.
         anchors: description of the anchors of `dense`; equal descriptions mean equal anchors.
-        stretches: whether images are resized to a square with sides of `size`, without keeping their aspect ratio.
+        square: whether images are stretched to a square of side `size`, instead of keeping their aspect ratio.
     """
 
     family: str
@@ -248,7 +272,7 @@ class DetectorInfo:
     background: str
     offers: frozenset[str] = field(default_factory=frozenset)
     anchors: str = ""
-    stretches: bool = False
+    square: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from defeat.detector import FAMILIES, load, save_model
+from defeat.detector import load, save_model
 from defeat.detector.pretrained import load_torchvision
 from defeat.detector.weights import read_state_dict
 from defeat.engine.checkpoint import RunDirectory
 from defeat.engine.checkpoint_file import read_checkpoint
 from defeat.evaluation.detections import read_detections
 from tests.bad_input.cases import refusal, table
+from tests.detector.tiny import FAMILIES_IN_RUNS as FAMILIES
 from tests.detector.tiny import tiny_detector
 from tests.engine.tiny_runs import save_teacher, tiny_run
 

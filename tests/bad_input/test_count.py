@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-LEAST = {"annotations": 120, "images": 50, "on_bad_data": 25, "checkpoints": 120, "settings": 400}
+LEAST = {"voc_files": 40, "coco_files": 80, "yolo_files": 60}
+LEAST |= {"images": 50, "on_bad_data": 25, "checkpoints": 120, "settings": 400}
 
 
 def cases_of(module):

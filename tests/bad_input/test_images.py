@@ -100,7 +100,7 @@ def test_an_image_with_more_pixels_than_the_limit_is_refused(case, tmp_path):
     message = refusal(decoded, path)
     assert expected in message
     assert "cut it into tiles" in message
-    assert "DEFEAT_MAX_PIXELS" in message
+    assert "--max-pixels" in message
 
 
 def test_an_image_starts_no_other_program(tmp_path, monkeypatch):

@@ -131,6 +131,19 @@ def test_a_data_set_with_only_broken_images_is_refused(kind, tmp_path):
         open_dataset(folder, "train", on_bad_data="skip")
 
 
+@every_format
+def test_the_heading_of_a_list_of_problems_escapes_what_cannot_be_printed(kind, tmp_path):
+    folder = write(kind, tmp_path / "\x1b[2J\u2028", 3)
+    for number in range(2):
+        box_without_a_number(kind, folder, number)
+    with pytest.raises(InputError) as caught:
+        open_dataset(folder, "train")
+    heading, *problems = str(caught.value).split("\n")
+    assert r"/\x1b[2J\u2028" in heading
+    assert len(problems) == 3  # and the advice
+    assert all(line.isprintable() for line in (heading, *problems))
+
+
 def test_annotations_of_no_image_are_counted(tmp_path):
     folder = write("coco", tmp_path / "data")
     path = folder / "annotations/train.json"

@@ -1,6 +1,7 @@
 """Every option of every command with invalid values: refused in one line, or accepted for a stated reason."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,11 @@ from defeat.assembly.assemble import assemble, check_devices
 from defeat.assembly.settings import bytes_of
 from defeat.benchmark.matrix import chosen_cells
 from defeat.cli import main
-from defeat.detector import FAMILIES, family_options
-from defeat.distillation import build_method
+from defeat.detector import family_options
+from defeat.distillation import build_method, find_method
 from tests.bad_input.cases import refusal, table
 from tests.bad_input.settings_table import DISTILL, TRAIN, cases
+from tests.detector.tiny import COMPOSED as FAMILIES
 from tests.detector.tiny import tiny_detector
 from tests.engine.tiny_runs import CLASSES, save_teacher
 from tests.report.made_up_runs import write_story
@@ -27,14 +29,15 @@ REASONS = {
     "zero": {
         "a weight of 0 switches a term off": (
             "object-weight background-weight backbone-object-weight backbone-background-weight class-weight map-weight "
-            "positive-weight negative-weight detector-negatives unlabelled-ratio weight-decay"
+            "positive-weight negative-weight detector-negatives unlabelled-ratio weight-decay box-weight giou-weight "
+            "encoder-weight"
         ),
         "a fraction of 0 means none, and a score threshold of 0 accepts all": (
             "momentum flip warmup phi box-positive-fraction box-score-thresh box-nms-thresh score-thresh nms-thresh "
             "bg-iou-thresh threshold"
         ),
         "0 is documented as none, all or as many as needed": (
-            "warmup-steps grad-clip frozen-stages eval-every checkpoint-every workers sampling-ratio ema"
+            "warmup-steps grad-clip frozen-stages eval-every checkpoint-every workers sampling-ratio ema denoising"
         ),
         "0 is a seed": "seed",
     },
@@ -43,12 +46,14 @@ REASONS = {
             "epochs max-steps warmup-steps eval-every checkpoint-every log-every grad-clip patience"
         ),
         "a batch larger than the data set contains all images": "batch-size",
+        "more queries than a teacher has are all of them": "queries",
         "a loss that is not finite stops the run with another error": (
             "lr weight-decay balance object-weight background-weight backbone-object-weight backbone-background-weight "
             "class-weight map-weight positive-weight negative-weight temperature positive-temperature "
-            "negative-temperature detector-negatives detector-negatives-decay"
+            "negative-temperature detector-negatives detector-negatives-decay box-weight giou-weight encoder-weight"
         ),
         "checked when the backbone is built": "frozen-stages",
+        "an image may be as large as memory allows": "max-pixels",
     },
 }
 FINE = {(what, name) for what, found in REASONS.items() for names in found.values() for name in names.split()}
@@ -81,6 +86,8 @@ def checks_only(infos, folder, monkeypatch):
         family_options(settings.detector)(**settings.detector_options)
         if hasattr(settings, "method"):
             info = infos[settings.detector]
+            if "queries" in find_method(settings.method).reads:
+                info = replace(info, offers=info.offers | {"queries", "dense"})
             build_method(settings.method, info, info, settings.method_options)
         stop()
 

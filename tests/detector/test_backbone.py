@@ -11,7 +11,15 @@ from torch import nn
 from defeat.detector.backbone import UpperLevels
 from defeat.detector.normalisation import NORMS, GroupNorm, apply_norm
 from defeat.errors import InputError
-from tests.detector.tiny import BACKBONE, images, target, tiny_batch, tiny_detector, tiny_options, with_backbones
+from tests.detector.tiny import (
+    BACKBONE,
+    images,
+    target,
+    tiny_batch,
+    tiny_detector,
+    tiny_options,
+    with_backbones,
+)
 
 BACKBONES = ("resnet18", BACKBONE, "tf_efficientnet_lite0")
 every_backbone = pytest.mark.parametrize("backbone", BACKBONES)

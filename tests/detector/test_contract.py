@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from defeat.detector import FAMILIES
 from tests.detector.tiny import (
     BACKBONE,
     CLASSES,
+    FAMILIES,
     FIXED_BACKBONES,
     images,
+    keep_statistics,
     target,
     tiny_batch,
     tiny_detector,
@@ -70,7 +71,7 @@ def test_offers_are_the_fields_that_are_filled(family, teaches):
     detector = tiny_detector(family).train(not teaches)
     batch = tiny_batch(detector)
     output = detector.forward_teacher(batch) if teaches else detector.forward_train(batch)
-    filled = {name for name in ("dense", "proposals") if getattr(output, name) is not None}
+    filled = {name for name in ("dense", "proposals", "queries") if getattr(output, name) is not None}
     assert filled == detector.info.offers
     assert (output.score_proposals is not None) == ("proposals" in filled)
 
@@ -98,6 +99,13 @@ def test_predictions_of_a_batch_have_the_documented_shapes(family):
         assert not any(boxes.requires_grad for boxes in proposals.boxes)
         alone = proposals.labels.split([len(boxes) for boxes in proposals.boxes])[2]
         assert (alone == classes).all()
+    if (queries := output.queries) is not None:
+        layers, _, count, _ = queries.logits.shape
+        assert queries.logits.shape == (layers, 3, count, classes)
+        assert queries.boxes.shape == (layers, 3, count, 4)
+        assert queries.boxes.requires_grad
+        assert queries.size == tuple(tiny_batch(detector).images.shape[-2:])
+        assert queries.corners is None or queries.corners.shape[:4] == (layers, 3, count, 4)
 
 
 @every_family
@@ -107,7 +115,7 @@ def test_a_teacher_gives_no_losses_and_no_gradient_and_does_not_change(family):
     output = detector.forward_teacher(tiny_batch(detector))
     assert output.losses == {}
     maps = [*output.neck.values(), *output.backbone.values()]
-    maps += [offered.logits for offered in (output.dense, output.proposals) if offered is not None]
+    maps += [offered.logits for offered in (output.dense, output.proposals, output.queries) if offered is not None]
     assert not any(level.requires_grad for level in maps)
     assert not detector.training
     assert all(torch.equal(before[name], value) for name, value in detector.state_dict().items())
@@ -118,7 +126,8 @@ def test_student_and_teacher_see_the_same_maps_in_eval_mode_normalisation(family
     # With frozen normalisation the mode makes no difference to the maps, so the two ways of running must agree.
     detector = tiny_detector(family, norm="frozen")
     batch = tiny_batch(detector)
-    trained, taught = detector.train().forward_train(batch), detector.eval().forward_teacher(batch)
+    trained = keep_statistics(detector.train()).forward_train(batch)
+    taught = detector.eval().forward_teacher(batch)
     for stride in detector.info.neck:
         assert torch.allclose(trained.neck[stride], taught.neck[stride], atol=1e-5), stride
 
@@ -130,8 +139,11 @@ def test_a_step_down_the_gradient_lowers_the_loss(family):
     optimizer = torch.optim.SGD(detector.parameters(), lr=1e-3)
 
     def total():
-        torch.manual_seed(0)  # the same anchors and proposals are sampled
-        return torch.stack(list(detector.forward_train(batch).losses.values())).sum()
+        torch.manual_seed(0)  # the same anchors, proposals and noise are drawn
+        losses = detector.forward_train(batch).losses
+        # The target of a query's class is the overlap of its box: it rises as boxes improve.
+        kept = ("box", "giou") if detector.info.square else tuple(losses)
+        return torch.stack([losses[name] for name in kept]).sum()
 
     first = total()
     for _ in range(5):
@@ -153,8 +165,10 @@ def test_boxes_and_logits_are_float32_under_autocast(family):
     assert all(loss.dtype == torch.float32 for loss in output.losses.values())
     tensors = [detections.boxes for detections in predictions]
     if output.dense is not None:
-        tensors += [output.dense.boxes, output.dense.logits]
-        tensors += [output.dense.deltas] if output.dense.deltas is not None else []
+        deltas = [] if output.dense.deltas is None else [output.dense.deltas]
+        tensors += [output.dense.boxes, output.dense.logits, *deltas]
+    if output.queries is not None:
+        tensors += [output.queries.boxes, output.queries.logits]
     if output.proposals is not None:
         tensors += [*output.proposals.boxes, output.proposals.logits, output.proposals.deltas]
     assert all(tensor.dtype == torch.float32 for tensor in tensors)

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from defeat.detector import FAMILIES
 from defeat.detector.frozen import folded, frozen
-from tests.detector.tiny import tiny_batch, tiny_detector, with_backbones
+from tests.detector.tiny import FAMILIES, tiny_batch, tiny_detector, with_backbones
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 BACKBONES = ("mobilenetv3_small_050", "resnet18", "tf_efficientnet_lite0", "convnext_femto")

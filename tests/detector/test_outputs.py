@@ -4,8 +4,8 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
-from defeat.detector import FAMILIES
 from tests.detector.tiny import CLASSES, images, target, tiny_batch, tiny_detector
+from tests.detector.tiny import COMPOSED as FAMILIES
 
 BACKGROUND = len(CLASSES)
 

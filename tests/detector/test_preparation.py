@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from defeat.detector import FAMILIES
 from defeat.detector.base import valid_cells
 from defeat.types import Batch
+from tests.detector.tiny import COMPOSED as FAMILIES
 from tests.detector.tiny import KEEPING, images, target, tiny_batch, tiny_detector
 
 every_family = pytest.mark.parametrize("family", FAMILIES)

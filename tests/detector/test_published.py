@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torchvision.models.detection.rpn import AnchorGenerator
 
-from defeat.detector import FAMILIES
 from defeat.detector.base import torchvision_targets
 from defeat.detector.published import AlignedPooling, ExactAnchors, one_stage_loss, second_stage_loss
+from tests.detector.tiny import FITTED_ANCHORS as FAMILIES
 from tests.detector.tiny import tiny_batch, tiny_detector, tiny_options
 
 every_family = pytest.mark.parametrize("family", FAMILIES)

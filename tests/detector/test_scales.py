@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from defeat.detector import FAMILIES
+from tests.detector.tiny import COMPOSED as FAMILIES
 from tests.detector.tiny import KEEPING, images, target, tiny_detector
 
 every_family = pytest.mark.parametrize("family", FAMILIES)

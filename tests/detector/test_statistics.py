@@ -9,10 +9,11 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
 from defeat.data.dataset import BoxTable, DetectionDataset, Sample
-from defeat.detector import FAMILIES, make_options
+from defeat.detector import make_options
 from defeat.detector.options import automatic, with_usual_values
 from defeat.detector.statistics import ObjectStatistics, best_overlaps, fit_sides, object_statistics
 from defeat.errors import InputError
+from tests.detector.tiny import COMPOSED as FAMILIES
 from tests.detector.tiny import FITTED_ANCHORS, images, target, tiny_detector, tiny_options
 
 every_family = pytest.mark.parametrize("family", FAMILIES)

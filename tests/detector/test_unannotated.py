@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from defeat.detector import FAMILIES
-from tests.detector.tiny import images, target, tiny_detector, tiny_options
+from tests.detector.tiny import FAMILIES, images, keep_statistics, target, tiny_detector, tiny_options
 
 SIZES = [(64, 64)] * 2
 BOXES = [[8.0, 8.0, 40.0, 40.0], [30.0, 20.0, 60.0, 60.0]]
@@ -15,10 +14,12 @@ BOXES = [[8.0, 8.0, 40.0, 40.0], [30.0, 20.0, 60.0, 60.0]]
 def detector(family, **options):
     # All anchors and proposals are used, so that there is no random sampling; no batch statistics.
     everything = {"rpn_batch_size_per_image": 10_000, "box_batch_size_per_image": 10_000, "box_positive_fraction": 1.0}
+    everything |= {"denoising": 0}
     built = tiny_detector(family, norm="frozen", options=tiny_options(family, **everything | options)).train()
-    if built.info.activation == "sigmoid":  # with the usual bias, background has hardly any loss
+    if built.info.activation == "sigmoid" and not built.info.square:
+        # With the usual bias, background has hardly any loss.
         torch.nn.init.zeros_(built.head.classification_head.cls_logits.bias)
-    return built
+    return keep_statistics(built)
 
 
 def unannotated(boxes=(), labels=(), certain=()):
@@ -28,8 +29,12 @@ def unannotated(boxes=(), labels=(), certain=()):
 
 def losses(family, targets, **options):
     built = detector(family, **options)
-    if "dense" in built.info.offers:
+    if "dense" in built.info.offers and not built.info.square:
         built.head.register_forward_hook(lambda module, given, found: setattr(built, "logits", found["cls_logits"]))
+    if built.info.square:
+        built.head.register_forward_hook(
+            lambda module, given, found: setattr(built, "logits", found.intermediate_logits)
+        )
     output = built.forward_train(built.prepare(images(*SIZES)[: len(targets)], targets))
     return {name: loss.item() for name, loss in output.losses.items()}, (output, built)
 
@@ -58,13 +63,20 @@ def test_confident_boxes_are_learned_and_the_background_is_ignored(family):
     plain, _ = losses(family, [annotated, unannotated(BOXES, [0, 1])])
     taught, (output, built) = losses(family, [annotated, unannotated(BOXES, [0, 1], certain=[0])])
     assert taught != pytest.approx(plain, rel=1e-3)
-    if output.dense is not None:
+    if output.dense is not None and output.queries is None:
         (gradient,) = torch.autograd.grad(output.losses["classification"], built.logits)
         touched = gradient[1].abs().sum(dim=1) > 0
         # Only anchors of the confident box, with label 0, have a gradient.
         assert touched.any()
         assert set(output.dense.labels[1][touched].tolist()) == {0}
         assert (gradient[0].abs().sum(dim=1) > 0).sum() > touched.sum()
+    elif output.queries is not None:
+        (gradient,) = torch.autograd.grad(output.losses["classification"], built.logits)
+        touched = gradient.abs().sum(dim=3) > 0  # (B, L, Q)
+        # Of each layer with a loss, the one query of the confident box; in the annotated image all of them.
+        assert set(touched[1].sum(dim=1).tolist()) <= {0, 1}
+        assert touched[1, -1].sum() == 1
+        assert touched[0, -1].all()
     else:
         proposals = output.proposals.labels[len(output.proposals.boxes[0]) :]
         assert set(proposals.tolist()) == {0}
@@ -83,7 +95,7 @@ def test_the_output_for_methods_includes_all_boxes(family):
     batch = teacher.prepare(images(*SIZES), [target(BOXES, [0, 1]), unannotated(BOXES, [2, 2])])
     assert [len(target.boxes) for target in batch.targets] == [2, 2]
     taught = teacher.forward_teacher(batch)
-    labels = taught.dense.labels[1] if taught.dense is not None else taught.proposals.labels
+    labels = taught.proposals.labels if taught.dense is None else taught.dense.labels[1]
     assert 2 in labels.tolist()
     if output.dense is not None:
         assert 2 in output.dense.labels[1].tolist()

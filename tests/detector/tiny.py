@@ -2,46 +2,75 @@
 
 from collections.abc import Sequence
 from dataclasses import fields
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from defeat.detector import FAMILIES, Detector, DetectorSpec, build, family_options
+from defeat.detector import FAMILIES as ALL_FAMILIES
+from defeat.detector import Detector, DetectorSpec, build, family_options
+from defeat.detector.transformers_models import KINDS
 from defeat.types import Target
 
 CLASSES = ("cat", "dog", "owl")
-BACKBONE = "mobilenetv3_small_050"
+needs_transformers = pytest.mark.skipif(
+    find_spec("transformers") is None, reason="transformers is missing: pip install defeat[transformers]"
+)
+# Composed of torchvision's parts: with anchors or proposals, and with the aspect ratio of the image.
+COMPOSED = tuple(family for family in ALL_FAMILIES if family not in KINDS)
+QUICK_KIND = "d_fine"  # the only family of transformers in the fast tests
+
+
+def of_transformers(kind: str, quick: str = QUICK_KIND) -> Any:
+    """A family of transformers as a parameter of a test: slow unless it is `quick`."""
+    return pytest.param(kind, marks=[needs_transformers, *[pytest.mark.slow] * (kind != quick)])
+
+
 # Families with one backbone, whose neck has no width to choose.
-FIXED_BACKBONES = {name: backbone for name, backbone in {"ssdlite": "mobilenet_v3_large"}.items() if name in FAMILIES}
+FIXED_BACKBONES = {name: found for name, found in {"ssdlite": "mobilenet_v3_large"}.items() if name in COMPOSED}
+STRETCHING = {"ssdlite"}  # composed families that resize images to a square
+KEEPING = [name for name in COMPOSED if name not in STRETCHING]
+WITH_PYRAMID = [name for name in COMPOSED if name not in FIXED_BACKBONES]
+# Families whose anchors follow the data.
+FITTED_ANCHORS = [
+    family for family in COMPOSED if "anchor_sizes" in {field.name for field in fields(family_options(family))}
+]
+_FIRST = ("faster_rcnn", "retinanet")  # of which all whole runs and pairs are fast tests
+FAMILIES = [*COMPOSED, *map(of_transformers, KINDS)]
+FAMILIES_IN_RUNS = [  # whole runs take seconds each
+    *_FIRST,
+    *[pytest.param(family, marks=pytest.mark.slow) for family in COMPOSED if family not in _FIRST],
+    *[of_transformers(kind, "") for kind in KINDS],
+]
+
+
+def pairs_of_families() -> list[Any]:
+    """Pairs of student and teacher: all of composed families; of those of transformers, some.
+
+    Pairs of different families, except of the first two, are slow.
+    """
+    pairs: list[Any] = [
+        pytest.param(
+            student, teacher, marks=[] if student == teacher or {student, teacher} == {*_FIRST} else pytest.mark.slow
+        )
+        for student in COMPOSED
+        for teacher in COMPOSED
+    ]
+    marks = [needs_transformers, pytest.mark.slow]
+    mixed = [(QUICK_KIND, "rt_detr"), ("rt_detr", "retinanet"), ("faster_rcnn", QUICK_KIND), ("deimv2", "rt_detr_v2")]
+    return pairs + [pytest.param(*pair, marks=marks) for pair in mixed]
+
+
+BACKBONE = "mobilenetv3_small_050"
 SMALLER = {"box_representation_size": 16, "box_batch_size_per_image": 16, "rpn_batch_size_per_image": 16}
 # Values of options that are derived from the data by default.
 USUAL = {"anchor_sizes": [32, 64, 128, 256, 512], "topk_candidates": 1000, "head_norm": "none"}
 USUAL |= {"rpn_pre_nms_top_n_train": 2000, "rpn_post_nms_top_n_train": 2000}
 USUAL |= {"rpn_pre_nms_top_n_test": 1000, "rpn_post_nms_top_n_test": 1000}
+SMALLER |= {"queries": 20, "decoder_layers": 2, "denoising": 10}
 UNSELECTIVE = {"score_thresh": 0.0, "box_score_thresh": 0.0}
-
-
-# Families whose anchors follow the data.
-FITTED_ANCHORS = [
-    family for family in FAMILIES if "anchor_sizes" in {field.name for field in fields(family_options(family))}
-]
-STRETCHING = {"ssdlite"}  # families that resize images to a square
-KEEPING = [name for name in FAMILIES if name not in STRETCHING]
-WITH_PYRAMID = [name for name in FAMILIES if name not in FIXED_BACKBONES]
-_FIRST = {"faster_rcnn", "retinanet"}
-
-
-def pairs_of_families() -> list[Any]:
-    """All pairs of families, student first; pairs of different ones, except of the first two families, are slow."""
-    return [
-        pytest.param(
-            student, teacher, marks=[] if student == teacher or {student, teacher} == _FIRST else pytest.mark.slow
-        )
-        for student in FAMILIES
-        for teacher in FAMILIES
-    ]
 
 
 def with_backbones(backbones: Sequence[str]) -> list[tuple[str, str]]:
@@ -66,6 +95,14 @@ def tiny_detector(family: str, backbone: str = BACKBONE, *, seed: int = 0, weigh
         del settings["neck_channels"]
     torch.manual_seed(seed)
     detector: Detector = build(DetectorSpec(family, backbone, **settings), weights)
+    return detector
+
+
+def keep_statistics(detector: Any) -> Any:
+    """Let all batch normalisation use its running statistics: that of an encoder is not part of `norm`."""
+    for module in detector.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
     return detector
 
 

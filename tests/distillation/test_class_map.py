@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from defeat.detector import FAMILIES
 from defeat.distillation import build_method
 from defeat.distillation.class_map import ClassMap, renamed_classes
 from defeat.errors import InputError
 from defeat.types import Detections
 from tests.detector.tiny import CLASSES, tiny_detector
+from tests.detector.tiny import COMPOSED as FAMILIES
 from tests.distillation.made_up import info
 from tests.distillation.test_methods import run
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from defeat.detector import FAMILIES
 from defeat.detector.families.retinanet import from_torchvision
 from defeat.distillation import ClassMap
 from defeat.distillation.inheritance import inherit, inherited_parts
 from defeat.errors import InputError
 from tests.detector.tiny import CLASSES, FIXED_BACKBONES, tiny_batch, tiny_detector, tiny_options
+from tests.detector.tiny import COMPOSED as FAMILIES
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 

@@ -8,9 +8,9 @@ from rich.console import Console
 from defeat.assembly.assemble import assemble
 from defeat.cli import main
 from defeat.data.transforms import HorizontalFlip
-from defeat.detector import FAMILIES
 from defeat.errors import InputError
 from tests.data.folders import write_image
+from tests.detector.tiny import FAMILIES_IN_RUNS as FAMILIES
 from tests.engine.test_resume import stop_after
 from tests.engine.tiny_runs import save_teacher, settings, tiny_run, weights
 

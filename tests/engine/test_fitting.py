@@ -58,7 +58,7 @@ def test_a_run_writes_the_chosen_values_to_its_config_and_model_and_prints_them(
         sides = result["detector_options"]["anchor_sizes"]
         assert sides == [sides[0] * 2**level for level in range(5)]
         assert f"anchors {' '.join(map(str, sides))} px" in line
-    assert line.endswith("; neck 64 channels, lr 0.0025")
+    assert line.endswith("; neck 64 channels, lr 0.0025, schedule flat_cosine")
 
 
 def test_repeating_a_config_measures_nothing_and_gives_the_same_student(tmp_path, monkeypatch):
@@ -94,7 +94,7 @@ def test_an_old_run_with_the_old_defaults_is_resumed_by_the_command_that_does_no
 
 def test_settings_missing_in_a_config_have_their_old_defaults(tmp_path):
     result = as_begun(left_open(tmp_path), {"detector_options": "no map", "lr": None})
-    assert result.numbers == {"neck_channels": 256, "lr": 0.01}
+    assert result.numbers == {"neck_channels": 256, "lr": 0.01, "schedule": "step"}
     assert result.options == {}
     assert result.describe() == ""
 
@@ -141,10 +141,12 @@ def test_the_rate_follows_the_images_of_all_devices(tmp_path):
 
 
 def test_given_values_are_not_chosen(tmp_path):
-    assert is_chosen(settings(tmp_path))
+    given = settings(tmp_path, schedule="step")
+    assert is_chosen(given)
     assert not is_chosen(left_open(tmp_path))
-    assert not is_chosen(settings(tmp_path, lr="auto"))
-    parts = assemble(settings(tmp_path), QUIET)
+    assert not is_chosen(settings(tmp_path, schedule="step", lr="auto"))
+    assert not is_chosen(settings(tmp_path))
+    parts = assemble(given, QUIET)
     assert parts.choices.to_dict() == {}
     assert parts.choices.describe() == ""
 

@@ -10,9 +10,10 @@ from rich.console import Console
 from defeat.assembly import assemble, inheriting
 from defeat.assembly.plan import make_plan
 from defeat.assembly.run import run
-from defeat.detector import FAMILIES, load, save_model
+from defeat.detector import load, save_model
 from defeat.errors import InputError
 from tests.benchmark.benches import run_bench
+from tests.detector.tiny import FAMILIES_IN_RUNS as FAMILIES
 from tests.engine.test_resume import stop_after
 from tests.engine.test_run import method_weights
 from tests.engine.tiny_runs import results, save_teacher, settings, tiny_run, weights

@@ -6,9 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from defeat.detector import FAMILIES
-from defeat.engine.optimisation import build_optimizer, build_schedule, cosine_factor, parameter_groups, step_factor
+from defeat.engine.optimisation import (
+    build_optimizer,
+    build_schedule,
+    chosen_schedule,
+    cosine_factor,
+    parameter_groups,
+    step_factor,
+)
 from defeat.errors import InputError
+from tests.detector.tiny import COMPOSED as FAMILIES
 from tests.detector.tiny import tiny_detector
 from tests.engine.tiny_runs import lines, results, save_teacher, settings, tiny_run, weights
 
@@ -113,6 +120,42 @@ def test_a_cosine_falls_to_zero_after_the_warm_up(step, factor):
 def test_a_cosine_without_warm_up_starts_at_its_maximum():
     assert cosine_factor(100, 0)(0) == 1
     assert cosine_factor(5, 10)(4) == 0.5  # a run that ends within its warm-up
+
+
+@pytest.mark.parametrize(
+    ("step", "factor"),
+    # Of 100 steps with 10 of warm-up: constant up to 50, then half a cosine over the other 50.
+    [(4, 0.5), (10, 1), (50, 1), (75, 0.5), (100, 0)],
+)
+def test_a_flat_cosine_falls_in_the_second_half(step, factor):
+    assert cosine_factor(100, 10, 50)(step) == pytest.approx(factor, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("change", "schedule"),
+    [
+        ({}, "flat_cosine"),
+        ({"lr_milestones": [0.5]}, "step"),
+        ({"lr_milestones": []}, "step"),
+        ({"patience": 2, "eval_every": 1}, "step"),
+        ({"schedule": "cosine"}, "cosine"),
+    ],
+)
+def test_the_schedule_follows_the_other_settings(change, schedule, tmp_path):
+    given = settings(tmp_path, **change)
+    assert chosen_schedule(given, given.patience is not None) == schedule
+
+
+def test_a_flat_cosine_is_the_schedule_of_a_run(tmp_path):
+    given = settings(tmp_path, warmup_steps=0, lr=0.1)
+    optimizer = build_optimizer(tiny_detector("retinanet"), None, given)
+    schedule = build_schedule(optimizer, given, 4)
+    rates = []
+    for _ in range(4):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([0.1, 0.1, 0.1, 0.05])
 
 
 def test_every_group_follows_the_schedule(tmp_path):

@@ -4,11 +4,12 @@ import pytest
 import torch
 import yaml
 
-from defeat.detector import FAMILIES, load
+from defeat.detector import load
 from defeat.engine import module
 from defeat.engine.logs import Checkpoint
 from defeat.engine.module import DetectionModule
 from defeat.errors import InputError
+from tests.detector.tiny import FAMILIES_IN_RUNS as FAMILIES
 from tests.engine.tiny_runs import lines, results, save_teacher, tiny_run, weights
 from tests.reliability.children import require_same
 

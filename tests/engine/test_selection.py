@@ -74,7 +74,7 @@ def test_patience_lowers_the_rate_and_ends_the_run(tmp_path, monkeypatch):
 def test_the_best_student_is_reported_and_saved(ema, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         scripted(patch, [3.0, 7.0, 7.0, 5.0])
-        folder = tiny_run(tmp_path / "run", epochs=4, keep="best", ema=ema, **LEARNING).folder
+        folder = tiny_run(tmp_path / "run", epochs=4, keep="best", schedule="step", ema=ema, **LEARNING).folder
     result = results(folder)
     assert result["kept"] == {"rule": "best", "epoch": 2.0, "step": 8}
     assert result["metrics"]["AP"] == 7.0
@@ -123,6 +123,7 @@ def test_selection_needs_evaluations(change, tmp_path):
         settings(tmp_path, eval_every=0, **change)
 
 
-def test_patience_is_refused_with_a_cosine(tmp_path):
-    with pytest.raises(InputError, match=r"--patience and --schedule cosine can.t be combined"):
-        settings(tmp_path, eval_every=1, patience=3, schedule="cosine")
+@pytest.mark.parametrize("schedule", ["cosine", "flat_cosine"])
+def test_patience_is_refused_with_a_cosine(schedule, tmp_path):
+    with pytest.raises(InputError, match=rf"--patience and --schedule {schedule} can.t be combined"):
+        settings(tmp_path, eval_every=1, patience=3, schedule=schedule)

@@ -11,17 +11,20 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
+from torch import nn
 
 from defeat.assembly import run as engine
 from defeat.assembly.settings import bytes_of
-from defeat.data import open_dataset
+from defeat.data import DemoDataset, open_dataset
 from defeat.data.dataset import SplitBuilder
-from defeat.detector import FAMILIES, Detector
+from defeat.detector import Detector
+from defeat.detector.taps import TappedTeacher
 from defeat.distillation import build_method
 from defeat.engine import teacher_cache
 from defeat.engine.teacher_cache import TeacherCache, cache_size
 from defeat.errors import InputError
 from defeat.types import Progress
+from tests.detector.tiny import FAMILIES_IN_RUNS as FAMILIES
 from tests.detector.tiny import images, target, tiny_detector
 from tests.engine.tiny_runs import lines, save_teacher, settings, tensors, tiny_run, weights
 
@@ -181,15 +184,30 @@ def test_the_estimated_size_is_that_of_the_files(family, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("defeat.data.demo", fromlist=["SPLITS"]).SPLITS, "train", 4)
     teacher = tiny_detector(family, seed=7).eval()
     dataset = open_dataset("demo", "train")
-    result = cache_size(teacher, ["neck"], [dataset], views=1)
-    assert result.views == 4
     student = tiny_detector(family).train()
+    result = cache_size(student, teacher, ["neck"], [dataset], views=1)
+    assert result.views == 4
     batch = student.prepare(*zip(*(dataset[index] for index in range(4)), strict=True))
     TeacherCache(tmp_path, ["neck"], names(4)).output(teacher, batch, {"neck"})
     data = sum(
         sum(level.numel() * level.element_size() for level in load_file(path).values()) for path in files(tmp_path)
     )
     assert data == result.bytes
+
+
+@pytest.mark.parametrize("size", [None, 48])
+def test_the_estimated_size_of_a_tapped_teacher_is_that_of_the_files(size, tmp_path):
+    """Scenes of 128 pixels, which the student resizes to 64."""
+    teacher = TappedTeacher(nn.Conv2d(3, 5, 4, stride=4), {4: ""}, size=size, size_divisor=16).eval()
+    dataset, student = DemoDataset("train", training=2), tiny_detector("retinanet").train()
+    result = cache_size(student, teacher, ["neck"], [dataset], views=1)
+    batch = student.prepare(*zip(*(dataset[index] for index in range(2)), strict=True))
+    TeacherCache(tmp_path, ["neck"], names(2)).output(teacher, batch, {"neck"})
+    side = (size or 64) // 4
+    assert result.bytes == 2 * 5 * side * side * 2
+    assert result.bytes == sum(
+        level.numel() * level.element_size() for path in files(tmp_path) for level in load_file(path).values()
+    )
 
 
 @pytest.mark.slow

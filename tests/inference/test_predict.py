@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from defeat.cli import main
-from defeat.detector import Detector
+from defeat.detector import Detector, load
 from defeat.errors import InputError
 from defeat.inference.predict import find_images, ignored_files, predict, side_by_side
 from defeat.inference.videos import VideoWriter, read_frames
@@ -83,6 +83,25 @@ def test_a_broken_file_is_named_and_skipped_and_the_exit_code_says_so(run, photo
     assert "skipped" in output.err
     assert "broken.jpg" in output.err
     assert (tmp_path / "out" / "more" / "b.jpg").is_file()
+
+
+def test_an_image_above_the_limit_of_pixels_is_skipped(run, photos, tmp_path):
+    arguments = ["predict", str(run), str(photos), "--out", str(tmp_path / "out"), "--max-pixels"]
+    assert main([*arguments, str(80 * 60)]) == 0
+    assert main([*arguments, "4799"]) == 2
+    with pytest.raises(InputError, match=r"No image could be read\..*give a larger --max-pixels"):
+        predict(run, photos, tmp_path / "out", max_pixels=1)
+    assert load(run).predict(str(photos / "a.png"), max_pixels=80 * 60)
+    with pytest.raises(InputError, match="larger --max-pixels"):
+        load(run).predict(str(photos / "a.png"), max_pixels=1)
+
+
+def test_images_whose_decoder_is_missing_are_skipped_with_one_sentence(run, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("defeat.data.images._registered_heif", lambda: False)
+    for name in ("x.heic", "y.heif"):
+        (photos / name).write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    (sentence,) = predict(run, photos, tmp_path / "out").skipped
+    assert sentence == f"2 images in HEIF need `pip install defeat[heif]`, such as {photos / 'x.heic'}."
 
 
 def test_predict_fails_if_no_image_can_be_read(run, tmp_path):

@@ -2,7 +2,8 @@
 
 import pytest
 
-from fuzz.targets import CORPUS, TARGETS, run
+from fuzz.contract import CORPUS, run
+from fuzz.targets import TARGETS
 
 
 @pytest.mark.parametrize("name", TARGETS)

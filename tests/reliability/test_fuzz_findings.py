@@ -15,7 +15,8 @@ from defeat.distillation.class_map import ClassMap
 from defeat.distillation.differences import standardise
 from defeat.distillation.losses import region_mean
 from defeat.errors import InputError
-from fuzz.targets import TARGETS, TINY, run
+from fuzz.contract import run
+from fuzz.targets import TARGETS, TINY
 
 DESCRIPTION = {"format": 1, "family": TINY.family, "backbone": TINY.backbone, "classes": ["cat"], "size": 32}
 DESCRIPTION |= {"max_size": 32, "norm": "bn", "neck_channels": 1, "frozen_stages": 0, "options": {}}

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from defeat.assembly.automatic import Choices, choose
+from defeat.assembly.automatic import Choices, choose, optimizer_advice
 from defeat.assembly.earlier import recorded_settings
 from defeat.assembly.foreign import tapped_teacher
 from defeat.assembly.inheriting import inherit_from
@@ -100,6 +100,8 @@ def assemble(
     choices = choose(settings, training, teacher)
     settings = choices.applied(settings)
     student = _student(settings, training, given)
+    for note in [*student.notes, *optimizer_advice(settings)]:
+        console.print(note, style="yellow", highlight=False, markup=False)
     distillation, lessons = None, None
     if isinstance(settings, DistillSettings) and teacher is not None:
         method = pair(student, teacher, settings, console, given.method)
@@ -143,10 +145,10 @@ def _splits(
     known = None if given.student is None else given.student.info.classes
     classes = known if settings.classes is None else settings.classes
     source = settings.source
-    training = given.training(classes, settings.split)
+    training = given.training(classes, settings)
     if training is None:
         training = source.open(settings.split, classes, console)
-    evaluation = given.evaluation(training.classes)
+    evaluation = given.evaluation(training.classes, settings)
     if evaluation is None and given.data is None:
         split = evaluation_split(settings, source)
         settings.require_no_choice_on(split)

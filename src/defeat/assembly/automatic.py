@@ -17,6 +17,7 @@ from defeat.detector.options import automatic, summaries, with_teacher_values, w
 from defeat.detector.statistics import object_statistics
 from defeat.distillation import METHODS, method_defaults
 from defeat.engine.checkpoint import RunDirectory
+from defeat.engine.optimisation import chosen_schedule
 from defeat.settings import AUTO
 
 NECKS = {512: 256, 256: 128, 0: 64}  # lowest short side in pixels: channels
@@ -63,7 +64,7 @@ class Choices:
         if not self.to_dict() or not self.announced:
             return ""
         parts = [", ".join(summaries(family_options(self.family), self.options))] if self.options else []
-        texts = {"neck_channels": "neck {} channels", "lr": "lr {:g}"}
+        texts = {"neck_channels": "neck {} channels", "lr": "lr {:g}", "schedule": "schedule {}"}
         parts.append(", ".join(texts[name].format(value) for name, value in self.numbers.items()))
         return "; ".join(part for part in parts if part)
 
@@ -96,6 +97,8 @@ def choose(settings: TrainSettings, training: DetectionDataset, teacher: Teacher
         options = options.fitted(object_statistics(training, settings.size, settings.long_side), width)
     if settings.lr == AUTO:
         numbers["lr"] = learning_rate(settings.batch_size * settings.processes, settings.optimizer)
+    if settings.schedule == AUTO:
+        numbers["schedule"] = chosen_schedule(settings, settings.patience is not None)
     chosen = {name: getattr(options, name) for name in names}
     return Choices(settings.detector, chosen, numbers, method_options_of(settings))
 
@@ -110,10 +113,12 @@ def as_begun(settings: TrainSettings, begun: Mapping[str, Any]) -> Choices:
     recorded = begun.get("detector_options")
     recorded = recorded if isinstance(recorded, dict) else {}
     names = automatic(make_options(settings.detector, settings.detector_options))
-    numbers: dict[str, Any] = {name: begun.get(name) for name in _open(settings)}
+    numbers: dict[str, Any] = {name: begun.get(name) for name in _open(settings) if name in NUMBERS}
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             numbers[name] = settings.number(name)
+    if settings.schedule == AUTO:
+        numbers["schedule"] = begun.get("schedule", "step")
     if getattr(settings, "inherit", None) == AUTO:
         numbers["inherit"] = begun.get("inherit", "none")
     chosen = {name: recorded[name] for name in names if name in recorded}
@@ -144,9 +149,9 @@ def is_chosen(settings: TrainSettings) -> bool:
 
 
 def _open(settings: TrainSettings) -> list[str]:
-    """Names of the numbers that are `auto`; a detector without a pyramid has no width to choose."""
+    """Names of the settings of the run that are `auto`; a detector without a pyramid has no width to choose."""
     fixed = () if has_pyramid(settings.detector) else ("neck_channels",)
-    return [name for name in NUMBERS if name not in fixed and getattr(settings, name) == AUTO]
+    return [name for name in (*NUMBERS, "schedule") if name not in fixed and getattr(settings, name) == AUTO]
 
 
 def has_pyramid(family: str) -> bool:
@@ -162,6 +167,16 @@ def neck_channels(settings: TrainSettings, teacher: TeacherNetwork | None = None
         if len(widths) == 1 and (common_strides or teacher.info.family == settings.detector):
             return widths.pop()
     return next(channels for size, channels in NECKS.items() if settings.size >= size)
+
+
+def optimizer_advice(settings: TrainSettings) -> list[str]:
+    """A sentence where the family was published with another optimiser than that of the settings; else empty."""
+    published = getattr(family_options(settings.detector), "optimizer", settings.optimizer)
+    if published == settings.optimizer:
+        return []
+    return [
+        f"{settings.detector} was published with {published}, not {settings.optimizer}: give --optimizer {published}."
+    ]
 
 
 def learning_rate(images: int, optimizer: str = "sgd") -> float:

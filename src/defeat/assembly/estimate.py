@@ -179,7 +179,8 @@ def _cache_bytes(experiment: Experiment) -> int:
     if distillation is None or distillation.cache is None:
         return 0
     views, limit = require_views(experiment.augmentation), distillation.cache.limit
-    size = cache_size(distillation.teacher, cached_parts(distillation.method), experiment.datasets, views).bytes
+    teacher, parts = distillation.teacher, cached_parts(distillation.method)
+    size = cache_size(experiment.student, teacher, parts, experiment.datasets, views).bytes
     return min(size, limit if limit is not None else size)
 
 

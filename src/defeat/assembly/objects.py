@@ -7,6 +7,7 @@ from typing import Any
 
 from defeat.assembly.settings import TrainSettings
 from defeat.data import DetectionDataset
+from defeat.data.images import MAX_PIXELS
 from defeat.data.objects import ImagesWithBoxes, ObjectDataset
 from defeat.detector import Detector, TeacherNetwork
 from defeat.distillation import Method
@@ -34,21 +35,25 @@ class Objects:
     data: DetectionDataset | ImagesWithBoxes | None = None
     eval_data: DetectionDataset | ImagesWithBoxes | None = None
 
-    def training(self, classes: Sequence[str] | None, split: str) -> DetectionDataset | None:
+    def training(self, classes: Sequence[str] | None, settings: TrainSettings) -> DetectionDataset | None:
         """The training data, if it was given as an object.
 
         Raises:
             InputError: it is not a data set, or its class names are missing.
         """
-        return None if self.data is None else as_dataset(self.data, classes, split, "data")
+        return (
+            None if self.data is None else as_dataset(self.data, classes, settings.split, "data", settings.max_pixels)
+        )
 
-    def evaluation(self, classes: Sequence[str]) -> DetectionDataset | None:
+    def evaluation(self, classes: Sequence[str], settings: TrainSettings) -> DetectionDataset | None:
         """The evaluation data, if it was given as an object.
 
         Raises:
             InputError: it is not a data set, or has other classes.
         """
-        return None if self.eval_data is None else as_dataset(self.eval_data, classes, "val", "eval_data")
+        if self.eval_data is None:
+            return None
+        return as_dataset(self.eval_data, classes, "val", "eval_data", settings.max_pixels)
 
     def described(self, settings: TrainSettings) -> TrainSettings:
         """Settings with the description of the given student, if there is one."""
@@ -61,7 +66,11 @@ class Objects:
 
 
 def as_dataset(
-    source: DetectionDataset | ImagesWithBoxes, classes: Sequence[str] | None, split: str, name: str
+    source: DetectionDataset | ImagesWithBoxes,
+    classes: Sequence[str] | None,
+    split: str,
+    name: str,
+    max_pixels: int = MAX_PIXELS,
 ) -> DetectionDataset:
     """Wrap a user's data set as a `DetectionDataset`.
 
@@ -70,6 +79,7 @@ def as_dataset(
         classes: names of its classes, in the order of the labels; None for those of a `DetectionDataset`.
         split: name of the split.
         name: name of the argument, for messages.
+        max_pixels: most pixels of an image file.
 
     Raises:
         InputError: it is not a data set, or its classes are missing or differ.
@@ -85,7 +95,7 @@ def as_dataset(
         )
     if classes is None:
         raise InputError(f"{name} does not name its classes: give classes=[...] in the order of its labels.")
-    return ObjectDataset(source, classes, split)
+    return ObjectDataset(source, classes, split, max_pixels)
 
 
 def name_of(thing: object) -> str:

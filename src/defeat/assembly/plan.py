@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from defeat.assembly.assemble import Assembly, assemble, with_frozen_teacher
-from defeat.assembly.automatic import has_pyramid
+from defeat.assembly.automatic import has_pyramid, optimizer_advice
 from defeat.assembly.balance import balanced, weights_above_zero
 from defeat.assembly.estimate import UNLABELLED, RunCost, estimate_experiment
 from defeat.assembly.objects import Objects
@@ -173,7 +173,14 @@ def _planned(assembly: Assembly, experiment: Experiment, cost: RunCost) -> Plan:
         together=cost.measured.together,
         inherited=lessons.inherited.describe(),
         necks=_neck_costs(experiment.student, evaluation),
-        notes=[*method.classes.describe(), *method.notes, *lessons.doubts, *_warnings(data, cost)],
+        notes=[
+            *experiment.student.notes,
+            *optimizer_advice(assembly.settings),
+            *method.classes.describe(),
+            *method.notes,
+            *lessons.doubts,
+            *_warnings(data, cost),
+        ],
         step_seconds=cost.step_seconds,
         epoch_seconds=cost.epoch_steps * cost.step_seconds,
         run_seconds=cost.seconds,
@@ -221,7 +228,7 @@ def _unlabelled(values: Mapping[str, Any], unlabelled: DetectionDataset | None) 
     """The images without annotations; the teacher has run on the first of them only."""
     if unlabelled is None:
         return []
-    problems = Problems(values["on_bad_data"], decode=False)
+    problems = Problems(values["on_bad_data"], decode=False, max_pixels=values["max_pixels"])
     seen, total = _data(unlabelled), len(UnlabelledImages(values["unlabelled"], problems))
     return [replace(seen, split=f"unlabelled (the teacher was run on {seen.images} of {total})", images=total)]
 

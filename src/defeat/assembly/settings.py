@@ -14,7 +14,7 @@ from defeat.detector.settings import DetectorSettings
 from defeat.engine.devices import DeviceSettings
 from defeat.engine.experiment import CacheFolder
 from defeat.engine.loggers import LoggingSettings
-from defeat.engine.optimisation import OptimisationSettings
+from defeat.engine.optimisation import COSINES, OptimisationSettings
 from defeat.engine.selection import SelectionSettings
 from defeat.errors import InputError
 from defeat.settings import Checked, Role, at_least, names_of, option, setting, settings_part
@@ -30,7 +30,8 @@ class RunSettings(Checked):
     out: str = setting(role=Role.CELL)
     """Run directory to write; it must not contain another run."""
     resume: bool = setting(default=False, role=Role.CELL)
-    """Continue the run in `out` from its last checkpoint."""
+    """Continue the run in `out` from its last checkpoint; with other --epochs only if its steps so far would have had
+    the same learning rate."""
     expected: dict[str, Any] = setting(factory=dict, role=Role.CELL, hidden=True)
     """The figure that a recipe should reach: metric, value, tolerance, source."""
 
@@ -40,7 +41,8 @@ class DistillationSettings(Checked):
     """Distillation."""
 
     teacher: str = setting(role=Role.SOURCE)
-    """Run directory of the teacher, or a torchvision model such as torchvision:fasterrcnn_resnet50_fpn_v2."""
+    """Run directory of the teacher, a torchvision model such as torchvision:fasterrcnn_resnet50_fpn_v2, or a detector
+    of transformers: a folder written by save_pretrained, or hf:ORG/NAME."""
     teacher_weights: str | None = setting(default=None)
     """With a torchvision teacher, a file with its state dict, instead of the published weights."""
     teacher_taps: str | None = setting(default=None)
@@ -120,10 +122,10 @@ class TrainSettings(  # fields and checks come in the order from the last base t
     def check(self) -> None:
         """Refuse settings of different parts that don't fit each other."""
         if self.patience is not None:
-            if self.schedule == "cosine":
+            if self.schedule in COSINES:
                 raise InputError(
-                    "--patience and --schedule cosine can't be combined, because a cosine ends at a fixed epoch: leave "
-                    "out one of them."
+                    f"--patience and --schedule {self.schedule} can't be combined, because a cosine ends at a fixed "
+                    "epoch: leave out one of them."
                 )
             self.require_no_milestones("--patience")
         if self.eval_split is not None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from defeat.detector import Detector, TeacherNetwork
 from defeat.engine.checkpoint import RunDirectory
+from defeat.engine.optimisation import COSINES
 from defeat.errors import InputError
 
 RISING = 1.0  # AP points over the last third of a training that had not converged
@@ -35,7 +36,7 @@ def teacher_doubts(
         Sentences; empty where there is no reason.
     """
     # Under a cosine schedule AP rises until the learning rate is zero, however long the training.
-    doubts = _doubts_about_training(_results(source), epochs, _schedule(source) == "cosine")
+    doubts = _doubts_about_training(_results(source), epochs, _schedule(source) in COSINES)
     teacher_size, student_size = (
         sum(weight.numel() for weight in network.parameters()) for network in (teacher, student)
     )

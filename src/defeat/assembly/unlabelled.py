@@ -52,7 +52,9 @@ def detect_unlabelled(
     assert settings.unlabelled is not None
     if not can_predict(teacher):
         raise InputError("--unlabelled needs a teacher that gives detections: this one has only feature maps.")
-    images = UnlabelledImages(settings.unlabelled, Problems(settings.on_bad_data, console))
+    images = UnlabelledImages(
+        settings.unlabelled, Problems(settings.on_bad_data, console, max_pixels=settings.max_pixels)
+    )
     if images.problems:
         note = f"unlabelled: {', '.join(images.problems)}"
         console.print(note, style="yellow", highlight=False, markup=False)

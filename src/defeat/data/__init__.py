@@ -8,6 +8,7 @@ from rich.console import Console
 from defeat.data.dataset import DetectionDataset
 from defeat.data.demo import DemoDataset
 from defeat.data.hold_out import HoldOutBy
+from defeat.data.images import MAX_PIXELS
 from defeat.data.loader import evaluation_loader, training_loader
 from defeat.data.problems import OnBadData
 from defeat.data.reading.pairs import Unannotated
@@ -36,14 +37,16 @@ def open_dataset(
     images: str | Path | None = None,
     hold_out: float | None = None,
     hold_out_by: HoldOutBy = "file",
+    max_pixels: int = MAX_PIXELS,
 ) -> DetectionDataset:
     """Open a split of a data set; annotations are read and validated immediately, images are decoded lazily.
 
     Args:
-        path: a VOC, COCO or YOLO folder, a YOLO YAML file, or `demo` for the embedded data set (`demo:SEED` for other
-            scenes, `demo:SEED:TRAIN` for another number of training scenes). VOC folders can be joined: the folder that
-            contains the years, or several folders separated by commas. `:split` after a VOC folder selects its split
-            for `train`: `VOC2007:trainval,VOC2012:trainval`.
+        path: a folder or a file in VOC, COCO, YOLO, labelme, VIA or CVAT format, whose layouts docs/data.md lists, or
+            `demo` for the embedded data set (`demo:SEED` for other scenes, `demo:SEED:TRAIN` for another number of
+            training scenes). VOC folders can be joined: the folder that contains the years, or several folders
+            separated by commas. `:split` after a VOC folder selects its split for `train`:
+            `VOC2007:trainval,VOC2012:trainval`.
         split: name of the split, e.g. `train`.
         classes: classes to keep, in the order of their labels; None for all.
         on_bad_data: what to do if files are broken or missing: `stop` refuses the data set and names them; `skip`
@@ -55,13 +58,14 @@ def open_dataset(
         hold_out: share of the images, above 0 and below 1, that becomes the split `val` of a data set without one.
         hold_out_by: what stays together in hold_out: copies of a `file`, a `folder`, or names with one `prefix` before
             a number, such as the frames of a video.
+        max_pixels: most pixels of an image file; an image of more is a broken file.
 
     Raises:
         InputError: unknown format, split or class, or broken or missing files; the message names the file, or the first
             ten.
     """
     folder = None if images is None else str(images)
-    source = DataSource(str(path), on_bad_data, unannotated, folder, hold_out, hold_out_by)
+    source = DataSource(str(path), on_bad_data, unannotated, folder, hold_out, hold_out_by, max_pixels)
     return source.open(split, classes, console)
 
 

@@ -2,27 +2,32 @@
 
 import hashlib
 import math
+from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from defeat.data.images import read_image
+from defeat.data.columns import (
+    CLIP_TOLERANCE,
+    MIN_EXTENT,
+    MIN_EXTENT_FRACTION,
+    AnnotationColumns,
+    Integers,
+    clip,
+)
+from defeat.data.images import MAX_PIXELS, missing_decoder, read_header, read_image
 from defeat.data.problems import Problems
+from defeat.data.tables import BoxTable, Sample, SampleTable, Strings
 from defeat.errors import InputError, unknown_name
 from defeat.types import Target
 
 # In pixels: float32 represents every integer up to this.
 LARGEST_SIDE = 1 << 24
-# In pixels: annotations are rounded, so only boxes that extend further outside count as clipped.
-_CLIP_TOLERANCE = 0.5
-# Smallest extent of a box in pixels, and as a fraction of the image's side, which float32 must still resolve.
-_MIN_EXTENT = 0.01
-_MIN_EXTENT_FRACTION = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,48 +40,6 @@ class Annotation:
     crowd: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One image of a split, without its pixels.
-
-    Attributes:
-        path: path of the image.
-        name: path relative to the data set, the same on every machine.
-        image_id: unique number in the split.
-        size: height and width that the boxes refer to.
-        prefer_upright: whether to apply the EXIF orientation if stored and upright size are equal.
-        first: index of its first box among all boxes of the split.
-        last: index after its last box.
-    """
-
-    path: str
-    name: str
-    image_id: int
-    size: tuple[int, int]
-    prefer_upright: bool
-    first: int
-    last: int
-
-
-@dataclass(frozen=True)
-class BoxTable:
-    """All boxes of a split, in the order of the images.
-
-    A few large tensors instead of many small ones: worker processes share them without copying.
-
-    Attributes:
-        boxes: (G, 4) float32 x1 y1 x2 y2 in pixels.
-        labels: (G,) int64 in 0..K-1.
-        difficult: (G,) bool.
-        crowd: (G,) bool.
-    """
-
-    boxes: Tensor
-    labels: Tensor
-    difficult: Tensor
-    crowd: Tensor
-
-
 class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     """Images with boxes: `dataset[index]` is `(image, target)`, the image (3, H, W) uint8 RGB.
 
@@ -85,14 +48,14 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         name: name of the data set.
         split: name of the split.
         samples: the images of the split, in a fixed order.
-        sizes: height and width of each image, in pixels.
         table: the boxes of all images.
         problems: phrases about skipped images and about dropped or clipped boxes.
         annotated: whether the boxes are ground truth; if not, they are detections of a teacher.
+        max_pixels: most pixels of an image file, see `read_header`.
         in_memory: whether the images are drawn or Python objects, so that their paths name no files.
     """
 
-    in_memory: ClassVar[bool] = False
+    in_memory: bool = False
 
     def __init__(
         self,
@@ -100,19 +63,25 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         name: str,
         split: str,
         classes: Sequence[str],
-        samples: list[Sample],
+        samples: Iterable[Sample],
         table: BoxTable,
         problems: Sequence[str] = (),
         annotated: bool = True,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.classes = tuple(classes)
         self.name = name
         self.split = split
-        self.samples = samples
-        self.sizes = [sample.size for sample in samples]
+        self.samples = samples if isinstance(samples, SampleTable) else SampleTable.of(samples)
         self.problems = list(problems)
         self.annotated = annotated
         self.table = table
+        self.max_pixels = max_pixels
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Height and width of each image, in pixels; a new list each time."""
+        return [(height, width) for height, width in self.samples.sizes.tolist()]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -122,7 +91,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
 
     def _image(self, index: int) -> Tensor:
         sample = self.samples[index]
-        return read_image(sample.path, sample.size, sample.prefer_upright)
+        return read_image(sample.path, sample.size, sample.prefer_upright, self.max_pixels)
 
     def identity(self, index: int) -> str:
         """Hash of an image's name, size, file size and modification time."""
@@ -161,27 +130,24 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
             indices: of the images, in the order to keep.
             split: name of the new split.
         """
-        samples, rows, first = [], [torch.zeros(0, dtype=torch.int64)], 0
-        for index in indices:
-            sample = self.samples[index]
-            count = sample.last - sample.first
-            rows.append(torch.arange(sample.first, sample.last))
-            samples.append(replace(sample, first=first, last=first + count))
-            first += count
-        chosen, table = torch.cat(rows), self.table
-        return DetectionDataset(
+        ranges = self.samples.rows[torch.tensor(indices, dtype=torch.int64)].tolist()
+        rows = torch.cat([torch.zeros(0, dtype=torch.int64), *(torch.arange(first, last) for first, last in ranges)])
+        table = self.table
+        part = DetectionDataset(
             name=self.name,
             split=split,
             classes=self.classes,
-            samples=samples,
-            table=BoxTable(table.boxes[chosen], table.labels[chosen], table.difficult[chosen], table.crowd[chosen]),
+            samples=self.samples.take(indices),
+            table=BoxTable(table.boxes[rows], table.labels[rows], table.difficult[rows], table.crowd[rows]),
             problems=self.problems,
             annotated=self.annotated,
+            max_pixels=self.max_pixels,
         )
+        return _PartInMemory(part, self, indices) if self.in_memory else part
 
     def image_path(self, index: int) -> str:
         """Path of an image."""
-        return self.samples[index].path
+        return self.samples.paths[index]
 
     def report(self) -> str | None:
         """One line about skipped images and dropped or clipped boxes; None if there are none."""
@@ -200,10 +166,42 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         return digest.hexdigest()
 
 
+class _PartInMemory(DetectionDataset):
+    """Some of the images of a data set that has no image files.
+
+    Args:
+        part: annotations of the images.
+        whole: the data set.
+        indices: of the images in it.
+    """
+
+    in_memory = True
+
+    def __init__(self, part: DetectionDataset, whole: DetectionDataset, indices: Sequence[int]) -> None:
+        super().__init__(
+            name=part.name,
+            split=part.split,
+            classes=part.classes,
+            samples=part.samples,
+            table=part.table,
+            problems=part.problems,
+            annotated=part.annotated,
+            max_pixels=part.max_pixels,
+        )
+        self._whole, self._indices = whole, list(indices)
+
+    def _image(self, index: int) -> Tensor:
+        return self._whole._image(self._indices[index])
+
+    def identity(self, index: int) -> str:
+        """Identity of the image in the whole data set."""
+        return self._whole.identity(self._indices[index])
+
+
 def shared_images(first: DetectionDataset, second: DetectionDataset) -> int:
     """Number of images of the second data set that are also in the first, by their paths."""
-    paths = {sample.path for sample in first.samples}
-    return sum(sample.path in paths for sample in second.samples)
+    paths = set(first.samples.paths)
+    return sum(path in paths for path in second.samples.paths)
 
 
 class SplitBuilder:
@@ -219,8 +217,10 @@ class SplitBuilder:
         self.problems = problems or Problems()
         self._labels = {name: label for label, name in enumerate(classes)}
         self._samples: list[Sample] = []
-        self._boxes: list[tuple[float, float, float, float]] = []
-        self._annotations: list[Annotation] = []
+        self._boxes = array("f")  # four numbers per box
+        self._box_labels = array("q")
+        self._difficult, self._crowd = array("b"), array("b")
+        self._tables: tuple[SampleTable, BoxTable] | None = None
         self._other_class = self._empty = self._clipped = self._duplicates = 0
 
     def add(
@@ -236,24 +236,58 @@ class SplitBuilder:
         """Add an image; the default of `image_id` is its index in the split.
 
         Raises:
-            InputError: broken images are skipped, and this image can't be decoded.
+            InputError: broken images are skipped, and this image can't be decoded; or its decoder is not installed.
         """
+        if missing_decoder(path) is not None:
+            read_header(path, self.problems.max_pixels)  # the suffix may be wrong
         if self.problems.decode:
-            read_image(path, size, prefer_upright)
-        first = len(self._annotations)
-        for annotation in annotations:
-            self._add_box(annotation, size)
-        added = self._annotations[first:]
+            read_image(path, size, prefer_upright, self.problems.max_pixels)
+        first = len(self._box_labels)
+        added = [annotation for annotation in annotations if self._add_box(annotation, size)]
         self._duplicates += len(added) - len({(annotation.corners, annotation.name) for annotation in added})
         number = len(self._samples) if image_id is None else image_id
-        self._samples.append(Sample(str(path), name, number, size, prefer_upright, first, len(self._annotations)))
+        self._samples.append(Sample(str(path), name, number, size, prefer_upright, first, len(self._box_labels)))
+
+    def add_columns(
+        self, paths: Strings, names: Strings, image_ids: Integers, sizes: Integers, annotations: AnnotationColumns
+    ) -> None:
+        """Add all images of the split at once, none of which is decoded, and whose orientation is not preferred.
+
+        Args:
+            paths: paths of the images.
+            names: see `Sample`.
+            image_ids: (N,) see `Sample`.
+            sizes: (N, 2) height and width.
+            annotations: the boxes, those of an image in the order to keep.
+        """
+        assert not self._samples
+        clipped = clip(annotations, sizes)
+        self._empty, self._clipped, self._other_class = clipped.empty, clipped.clipped, clipped.other_class
+        self._duplicates = clipped.duplicates()
+        ends, kept = clipped.ends(len(sizes)), clipped.annotations
+        samples = SampleTable(
+            paths=paths,
+            names=names,
+            image_ids=torch.from_numpy(image_ids),
+            sizes=torch.from_numpy(sizes),
+            prefer_upright=torch.zeros(len(sizes), dtype=torch.bool),
+            rows=torch.from_numpy(np.stack([ends[:-1], ends[1:]], axis=1)),
+        )
+        table = BoxTable(
+            boxes=torch.from_numpy(clipped.boxes),
+            labels=torch.from_numpy(kept.labels),
+            difficult=torch.zeros(len(kept.labels), dtype=torch.bool),
+            crowd=torch.from_numpy(kept.crowd),
+        )
+        self._tables = samples, table
 
     def finish(self, name: str, split: str, origin: str | Path) -> DetectionDataset:
         """Build the data set; `origin` names it in messages."""
         self.problems.require_none(origin)
-        if not self._samples:
+        samples, table = self._tables or (SampleTable.of(self._samples), self._table())
+        if not len(samples):
             raise self.problems.no_usable_image(origin, f"{origin}: the split {split!r} contains no image.")
-        if self._empty and not self._annotations and not self._other_class:
+        if self._empty and not len(table.labels) and not self._other_class:
             raise InputError(
                 f"{origin}: none of the {self._empty} boxes of the split {split!r} lies in its image; "
                 "check the unit and the order of their coordinates."
@@ -262,37 +296,41 @@ class SplitBuilder:
             name=name,
             split=split,
             classes=self.classes,
-            samples=self._samples,
-            table=self._table(),
-            problems=[*self.problems.report(len(self._samples)), *self._box_problems()],
+            samples=samples,
+            table=table,
+            problems=[*self.problems.report(len(samples)), *self._box_problems(len(table.labels))],
+            max_pixels=self.problems.max_pixels,
         )
 
-    def _add_box(self, annotation: Annotation, size: tuple[int, int]) -> None:
+    def _add_box(self, annotation: Annotation, size: tuple[int, int]) -> bool:
+        """Add a box unless it is dropped; `columns.clip` does the same for all boxes at once."""
         if annotation.name not in self._labels:
             self._other_class += 1
-            return
+            return False
         x1, y1, x2, y2 = annotation.corners
         height, width = size
         box = (_clamp(x1, width), _clamp(y1, height), _clamp(x2, width), _clamp(y2, height))
         if box[2] - box[0] < _least_extent(width) or box[3] - box[1] < _least_extent(height):
             self._empty += 1
-            return
-        if max(abs(new - old) for new, old in zip(box, annotation.corners, strict=True)) > _CLIP_TOLERANCE:
+            return False
+        if max(abs(new - old) for new, old in zip(box, annotation.corners, strict=True)) > CLIP_TOLERANCE:
             self._clipped += 1
-        self._boxes.append(box)
-        self._annotations.append(annotation)
+        self._boxes.extend(box)
+        self._box_labels.append(self._labels[annotation.name])
+        self._difficult.append(annotation.difficult)
+        self._crowd.append(annotation.crowd)
+        return True
 
     def _table(self) -> BoxTable:
-        annotations = self._annotations
         return BoxTable(
-            boxes=torch.tensor(self._boxes, dtype=torch.float32).reshape(-1, 4),
-            labels=torch.tensor([self._labels[annotation.name] for annotation in annotations], dtype=torch.int64),
-            difficult=torch.tensor([annotation.difficult for annotation in annotations], dtype=torch.bool),
-            crowd=torch.tensor([annotation.crowd for annotation in annotations], dtype=torch.bool),
+            boxes=torch.from_numpy(np.array(self._boxes, dtype=np.float32).reshape(-1, 4)),
+            labels=torch.from_numpy(np.array(self._box_labels, dtype=np.int64)),
+            difficult=torch.from_numpy(np.array(self._difficult, dtype=np.bool_)),
+            crowd=torch.from_numpy(np.array(self._crowd, dtype=np.bool_)),
         )
 
-    def _box_problems(self) -> list[str]:
-        total = len(self._annotations) + self._empty + self._other_class
+    def _box_problems(self, boxes: int) -> list[str]:
+        total = boxes + self._empty + self._other_class
         counts = (
             (self._empty, "dropped (no extent after clipping)"),
             (self._clipped, "clipped to the image"),
@@ -307,7 +345,7 @@ class SplitBuilder:
 
 
 def _least_extent(side: int) -> float:
-    return max(_MIN_EXTENT, _MIN_EXTENT_FRACTION * side)
+    return max(MIN_EXTENT, MIN_EXTENT_FRACTION * side)
 
 
 def _clamp(value: float, limit: int) -> float:

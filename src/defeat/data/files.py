@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -68,9 +69,12 @@ def hidden_below(folder: Path, path: Path) -> bool:
     return any(map(is_hidden, path.relative_to(folder).parts))
 
 
-def is_file(path: Path) -> bool:
+def is_file(path: str | Path) -> bool:
     """Whether a file exists; false for an invalid name."""
-    return exists(path) and path.is_file()
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except (OSError, ValueError):  # too long, or contains a zero byte
+        return False
 
 
 def exists(path: Path) -> bool:

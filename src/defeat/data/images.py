@@ -1,7 +1,6 @@
 """Read images of any mode as RGB tensors, and image sizes without decoding."""
 
 import importlib
-import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -9,20 +8,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from threading import RLock
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps, features
 from torch import Tensor
 
-from defeat.errors import InputError, quoted
+from defeat.errors import InputError
 
 # Formats accepted for any suffix. Pillow supports more, and passes some of them to other programs (PostScript).
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "JPEG2000")
 # Suffixes of the formats whose decoder not every installation has.
 _AVIF = (".avif",)
 _HEIF = (".heic", ".heif")
-MAX_PIXELS_VARIABLE = "DEFEAT_MAX_PIXELS"
+OWN_DECODER = _HEIF + _AVIF
+# Default of the largest number of pixels of an image: Pillow warns at half of it, and refuses more.
+MAX_PIXELS = 178_956_970
+_RAISED = RLock()  # held while Pillow's limit, which belongs to the process, is another one
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -50,43 +53,30 @@ class ImageHeader:
     oriented: bool
 
 
-def set_max_pixels(limit: int) -> None:
-    """Set the largest number of pixels of an image, in this process and those that it starts.
+class MissingDecoderError(InputError):
+    """An image can't be read because its decoder is not installed.
 
-    The limit keeps a small file that claims to be a huge image from filling the memory; its default is Pillow's, 179
-    million. Like any environment variable, DEFEAT_MAX_PIXELS can also be set outside.
-
-    Raises:
-        InputError: the limit is not positive.
+    Attributes:
+        path: of the image.
+        format: of the image, `HEIF` or `AVIF`.
+        remedy: what to install.
     """
-    if limit < 1:
-        raise InputError(f"The largest number of pixels of an image must be positive, not {limit}.")
-    os.environ[MAX_PIXELS_VARIABLE] = str(limit)
+
+    def __init__(self, sentence: str, path: str = "", kind: str = "", remedy: str = "") -> None:
+        super().__init__(sentence)
+        self.path, self.format, self.remedy = path, kind, remedy
 
 
-def max_pixels() -> int | None:
-    """The largest number of pixels of an image; None for no limit, which Pillow's own setting may say.
-
-    Raises:
-        InputError: DEFEAT_MAX_PIXELS is not a positive integer.
-    """
-    text = os.environ.get(MAX_PIXELS_VARIABLE)
-    if text is None:
-        # Pillow warns at its limit, and refuses twice as much.
-        return None if Image.MAX_IMAGE_PIXELS is None else int(2 * Image.MAX_IMAGE_PIXELS)
-    if not (text.isascii() and text.isdigit() and len(text) <= 18) or int(text) < 1:
-        raise InputError(f"{MAX_PIXELS_VARIABLE} must be a positive integer, not {quoted(text)}.")
-    return int(text)
-
-
-def missing_decoder(path: str | Path) -> str | None:
-    """What to install so that an image of this suffix can be read; None where nothing is missing."""
+def missing_decoder(path: str | Path) -> MissingDecoderError | None:
+    """The error of an image whose decoder, by its suffix, is not installed; None where nothing is missing."""
     suffix = Path(path).suffix.lower()
     if suffix in _HEIF and not _registered_heif():
-        return "HEIF images need the package pillow-heif: pip install pillow-heif"
-    if suffix in _AVIF and not features.check("avif"):
-        return "AVIF images need Pillow 11.3 or later with its AVIF decoder: pip install --upgrade pillow"
-    return None
+        kind, remedy = "HEIF", "`pip install defeat[heif]`"
+    elif suffix in _AVIF and not features.check("avif"):
+        kind, remedy = "AVIF", "Pillow 11.3 or later with its AVIF decoder: `pip install --upgrade pillow`"
+    else:
+        return None
+    return MissingDecoderError(f"{path} cannot be read: images in {kind} need {remedy}.", str(path), kind, remedy)
 
 
 @cache
@@ -107,26 +97,39 @@ def _formats(path: str | Path) -> tuple[str, ...]:
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
+def _opened(path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
     """Open an image file whose number of pixels is within the limit.
 
     Raises:
         InputError: it has more pixels.
     """
-    limit = max_pixels()
-    if limit is not None and Image.MAX_IMAGE_PIXELS is not None and limit > 2 * Image.MAX_IMAGE_PIXELS:
-        Image.MAX_IMAGE_PIXELS = -(-limit // 2)  # Pillow refuses twice its limit
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of images within the limit
+    with _pillow_accepting(max_pixels):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of images within the limit
+            try:
+                image = Image.open(path, formats=_formats(path))
+            except Image.DecompressionBombError as error:
+                raise _too_large(path, _claimed_size(path, str(error)), max_pixels) from error
+        with image:
+            if image.width * image.height > max_pixels:
+                raise _too_large(path, _pixels((image.height, image.width)), max_pixels)
+            yield image
+
+
+@contextmanager
+def _pillow_accepting(pixels: int) -> Iterator[None]:
+    """Let Pillow open images of so many pixels; afterwards it has its own limit again."""
+    own = Image.MAX_IMAGE_PIXELS
+    if pixels <= MAX_PIXELS and (own is None or pixels <= 2 * own):
+        yield
+        return
+    with _RAISED:
+        own = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None if own is None else max(own, -(-pixels // 2))
         try:
-            image = Image.open(path, formats=_formats(path))
-        except Image.DecompressionBombError as error:
-            assert limit is not None
-            raise _too_large(path, _claimed_size(path, str(error)), limit) from error
-    with image:
-        if limit is not None and image.width * image.height > limit:
-            raise _too_large(path, _pixels((image.height, image.width)), limit)
-        yield image
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = own
 
 
 def _claimed_size(path: str | Path, message: str) -> str:
@@ -148,15 +151,24 @@ def _pixels(size: tuple[int, int]) -> str:
 
 def _too_large(path: str | Path, pixels: str, limit: int) -> InputError:
     return InputError(
-        f"{path} has {pixels}, more than the limit of {limit:,}: cut it into tiles, or set the environment variable "
-        f"{MAX_PIXELS_VARIABLE} to a larger number if there is enough memory."
+        f"{path} has {pixels}, more than the limit of {limit:,}: cut it into tiles, or give a larger --max-pixels if "
+        "there is enough memory."
     )
 
 
-def read_header(path: str | Path) -> ImageHeader:
-    """Read the size of an image from its header."""
+def read_header(path: str | Path, max_pixels: int = MAX_PIXELS) -> ImageHeader:
+    """Read the size of an image from its header.
+
+    Args:
+        path: the image file.
+        max_pixels: most pixels of an image; the limit keeps a small file that claims to be a huge image from filling
+            the memory.
+
+    Raises:
+        InputError: the file can't be read, or has more pixels.
+    """
     try:
-        with _opened(path) as image:
+        with _opened(path, max_pixels) as image:
             return _header(image)
     except InputError:
         raise
@@ -164,22 +176,23 @@ def read_header(path: str | Path) -> ImageHeader:
         raise _unreadable(path, error) from error
 
 
-def read_image(path: str | Path, size: tuple[int, int], prefer_upright: bool) -> Tensor:
+def read_image(path: str | Path, size: tuple[int, int], prefer_upright: bool, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Decode an image.
 
     Args:
         path: the image file.
         size: height and width that the annotations refer to.
         prefer_upright: whether to apply the EXIF orientation if both the stored and the upright size match.
+        max_pixels: most pixels of an image, see `read_header`.
 
     Returns:
         (3, H, W) uint8 RGB.
 
     Raises:
-        InputError: the file cannot be decoded, or its size differs from that of its annotations.
+        InputError: the file cannot be decoded, has more pixels, or its size differs from that of its annotations.
     """
     try:
-        with _opened(path) as image:
+        with _opened(path, max_pixels) as image:
             header, method = _header(image), _UPRIGHT.get(_orientation(image))
             if size not in (header.stored, header.upright):
                 raise InputError(
@@ -241,17 +254,18 @@ def _unreadable(path: str | Path, error: Exception) -> InputError:
         return InputError(f"{path} cannot be read: permission denied.")
     missing = missing_decoder(path)
     if missing is not None:
-        return InputError(f"{path} cannot be read: {missing}.")
+        return missing
     reason = " ".join(str(error).split()) or type(error).__name__
     return InputError(f"{path} cannot be read as an image: {reason}.")
 
 
-def rgb_tensor(image: object) -> Tensor:
+def rgb_tensor(image: object, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Convert an image to a tensor.
 
     Args:
         image: path of a file; PIL image; array (H, W, 3) of uint8, RGB; or tensor (3, H, W), uint8 in 0..255 or a
             floating type in 0..1, RGB.
+        max_pixels: most pixels of a file, see `read_header`.
 
     Returns:
         (3, H, W): uint8, or float32 for a floating-point tensor.
@@ -260,7 +274,7 @@ def rgb_tensor(image: object) -> Tensor:
         InputError: unsupported type or shape, or the file can't be read.
     """
     if isinstance(image, str | Path):
-        return read_image(image, read_header(image).upright, prefer_upright=True)
+        return read_image(image, read_header(image, max_pixels).upright, True, max_pixels)
     if isinstance(image, Image.Image):
         upright = ImageOps.exif_transpose(image).convert("RGB")
         return torch.from_numpy(np.array(upright)).permute(2, 0, 1).contiguous()

@@ -6,8 +6,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from defeat.data.dataset import Annotation, BoxTable, DetectionDataset, SplitBuilder, finite, select_classes
-from defeat.data.images import rgb_tensor
+from defeat.data.dataset import Annotation, DetectionDataset, SplitBuilder, finite, select_classes
+from defeat.data.images import MAX_PIXELS, rgb_tensor
 from defeat.errors import InputError
 
 
@@ -31,6 +31,7 @@ class ObjectDataset(DetectionDataset):
             `difficult`, (G,). It must return the same every time.
         classes: names of the K classes, in the order of the labels.
         split: name of the split.
+        max_pixels: most pixels of an image file, see `read_header`.
 
     Raises:
         InputError: an image or its annotations have another form; the message names the index.
@@ -38,30 +39,32 @@ class ObjectDataset(DetectionDataset):
 
     in_memory = True
 
-    def __init__(self, source: ImagesWithBoxes, classes: Sequence[str], split: str = "train") -> None:
+    def __init__(
+        self, source: ImagesWithBoxes, classes: Sequence[str], split: str = "train", max_pixels: int = MAX_PIXELS
+    ) -> None:
         self.source = source
         names = select_classes(tuple(classes), None, type(source).__name__)
         builder = SplitBuilder(names)
         for index in range(len(source)):
             image, target = source[index]
             where = f"{type(source).__name__}[{index}]"
-            tensor = _image(image, where)
+            tensor = _image(image, where, max_pixels)
             size = (int(tensor.shape[-2]), int(tensor.shape[-1]))
             builder.add(where, where, size, _annotations(target, names, where))
         read = builder.finish(type(source).__name__, split, type(source).__name__)
-        table: BoxTable = read.table
         super().__init__(
             name=read.name,
             split=split,
             classes=names,
             samples=read.samples,
-            table=table,
+            table=read.table,
             problems=read.problems,
+            max_pixels=max_pixels,
         )
 
     def _image(self, index: int) -> Tensor:
         sample = self.samples[index]
-        image = _image(self.source[index][0], sample.name)
+        image = _image(self.source[index][0], sample.name, self.max_pixels)
         if tuple(image.shape[-2:]) != sample.size:
             raise InputError(f"The size of {sample.name} changed to {tuple(image.shape[-2:])} after it was first read.")
         return image
@@ -75,10 +78,10 @@ class ObjectDataset(DetectionDataset):
         raise InputError("--cache-teacher needs image files: it can't be used with a data set that is a Python object.")
 
 
-def _image(image: object, where: str) -> Tensor:
+def _image(image: object, where: str, max_pixels: int) -> Tensor:
     """Convert an image to (3, H, W) uint8."""
     try:
-        tensor = rgb_tensor(image)
+        tensor = rgb_tensor(image, max_pixels)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     return tensor if tensor.dtype == torch.uint8 else (tensor * 255).round().to(torch.uint8)

@@ -3,6 +3,7 @@
 An image with a broken annotation is skipped as a whole: a missing object would distort training and metrics.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal, TypeVar, get_args
@@ -10,6 +11,7 @@ from typing import Literal, TypeVar, get_args
 from rich.console import Console
 from rich.progress import track
 
+from defeat.data.images import MAX_PIXELS, MissingDecoderError
 from defeat.errors import BadDataError, InputError
 
 OnBadData = Literal["stop", "skip"]
@@ -25,31 +27,46 @@ class Problems:
         on_bad_data: `stop` to refuse a data set with problems, `skip` to skip the affected images.
         console: where to show progress; None for no progress bar.
         decode: whether `skip` decodes every image, to find those that can't be decoded.
+        max_pixels: most pixels of an image, see `read_header`.
 
     Attributes:
         skip: whether images with a problem are skipped.
         decode: whether every image must be decoded when the data set is opened.
-        messages: one sentence per problem, in the order of the files.
         skipped: number of skipped images.
         notes: other remarks about the data, one phrase each.
+        max_pixels: most pixels of an image.
 
     Raises:
-        InputError: invalid `on_bad_data`.
+        InputError: invalid `on_bad_data` or `max_pixels`.
     """
 
-    def __init__(self, on_bad_data: str = "stop", console: Console | None = None, decode: bool = True) -> None:
+    def __init__(
+        self,
+        on_bad_data: str = "stop",
+        console: Console | None = None,
+        decode: bool = True,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
         if on_bad_data not in get_args(OnBadData):
             raise InputError(f"--on-bad-data must be {' or '.join(get_args(OnBadData))}, not {on_bad_data!r}.")
+        if not isinstance(max_pixels, int) or max_pixels < 1:
+            raise InputError(f"--max-pixels must be a whole number above 0, not {max_pixels!r}.")
+        self.max_pixels = max_pixels
         self.skip = on_bad_data == "skip"
         self.decode = self.skip and decode
-        self.messages: dict[str, None] = {}
+        self._errors: dict[str, InputError] = {}
         self.skipped = 0
         self.notes: list[str] = []
         self._console = console
 
     def add(self, error: InputError) -> None:
         """Record a problem; duplicates count once."""
-        self.messages[str(error)] = None
+        self._errors.setdefault(str(error), error)
+
+    @property
+    def messages(self) -> list[str]:
+        """One sentence per problem, in the order of the files."""
+        return grouped(self._errors.values())
 
     @contextmanager
     def skip_broken_image(self) -> Iterator[None]:
@@ -86,12 +103,27 @@ class Problems:
         """Phrases about skipped images and notes, where `images` is the number of remaining images."""
         if not self.skipped:
             return self.notes
-        count, first = f"{self.skipped} of {self.skipped + images}", next(iter(self.messages)).rstrip(".")
+        count, first = f"{self.skipped} of {self.skipped + images}", self.messages[0].rstrip(".")
         return [f"{count} images skipped (first problem: {first})", *self.notes]
 
     def _error(self, heading: str, advice: str) -> InputError:
-        sentences = list(self.messages)
+        sentences = self.messages
         if len(sentences) == 1:
             return InputError(sentences[0])
         ending = f"; the first {MAX_LISTED}:" if len(sentences) > MAX_LISTED else ":"
         return BadDataError(f"{heading}{ending}", sentences[:MAX_LISTED], advice)
+
+
+def grouped(errors: Collection[InputError]) -> list[str]:
+    """Messages of errors in order, where images of one format whose decoder is missing share a sentence."""
+    formats = Counter(error.format for error in errors if isinstance(error, MissingDecoderError))
+    sentences: dict[str, str] = {}  # by format, or by themselves
+    for error in errors:
+        if isinstance(error, MissingDecoderError):
+            count = formats[error.format]
+            several = f"{count} images in {error.format} need {error.remedy}, such as {error.path}."
+            single = f"1 image in {error.format} needs {error.remedy}: {error.path}."
+            sentences.setdefault(error.format, several if count > 1 else single)
+        else:
+            sentences[str(error)] = str(error)
+    return [str(InputError(sentence)) for sentence in sentences.values()]

@@ -2,6 +2,7 @@
 
 from defeat.data.augmentations import part_names
 from defeat.data.hold_out import HoldOutBy
+from defeat.data.images import MAX_PIXELS
 from defeat.data.problems import OnBadData
 from defeat.data.reading.pairs import Unannotated
 from defeat.data.source import DataSource
@@ -16,8 +17,9 @@ class DataSettings(Checked):
     """Data."""
 
     data: str = setting(role=Role.SOURCE, compared=False)
-    """Folder of a VOC, COCO or YOLO data set (several VOC years separated by commas), or `demo`: drawn scenes
-    (`demo:SEED` for other scenes, `demo:SEED:TRAIN` for another number of training scenes)."""
+    """Folder or file of a data set: VOC (several years separated by commas), COCO, YOLO, labelme, VIA or CVAT, see
+    docs/data.md; or `demo`: drawn scenes (`demo:SEED` for other scenes, `demo:SEED:TRAIN` for another number of
+    training scenes)."""
     split: str = setting(default="train", compared=False)
     """Split to train on."""
     eval_split: str | None = setting(default=None, compared=False)
@@ -38,6 +40,9 @@ class DataSettings(Checked):
     hold_out_by: HoldOutBy = setting(default="file", compared=False)
     """What stays together in --hold-out: file (also augmented copies of Roboflow), folder, or prefix (names that differ
     in their number only, such as the frames of a video)."""
+    max_pixels: int = setting(default=MAX_PIXELS, role=Role.OUTPUT)
+    """Most pixels of an image file, width times height; an image of more is a broken file. The limit keeps a small
+    file that claims to be a huge image from filling the memory."""
     augment: str = setting(default="flip")
     """Augmentation of training images: none, flip, standard, strong, or parts separated by commas (flip, photometric,
     photometric_distort, iou_crop, zoom_out, scale_jitter, large_scale_jitter, multi_scale); -NAME after a level
@@ -49,6 +54,7 @@ class DataSettings(Checked):
 
     def check(self) -> None:
         """Refuse invalid values."""
+        at_least("max_pixels", self.max_pixels, 1)
         at_least("workers", self.workers, 0, MAX_WORKERS)
         if not 0 <= self.flip <= 1:
             raise InputError(f"{option('flip')} must be between 0 and 1, not {self.flip}.")
@@ -60,4 +66,4 @@ class DataSettings(Checked):
     def source(self) -> DataSource:
         """The data set, and how it is read."""
         reading = (self.on_bad_data, self.unannotated, self.images, self.hold_out, self.hold_out_by)
-        return DataSource(self.data, *reading)
+        return DataSource(self.data, *reading, max_pixels=self.max_pixels)

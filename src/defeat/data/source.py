@@ -9,6 +9,7 @@ from rich.console import Console
 
 from defeat.data.dataset import DetectionDataset
 from defeat.data.hold_out import HoldOutBy, hold_out
+from defeat.data.images import MAX_PIXELS
 from defeat.data.problems import OnBadData, Problems
 from defeat.data.reading.layout import Layout
 from defeat.data.reading.pairs import Unannotated
@@ -29,6 +30,7 @@ class DataSource:
         images: see `open_dataset`.
         hold_out: see `open_dataset`.
         hold_out_by: see `open_dataset`.
+        max_pixels: see `open_dataset`.
     """
 
     data: str
@@ -37,6 +39,7 @@ class DataSource:
     images: str | None = None
     hold_out: float | None = None
     hold_out_by: HoldOutBy = "file"
+    max_pixels: int = MAX_PIXELS
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> "DataSource":
@@ -68,7 +71,7 @@ class DataSource:
             decode: whether `skip` decodes every image to find the broken ones.
         """
         layout = self._layout
-        problems = Problems(self.on_bad_data, console, decode)
+        problems = Problems(self.on_bad_data, console, decode, self.max_pixels)
         problems.notes += layout.notes
         if self.hold_out is None or split not in ("train", "val"):
             return layout.read(self._named(layout, split, problems), classes, problems)

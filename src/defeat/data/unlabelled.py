@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from defeat.data.dataset import BoxTable, DetectionDataset, Sample
+from defeat.data.dataset import DetectionDataset
 from defeat.data.files import IMAGE_SUFFIXES, is_image
-from defeat.data.images import missing_decoder, read_header, read_image
+from defeat.data.images import read_header, read_image
 from defeat.data.problems import Problems
+from defeat.data.tables import BoxTable, Sample
 from defeat.errors import InputError
 from defeat.types import Detections
 
@@ -25,6 +26,7 @@ class UnlabelledImages:
         folder: folder of the images.
         paths: path of each image.
         sizes: height and width of each image in pixels, with its EXIF orientation applied.
+        max_pixels: most pixels of an image, see `read_header`.
         problems: a phrase about skipped images, if there are any.
 
     Raises:
@@ -34,17 +36,17 @@ class UnlabelledImages:
     def __init__(self, folder: str | Path, problems: Problems | None = None) -> None:
         problems = problems or Problems()
         self.folder = Path(folder)
+        self.max_pixels = problems.max_pixels
         if not self.folder.is_dir():
             raise InputError(f"{folder} is not a folder: --unlabelled expects a folder of images.")
         candidates = sorted(path for path in self.folder.rglob("*") if is_image(path) and path.is_file())
         self.paths: list[Path] = []
         self.sizes: list[tuple[int, int]] = []
-        candidates = _decodable(candidates, self.folder, problems)
         for path in problems.track(candidates):
             with problems.skip_broken_image():
-                size = read_header(path).upright
+                size = read_header(path, self.max_pixels).upright
                 if problems.decode:
-                    read_image(path, size, prefer_upright=True)
+                    read_image(path, size, True, self.max_pixels)
                 self.paths.append(path)
                 self.sizes.append(size)
         problems.require_none(folder)
@@ -58,22 +60,7 @@ class UnlabelledImages:
 
     def __getitem__(self, index: int) -> Tensor:
         """Read an image, (3, H, W) uint8 RGB."""
-        return read_image(self.paths[index], self.sizes[index], prefer_upright=True)
-
-
-def _decodable(paths: list[Path], folder: Path, problems: Problems) -> list[Path]:
-    """Images without those whose decoder is missing, which are one problem per decoder."""
-    missing: dict[str, list[Path]] = {}
-    for path in paths:
-        decoder = missing_decoder(path)
-        if decoder is not None:
-            missing.setdefault(decoder, []).append(path)
-    for decoder, images in missing.items():
-        count = f"{len(images)} of {len(paths)} images"
-        problems.add(InputError(f"{folder}: {count} cannot be read, such as {images[0].name}: {decoder}."))
-        problems.skipped += len(images)
-    lost = {path for images in missing.values() for path in images}
-    return [path for path in paths if path not in lost]
+        return read_image(self.paths[index], self.sizes[index], True, self.max_pixels)
 
 
 def pseudo_labelled_dataset(
@@ -105,4 +92,5 @@ def pseudo_labelled_dataset(
             crowd=torch.zeros_like(scores, dtype=torch.bool),
         ),
         annotated=False,
+        max_pixels=images.max_pixels,
     )

@@ -7,13 +7,14 @@ from typing import Any
 
 from defeat.detector.base import Detector, DetectorSpec
 from defeat.detector.description import default_max_size
-from defeat.detector.families import faster_rcnn, fcos, gfl, retinanet
+from defeat.detector.families import detr, faster_rcnn, fcos, gfl, retinanet
 from defeat.detector.foreign_files import refusal
 from defeat.detector.model_files import load_model, save_model
 from defeat.detector.normalisation import Norm
 from defeat.detector.pretrained import load_torchvision, torchvision_name
 from defeat.detector.taps import TappedTeacher, candidate_taps
 from defeat.detector.teacher import Teacher
+from defeat.detector.transformers_models import is_checkpoint
 from defeat.errors import InputError, unknown_name
 from defeat.settings import AUTO
 
@@ -40,6 +41,7 @@ FAMILIES = {
     "fcos": (fcos.build, fcos.FCOSOptions),
     "gfl": (gfl.build, gfl.GFLOptions),
     "retinanet": (retinanet.build, retinanet.RetinaNetOptions),
+    **dict.fromkeys(detr.KINDS, (detr.build, detr.DETROptions)),
 }
 
 
@@ -87,7 +89,7 @@ def build(
         detector: name of a family such as `retinanet`, with the keywords below, or a complete description, which
             replaces the keywords.
         weights: initial weights of the backbone: `auto` (an installed package if there is one, else a download),
-            `none`, or the path of a file.
+            `none`, or the path of a file; for a detector of transformers also those of a whole trained one, see `load`.
         backbone: name of the backbone.
         classes: names of the K classes, in the order of the labels.
         size: short side of an image after resizing, in pixels.
@@ -116,7 +118,8 @@ def load(source: str | Path, weights: str | Path | None = None) -> Detector:
     """Load a trained detector, in eval mode.
 
     Args:
-        source: a run directory, or a torchvision model such as `torchvision:retinanet_resnet50_fpn`.
+        source: a run directory, a torchvision model such as `torchvision:retinanet_resnet50_fpn`, or a detector of
+            transformers: a folder written by `save_pretrained`, or `hf:ORG/NAME`.
         weights: for a torchvision model, a file with its state dict, instead of the published weights.
 
     Raises:
@@ -127,6 +130,8 @@ def load(source: str | Path, weights: str | Path | None = None) -> Detector:
         return load_torchvision(name, weights).eval()
     if weights is not None:
         raise InputError("A file of weights can be given for a torchvision model only; a run contains its own.")
+    if is_checkpoint(source):
+        return detr.from_checkpoint(source).eval()
     if Path(source).is_file():
         raise InputError(refusal(Path(source)))
     return load_model(Path(source), build_any).eval()

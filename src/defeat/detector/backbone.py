@@ -3,7 +3,9 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from typing import Any
 
 import timm
@@ -91,7 +93,7 @@ class Backbone(nn.Module):
         """
         if not 0 <= count <= len(stages):
             raise InputError(f"--frozen-stages {count}: {name} has {len(stages)} stages, give 0 to {len(stages)}.")
-        self.freeze(list(_parameters_up_to(self.body, stages[:count])))
+        self.freeze(list(parameters_up_to(self.body, stages[:count])))
 
     def freeze_statistics(self, modules: Iterable[nn.Module]) -> None:
         """Freeze the running statistics of the batch normalisation among these modules."""
@@ -154,7 +156,7 @@ def build_backbone(
         mean: Sequence[float] = IMAGENET_MEAN
         std: Sequence[float] = IMAGENET_STD
     else:
-        body, channels, stages, mean, std = _timm_body(name, strides, source)
+        body, channels, stages, mean, std = timm_body(name, strides, source)
     last = channels[max(channels)]
     fpn = FeaturePyramidNetwork(list(channels.values()), neck_channels, extra_blocks(last, neck_channels))
     backbone = Backbone(
@@ -166,7 +168,7 @@ def build_backbone(
     return backbone
 
 
-def _parameters_up_to(body: nn.Module, stages: Sequence[str]) -> Iterator[tuple[str, nn.Parameter]]:
+def parameters_up_to(body: nn.Module, stages: Sequence[str]) -> Iterator[tuple[str, nn.Parameter]]:
     """Parameters from the input to the end of the last of these stages, in the order of the forward pass."""
     names = {name for stage in stages for name in (stage, stage.replace(".", "_"))}  # timm flattens some names
     modules = [name for name, _ in body.named_modules()]
@@ -192,20 +194,33 @@ def _torchvision_body(
     return body, channels, ["bn1", *layers.values()]
 
 
-def _timm_body(
+def timm_body(
     name: str, strides: Sequence[int], source: WeightSource
 ) -> tuple[nn.Module, dict[int, int], list[str], Sequence[float], Sequence[float]]:
+    """Build a timm network without its classifier.
+
+    Args:
+        name: name of the network.
+        strides: strides of the feature maps that it returns.
+        source: source of its weights.
+
+    Returns:
+        The network, the channels of its maps by stride, the names of its stages, and mean and standard deviation of
+        its pretraining.
+
+    Raises:
+        InputError: unknown name, unsuitable network, or weights that do not match.
+    """
     name = name.removeprefix("timm:")
     if not timm.is_model(name):
         near = get_close_matches(name, timm.list_models(), n=5)  # there are more than a thousand
         error = unknown_name("backbone", name, {*RESNETS, *near})
         raise InputError(f"{error} Other convolutional networks of timm.list_models() are valid, too.")
-    probe: Any = _probe(name)
-    reductions, channels = probe.feature_info.reduction(), probe.feature_info.channels()
-    layout = str(getattr(probe, "output_fmt", None) or "NCHW").removeprefix("Format.")
+    probe = _probe(name)
+    reductions, channels, layout = probe.reductions, probe.channels, probe.layout
     if layout != "NCHW" or not set(strides) <= set(reductions):
         raise InputError(
-            f"Backbone {name!r} has {layout} feature maps at strides {reductions}; "
+            f"Backbone {name!r} has {layout} feature maps at strides {list(reductions)}; "
             f"expected NCHW at strides {list(strides)}. Choose a convolutional network."
         )
     indices = [reductions.index(stride) for stride in strides]
@@ -218,7 +233,7 @@ def _timm_body(
         options["pretrained_cfg_overlay"] = {"state_dict": state}
     try:
         with _quiet_timm():
-            body = timm.create_model(name, out_indices=[probe.feature_info.out_indices[i] for i in indices], **options)
+            body = timm.create_model(name, out_indices=[probe.indices[i] for i in indices], **options)
     except OSError as error:
         raise no_download(name, error) from error
     configuration = timm.get_pretrained_cfg(name)
@@ -226,18 +241,42 @@ def _timm_body(
         mean, std = IMAGENET_MEAN, IMAGENET_STD
     else:
         mean, std = configuration.mean, configuration.std
-    stages = list(probe.feature_info.module_name())
-    return body, {stride: channels[index] for stride, index in zip(strides, indices, strict=True)}, stages, mean, std
+    body_channels = {stride: channels[index] for stride, index in zip(strides, indices, strict=True)}
+    return body, body_channels, list(probe.stages), mean, std
 
 
-def _probe(name: str) -> nn.Module:
-    """Build the network without weights, to inspect its feature maps."""
+@dataclass(frozen=True)
+class _FeatureMaps:
+    """The feature maps of a timm network.
+
+    Attributes:
+        reductions: the stride of each.
+        channels: the channels of each.
+        indices: the index of each, by which timm selects it.
+        stages: the module that ends with each.
+        layout: order of their axes.
+    """
+
+    reductions: tuple[int, ...]
+    channels: tuple[int, ...]
+    indices: tuple[int, ...]
+    stages: tuple[str, ...]
+    layout: str
+
+
+@cache
+def _probe(name: str) -> _FeatureMaps:
+    """Build the network without weights, to inspect its feature maps: once, because that takes as long as the body."""
     try:
         with torch.random.fork_rng(devices=[]):
-            probe: nn.Module = timm.create_model(name, features_only=True, pretrained=False)
+            network: Any = timm.create_model(name, features_only=True, pretrained=False)
     except (RuntimeError, AssertionError, AttributeError) as error:
         raise InputError(f"Backbone {name!r} has no feature maps ({error}); choose another one.") from error
-    return probe
+    maps = network.feature_info
+    layout = str(getattr(network, "output_fmt", None) or "NCHW").removeprefix("Format.")
+    return _FeatureMaps(
+        tuple(maps.reduction()), tuple(maps.channels()), tuple(maps.out_indices), tuple(maps.module_name()), layout
+    )
 
 
 @contextmanager

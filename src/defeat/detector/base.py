@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.transforms.v2 import functional as transforms
 
-from defeat.data.images import rgb_tensor
+from defeat.data.images import MAX_PIXELS, rgb_tensor
 from defeat.detector.description import (
     COLOUR,
     NAMES,
@@ -24,7 +24,7 @@ from defeat.detector.description import (
     validated,
 )
 from defeat.detector.preparation import input_size, normalised, resized_batch, rounded_up, zero_padding
-from defeat.detector.teacher import FOLD, HEAD, INHERIT, MAPS, PREDICT, PROPOSALS
+from defeat.detector.teacher import MAPS, PREDICT
 from defeat.types import Batch, Detections, DetectorInfo, DetectorOutput, Maps, Target
 
 
@@ -73,18 +73,19 @@ class Detector(nn.Module, ABC):
         info: its properties.
         backbone: computes feature maps of backbone and neck by stride, for normalised images.
         antialias: whether images are antialiased when they are shrunk (false for torchvision's detectors).
+        notes: sentences for the user on how it was built.
     """
 
     spec: DetectorSpec
     info: DetectorInfo
     backbone: nn.Module
     antialias: bool = True
+    notes: tuple[str, ...] = ()
 
     @property
     def capabilities(self) -> frozenset[str]:
         """Its capabilities as a teacher, see `defeat.detector.teacher`."""
-        capabilities = {PREDICT, MAPS, FOLD, HEAD, INHERIT}
-        return frozenset(capabilities | ({PROPOSALS} if PROPOSALS in self.info.offers else set()))
+        return frozenset({PREDICT, MAPS})
 
     @abstractmethod
     def forward_train(self, batch: Batch, negative_weight: float = 1.0) -> DetectorOutput:
@@ -112,7 +113,14 @@ class Detector(nn.Module, ABC):
         """
         maps = maps or self.forward_maps(batch)
         if reads is not None and not self.info.offers & set(reads):
-            return DetectorOutput({}, maps.backbone, maps.neck, valid_cells(batch, maps.by_stride), scale=batch.scale)
+            return DetectorOutput(
+                {},
+                maps.backbone,
+                maps.neck,
+                valid_cells(batch, maps.by_stride),
+                scale=batch.scale,
+                stretch=batch.stretch,
+            )
         return self.teach(batch, maps)
 
     @abstractmethod
@@ -150,7 +158,7 @@ class Detector(nn.Module, ABC):
     def prepare(self, images: Sequence[Tensor], targets: Sequence[Target] | None = None) -> Batch:
         """Resize images to a short side of `info.size` times `Target.scale` pixels, and pad them to one tensor.
 
-        If `info.stretches`, both sides become that long.
+        If `info.square` is true, each image becomes a square of about this side.
 
         Args:
             images: RGB images, each (3, H, W), uint8 in 0..255 or float32 in 0..1.
@@ -168,16 +176,17 @@ class Detector(nn.Module, ABC):
             row[:, : size[0], : size[1]] = self._resize(image.to(self.device), size)
         trainable = [target.trainable() if target.annotated else target for target in targets or ()]
         resized = [target.resized(size).to(self.device) for target, size in zip(trainable, sizes, strict=False)]
-        return Batch(tensor, sizes, resized, originals, len(self.info.classes), stretched=self.info.stretches)
+        return Batch(tensor, sizes, resized, originals, len(self.info.classes))
 
     def adopt(self, batch: Batch) -> Batch:
         """Convert a batch that another detector prepared, so that both see the same pixels.
 
-        If their input sizes differ, the batch is resized by the ratio of the short sides; else it is unchanged.
+        If their input sizes differ, the batch is resized by the ratio of the short sides; else it is unchanged. If one
+        of them stretches images, height and width have a ratio each.
         """
         return resized_batch(self.info, batch)
 
-    def predict(self, images: object) -> list[Detections]:
+    def predict(self, images: object, max_pixels: int = MAX_PIXELS) -> list[Detections]:
         """Detect objects; the detections of an image do not depend on other images.
 
         Only images that are padded to the same size form a batch. More padding would change the feature maps near the
@@ -186,6 +195,7 @@ class Detector(nn.Module, ABC):
         Args:
             images: a list of RGB images of any size, or one image: path of a file, PIL image, array (H, W, 3) of uint8,
                 or tensor (3, H, W), uint8 in 0..255 or floating-point in 0..1.
+            max_pixels: most pixels of a file, width times height.
 
         Returns:
             Detections of each image in pixels of that image, sorted by score; a list also for one image.
@@ -193,7 +203,9 @@ class Detector(nn.Module, ABC):
         Raises:
             InputError: an item is not an image, or a file can't be read.
         """
-        tensors = [rgb_tensor(image) for image in (images if isinstance(images, list | tuple) else [images])]
+        tensors = [
+            rgb_tensor(image, max_pixels) for image in (images if isinstance(images, list | tuple) else [images])
+        ]
         groups: dict[tuple[int, ...], list[int]] = {}
         for index, image in enumerate(tensors):
             groups.setdefault(self.padded_size(*image.shape[-2:]), []).append(index)

@@ -31,7 +31,13 @@ def save_model(detector: Detector, folder: Path, state: Mapping[str, Tensor] | N
     description["mean"], description["std"] = list(detector.info.mean), list(detector.info.std)
     text = json.dumps({"format": FORMAT, **description}, indent=2)
     state = detector.state_dict() if state is None else state
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    weights: dict[str, Tensor] = {}
+    stored: set[int] = set()
+    for name, tensor in state.items():
+        copied = tensor.detach().cpu().contiguous()
+        address = copied.untyped_storage().data_ptr()
+        weights[name] = copied.clone() if address in stored else copied  # layers may share their weights
+        stored.add(address)
     write_atomically(folder / "model.safetensors", save(weights))
     write_atomically(folder / "model.json", (text + "\n").encode())
 

@@ -109,6 +109,10 @@ def require_valid(options: Any) -> None:
     for entry in fields(options):
         if _is_automatic(options, entry):
             continue
+        if entry.default_factory is dict:
+            if not isinstance(getattr(options, entry.name), dict):
+                raise InputError(f"--detector.{entry.name.replace('_', '-')} must be a map of settings.")
+            continue
         value, usual = getattr(options, entry.name), entry.metadata.get("usual", entry.default)
         valid, expected = _validate(value, usual, entry.metadata.get("bounds"), hints[entry.name])
         if not valid:

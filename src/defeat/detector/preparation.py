@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import exp, log
+from statistics import fmean
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from defeat.detector.description import default_max_size
 from defeat.types import Batch, DetectorInfo
 
 EQUAL_SCALE = 1e-2  # a batch whose scale differs from 1 by less than this is not resized
+ROUNDED_PIXELS = 2  # an aspect ratio that differs by less is the same, but for rounding
 
 
 def resized_size(height: int, width: int, size: int, max_size: float) -> tuple[int, int]:
@@ -31,8 +33,8 @@ def input_size(info: DetectorInfo, height: int, width: int, scale: float = 1.0) 
     """
     if not info.size:
         return height, width
-    if info.stretches:
-        side = max(1, min(info.max_size, round(info.size * scale)))
+    if info.square:
+        side = max(info.size_divisor, round(info.size * scale / info.size_divisor) * info.size_divisor)
         return side, side
     return resized_size(height, width, round(info.size * scale), info.max_size * min(1.0, scale))
 
@@ -45,33 +47,35 @@ def rounded_up(side: int, divisor: int) -> int:
 def resized_batch(info: DetectorInfo, batch: Batch) -> Batch:
     """Resize a student's batch to the input size of a teacher, and pad it to multiples of `info.size_divisor`.
 
-    The scale is the ratio of the short sides. A batch of about the same size, or any batch if `info.size` is 0, is
-    returned unchanged. Images keep the aspect ratio that they have in the student's batch, also where only one of the
-    two detectors stretches images: both look at the same pixels, and a cell of one is above that of the other.
+    The scale is the ratio of the short sides. If one of the two stretches images and the other keeps their aspect
+    ratio, height and width have a ratio each, the mean over the images: all images are resized alike, because the
+    teacher must see the student's pixels. A batch of about the same size, or any batch if `info.size` is 0, is returned
+    unchanged.
     """
     if not info.size:
         return batch
-    image_scale = batch.targets[0].scale if batch.targets else 1.0
-    if batch.stretched or info.stretches:
-        scale = _unlike_scale(info, batch, image_scale)
-    else:
-        scale = input_size(info, *batch.original_sizes[0], image_scale)[0] / batch.sizes[0][0]
-    if abs(scale - 1) < EQUAL_SCALE:
+    scale, stretch = _scale_and_stretch(info, batch)
+    if abs(scale - 1) < EQUAL_SCALE and stretch == 1:
         return batch
-    full = [round(side * scale) for side in batch.images.shape[-2:]]
-    images = F.interpolate(batch.images, size=full, mode="bilinear", antialias=scale < 1)
-    sizes = [(max(1, round(height * scale)), max(1, round(width * scale))) for height, width in batch.sizes]
+    ratios = (scale, scale * stretch)
+    height, width = (round(side * ratio) for side, ratio in zip(batch.images.shape[-2:], ratios, strict=True))
+    images = F.interpolate(batch.images, size=(height, width), mode="bilinear", antialias=min(ratios) < 1)
+    sizes = [(max(1, round(height * ratios[0])), max(1, round(width * ratios[1]))) for height, width in batch.sizes]
     targets = [target.resized(size) for target, size in zip(batch.targets, sizes, strict=False)]
-    return padded_batch(replace(batch, images=images, sizes=sizes, targets=targets, scale=scale), info.size_divisor)
+    resized = replace(batch, images=images, sizes=sizes, targets=targets, scale=scale, stretch=stretch)
+    return padded_batch(resized, info.size_divisor)
 
 
-def _unlike_scale(info: DetectorInfo, batch: Batch, image_scale: float) -> float:
-    """Scale of a batch where the teacher, or the student that prepared it, stretches images."""
-    if batch.stretched:  # a square
-        return max(1, round(info.size * min(1.0, image_scale))) / batch.sizes[0][0]
-    limit = default_max_size(info.size) * min(1.0, image_scale)
-    height, _ = resized_size(*batch.original_sizes[0], round(info.size * image_scale), limit)
-    return height / batch.sizes[0][0]
+def _scale_and_stretch(info: DetectorInfo, batch: Batch) -> tuple[float, float]:
+    """`Batch.scale` and `Batch.stretch` with which a student's batch has the input size of a teacher."""
+    scales = [target.scale for target in batch.targets] or [1.0] * len(batch.sizes)
+    own = [input_size(info, *size, scale) for size, scale in zip(batch.original_sizes, scales, strict=True)]
+    ratios = [(new[0] / old[0], new[1] / old[1]) for new, old in zip(own, batch.sizes, strict=True)]
+    rounding = ROUNDED_PIXELS / min(min(size) for size in batch.sizes)
+    if all(abs(width / height - 1) <= rounding for height, width in ratios):
+        return ratios[0][0], 1.0
+    scale, width_scale = (exp(fmean(map(log, sides))) for sides in zip(*ratios, strict=True))
+    return scale, width_scale / scale
 
 
 def padded_batch(batch: Batch, divisor: int) -> Batch:

@@ -12,11 +12,13 @@ class DetectorSettings(Checked):
     """Detector."""
 
     detector: str = setting(default="faster_rcnn", compared=False)
-    """Family of the detector: faster_rcnn, fcos, gfl or retinanet."""
+    """Family of the detector: faster_rcnn, fcos, gfl, retinanet, or with transformers rt_detr, rt_detr_v2, d_fine or
+    deimv2."""
     backbone: str = setting(default="resnet50", compared=False)
     """Name of the backbone: resnet18 to resnet152, or any convolutional network of timm."""
     size: int = setting(default=800, compared=False)
-    """Short side of an image after resizing, in pixels."""
+    """Short side of an image after resizing, in pixels; a detector of transformers stretches images to a square of this
+    side."""
     max_size: int | None = setting(default=None)
     """Upper limit of the long side in pixels; by default 5/3 of the short side."""
     norm: Norm = setting(default="bn")
@@ -29,7 +31,7 @@ class DetectorSettings(Checked):
     """Number of stages of the backbone that are not trained: 0 none, 1 the stem, 5 all."""
     weights: str = setting(default="auto")
     """Initial weights of the backbone: auto (an installed package, else a download), none, or a file; or a run
-    directory, to start from its trained detector."""
+    directory, to start from its trained detector, or a detector of transformers as for --teacher."""
     detector_options: dict[str, Any] = setting(factory=dict, hidden=True)
     """Options of the family that differ from its defaults; auto options are derived from size and objects of the
     training split."""

@@ -208,7 +208,9 @@ class TappedTeacher(nn.Module):
     ) -> DetectorOutput:
         """Compute the feature maps that a student learns from; see `Teacher`."""
         maps = maps or self.forward_maps(batch)
-        return DetectorOutput({}, maps.backbone, maps.neck, valid_cells(batch, maps.by_stride), scale=batch.scale)
+        return DetectorOutput(
+            {}, maps.backbone, maps.neck, valid_cells(batch, maps.by_stride), scale=batch.scale, stretch=batch.stretch
+        )
 
     @torch.no_grad()
     def predict(self, images: Sequence[Tensor]) -> list[Detections]:

@@ -9,11 +9,7 @@ from defeat.types import Batch, Detections, DetectorInfo, DetectorOutput, Maps
 
 PREDICT = "predict"  # `predict(images)` returns detections
 MAPS = "maps"  # `forward_maps(batch)` returns only the feature maps, so that they can be cached
-FOLD = "fold"  # its batch normalisation can be folded into the convolutions of `backbone`
-PROPOSALS = "proposals"  # its output has `score_proposals`
-HEAD = "head"  # its head can run on the feature maps of another detector
-INHERIT = "inherit"  # a student can inherit its weights
-CAPABILITIES = frozenset({PREDICT, MAPS, FOLD, PROPOSALS, HEAD, INHERIT})
+CAPABILITIES = frozenset({PREDICT, MAPS})
 
 
 @runtime_checkable

@@ -7,6 +7,7 @@ from defeat.distillation.base import Method
 from defeat.distillation.class_map import ClassMap, renamed_classes
 from defeat.distillation.methods.classification import Classification
 from defeat.distillation.methods.defeat import DeFeat
+from defeat.distillation.methods.detr import DETR
 from defeat.distillation.methods.fgfi import FGFI
 from defeat.distillation.methods.imitation import Imitation
 from defeat.distillation.methods.none import NoDistillation
@@ -15,6 +16,7 @@ from defeat.errors import unknown_name
 from defeat.types import DetectorInfo
 
 __all__ = [
+    "DETR",
     "FGFI",
     "METHODS",
     "TADF",
@@ -34,6 +36,7 @@ __all__ = [
 METHODS: dict[str, type[Method]] = {
     "classification": Classification,
     "defeat": DeFeat,
+    "detr": DETR,
     "fgfi": FGFI,
     "imitation": Imitation,
     "tadf": TADF,

@@ -139,28 +139,39 @@ class Adaptation(nn.Module):
         return adapted.relu() if self.activation else adapted
 
 
-def resize_map(teacher_map: Tensor, scale: float, shape: tuple[int, int]) -> Tensor:
+def resize_map(teacher_map: Tensor, scale: float, shape: tuple[int, int], stretch: float = 1.0) -> Tensor:
     """Resize a teacher's map to the shape of the student's.
 
     Args:
         teacher_map: (B, C, H, W).
-        scale: cells of the teacher's map per cell of the student's, in either direction.
+        scale: rows of cells of the teacher's map per row of the student's.
         shape: height and width of the student's map, in cells.
+        stretch: the same ratio of columns, divided by `scale`.
 
     Returns:
         (B, C, *shape).
     """
-    if scale == 1 and teacher_map.shape[-2:] == shape:
+    if scale == stretch == 1 and teacher_map.shape[-2:] == shape:
         return teacher_map
     # The teacher's padding may reach further than the student's: cut off the rest before resizing.
-    sizes = zip(teacher_map.shape[-2:], shape, strict=True)
-    height, width = (min(size, max(1, round(student_size * scale))) for size, student_size in sizes)
+    sizes = zip(teacher_map.shape[-2:], shape, (scale, scale * stretch), strict=True)
+    height, width = (min(size, max(1, round(student_size * ratio))) for size, student_size, ratio in sizes)
     teacher_map = teacher_map[..., :height, :width]
     if shape[1] == 1:  # where the result has one column, torch 2.14 repeats its first row on CPU
         return F.interpolate(teacher_map.mT, size=(1, shape[0]), mode="bilinear", antialias=True).mT
     return F.interpolate(teacher_map, size=shape, mode="bilinear", antialias=True)
 
 
-def rescale_boxes(boxes: list[Tensor], factor: float) -> list[Tensor]:
-    """Convert boxes to pixels of another batch; `factor` is pixels there per pixel here."""
-    return boxes if factor == 1 else [image_boxes * factor for image_boxes in boxes]
+def rescale_boxes(boxes: list[Tensor], scale: float, stretch: float = 1.0) -> list[Tensor]:
+    """Convert boxes to pixels of another batch.
+
+    Args:
+        boxes: (G, 4) tensors.
+        scale: rows of pixels there per row here.
+        stretch: the same ratio of columns, divided by `scale`.
+    """
+    if scale == stretch == 1:
+        return boxes
+    if stretch == 1:
+        return [image_boxes * scale for image_boxes in boxes]
+    return [image_boxes * image_boxes.new_tensor([scale * stretch, scale] * 2) for image_boxes in boxes]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from defeat.distillation.align import Adaptation, LevelPair
 from defeat.distillation.class_map import ClassMap
 from defeat.distillation.regions import Regions, Shape
+from defeat.distillation.schedule import Schedule
 from defeat.errors import InputError
 from defeat.types import DetectorInfo, DetectorOutput, Progress, Target
 
@@ -28,6 +29,8 @@ class Method(nn.Module, ABC):
         student: description of the student.
         teacher: description of the teacher, with its classes renamed to the student's names.
         weights: weights of the terms, by option name.
+        schedule: factor of all terms. They should depend on the length of the run in no other way, because a run can be
+            resumed with more epochs where the factor so far would have been the same.
         begins_near_zero: whether the adaptation layers start near zero, so that at first hardly any gradient passes.
         notes: one sentence per part of the method that is left out for this pair, with the reason.
 
@@ -44,6 +47,7 @@ class Method(nn.Module, ABC):
         self.student = student
         self.teacher = teacher
         self.weights: dict[str, float] = {}
+        self.schedule = Schedule()
         self.begins_near_zero = False
         self.notes: list[str] = []
 

@@ -159,7 +159,7 @@ class ClassImitation:
                 f"Class predictions can't be compared: the teacher knows none of the student's classes "
                 f"({listed(student.classes)}). Pair the classes with --class-map, or give these terms a weight of 0."
             )
-        self.field, self.reason = _comparable_field(student, teacher) if self.terms else (None, "")
+        self.field, self.reason = comparable_field(student, teacher) if self.terms else (None, "")
 
     def __call__(self, student: DetectorOutput, teacher: DetectorOutput) -> dict[str, Tensor]:
         """Compute the weighted terms `head_NAME`; with `both`, also `head_NAME_student` on the student's boxes."""
@@ -180,12 +180,14 @@ class ClassImitation:
         if self.proposals != "student":
             assert teacher.proposals is not None
             assert student.score_proposals is not None
-            logits = student.score_proposals(rescale_boxes(teacher.proposals.boxes, 1 / teacher.scale))
+            logits = student.score_proposals(
+                rescale_boxes(teacher.proposals.boxes, 1 / teacher.scale, 1 / teacher.stretch)
+            )
             scored[""] = self._on_shared_classes(logits, teacher.proposals.logits, teacher.proposals.labels)
         if self.proposals != "teacher":
             assert student.proposals is not None
             assert teacher.score_proposals is not None
-            logits = teacher.score_proposals(rescale_boxes(student.proposals.boxes, teacher.scale))
+            logits = teacher.score_proposals(rescale_boxes(student.proposals.boxes, teacher.scale, teacher.stretch))
             predictions = self._on_shared_classes(student.proposals.logits, logits, student.proposals.labels)
             scored["_student" if scored else ""] = predictions
         return scored
@@ -200,7 +202,7 @@ class ClassImitation:
         )
 
 
-def _comparable_field(student: DetectorInfo, teacher: DetectorInfo) -> tuple[str | None, str]:
+def comparable_field(student: DetectorInfo, teacher: DetectorInfo) -> tuple[str | None, str]:
     """The field of `DetectorOutput` to compare, or None and the reason."""
     offered = student.offers & teacher.offers
     if "proposals" in offered:

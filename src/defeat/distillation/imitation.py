@@ -175,7 +175,7 @@ class MapImitation(nn.Module):
     def _teacher_map(self, teacher: DetectorOutput, level: LevelPair, shape: Shape) -> Tensor:
         """The teacher's map (B, C, *shape) for a level of the student."""
         ratio = teacher.scale * level.stride / level.teacher_stride
-        return resize_map(getattr(teacher, self.part)[level.teacher_stride].float(), ratio, shape)
+        return resize_map(getattr(teacher, self.part)[level.teacher_stride].float(), ratio, shape, teacher.stretch)
 
     def _note_missing(self, strides: Sequence[int]) -> None:
         """Add notes on the student's levels that the teacher lacks."""

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from defeat.engine.experiment import Record
 from defeat.engine.lock import RunLock
+from defeat.engine.optimisation import LENGTH
 from defeat.errors import InputError
 from defeat.files import remove_leftovers, write_atomically, write_into
 
@@ -70,7 +71,8 @@ class RunDirectory:
         """Create the directory, or open it to resume the run.
 
         Args:
-            record: record of the run; a resumed run must have the settings that it was started with.
+            record: record of the run; a resumed run must have the settings that it was started with, but for those in
+                `LENGTH`, which need the checkpoint to be judged (see `engine/length.py`).
 
         Returns:
             The checkpoint to resume from, or None to start at the first step.
@@ -80,9 +82,10 @@ class RunDirectory:
         """
         if not is_writer():  # the first process has opened it
             return self.checkpoint if record.resume and self.checkpoint.is_file() else None
-        text = yaml.safe_dump({"command": record.command, **record.values}, sort_keys=False)
+        content = {"command": record.command, **record.values}
         if record.resume:
-            self._require_same_settings(yaml.safe_load(text), record)  # as in the file: lists for tuples
+            as_in_file = yaml.safe_load(yaml.safe_dump(content))  # lists for tuples
+            self._require_same_settings(as_in_file, record)
         else:
             self.require_free(record.resume)
         for folder in (self.folder, self.checkpoint.parent):
@@ -90,7 +93,7 @@ class RunDirectory:
         if record.resume and self.checkpoint.is_file():
             return self.checkpoint
         self.metrics.unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
-        write_into(self.folder, self.config.name, text.encode())
+        self.write_config(content)
         try:
             self.checkpoint.parent.mkdir(exist_ok=True)
         except OSError as error:
@@ -125,9 +128,14 @@ class RunDirectory:
         before = self.read_config()
         if self.checkpoint.is_file():
             before = dict(record.recorded(before))
-        changed = list(_changes(before, {name: value for name, value in content.items() if name not in record.free}))
+        checked = content.keys() - record.free - set(LENGTH)
+        changed = list(_changes(before, {name: value for name, value in content.items() if name in checked}))
         if changed:
             raise InputError(f"{self.folder} can't be resumed with other settings: {'; '.join(changed)}.")
+
+    def write_config(self, content: Mapping[str, Any]) -> None:
+        """Write the settings of the run."""
+        write_into(self.folder, self.config.name, yaml.safe_dump(dict(content), sort_keys=False).encode())
 
     def read_config(self) -> dict[str, Any]:
         """Settings of the run.

@@ -21,6 +21,7 @@ from defeat.engine.datamodule import DetectionDataModule
 from defeat.engine.duration import LongRunNotice
 from defeat.engine.experiment import Experiment
 from defeat.engine.guards import fingerprint, require_same_detections, require_student_only
+from defeat.engine.length import changed_length
 from defeat.engine.loggers import build_loggers
 from defeat.engine.logs import Checkpoint, Interrupted, JsonLinesLogger, progress_callback
 from defeat.engine.module import DetectionModule
@@ -92,13 +93,14 @@ def fit(
     """
     start_time = perf_counter() if start_time is None else start_time
     checkpoint = directory.open(experiment.record)
+    changed = None if checkpoint is None else changed_length(directory, experiment)
     if checkpoint is None:
         for name, content in (start_files or {}).items():
             directory.write_json(name, content)
     cache = open_cache(experiment, console)
     distillation = experiment.distillation
     before = None if distillation is None else fingerprint(distillation.teacher)
-    module = DetectionModule(experiment, directory.folder, cache, notify=notifier(console))
+    module = DetectionModule(experiment, directory.folder, cache, notifier(console), changed)
     stop_signal = _train(module, DetectionDataModule(experiment), directory, checkpoint, console)
     if distillation is not None and fingerprint(distillation.teacher) != before:
         raise RuntimeError("The teacher's weights changed during training, which must never happen.")

@@ -19,6 +19,7 @@ from defeat.engine.experiment import Experiment
 from defeat.engine.failed_step import save_step
 from defeat.engine.gradients import measure_gradient_ratios
 from defeat.engine.guards import FirstSteps, GradientWatch, LossWatch, require_finite
+from defeat.engine.length import ChangedLength, reopen_epoch
 from defeat.engine.optimisation import build_optimizer, build_schedule
 from defeat.engine.provenance import commit
 from defeat.engine.selection import CurvePoint, Outcome, Selection
@@ -44,6 +45,7 @@ class DetectionModule(LightningModule):
         folder: the run directory.
         cache: stored feature maps of the teacher; None to compute them in each step.
         notify: called with messages for the user.
+        changed_length: change of the length of a resumed run; None without.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class DetectionModule(LightningModule):
         folder: Path,
         cache: TeacherCache | None = None,
         notify: Callable[[str], None] = lambda _: None,
+        changed_length: ChangedLength | None = None,
     ) -> None:
         super().__init__()
         student, distillation = experiment.student, experiment.distillation
@@ -59,6 +62,7 @@ class DetectionModule(LightningModule):
         self.method = None if distillation is None else distillation.method
         self.folder = folder
         self.cache = cache
+        self.changed_length = changed_length
         decay = experiment.optimisation.ema
         self.average = None if decay is None else StudentAverage(student, decay)
         self._outside = (experiment,)  # a tuple hides the teacher from the module tree
@@ -93,6 +97,16 @@ class DetectionModule(LightningModule):
         """Move the teacher to the student's device."""
         if self.teacher is not None:
             self.teacher.to(self.device)
+
+    def on_train_start(self) -> None:
+        """Set the learning rate of the next step, which the checkpoint has from the earlier length of the run."""
+        if self.changed_length is None or self.selection.patience is not None:
+            return
+        schedule: Any = self.lr_schedulers()
+        for group, rate, factor in zip(
+            schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
+        ):
+            group["lr"] = rate * factor(schedule.last_epoch)
 
     def on_train_epoch_start(self) -> None:
         """Set the epoch of the batch sampler, which Lightning does for samplers of images only."""
@@ -182,9 +196,14 @@ class DetectionModule(LightningModule):
         """Restore the state of guards, selection, times and commits.
 
         Raises:
-            InputError: the checkpoint belongs to other data or another number of processes.
+            InputError: the checkpoint belongs to other data or another number of processes, or the run can't be resumed
+                with another length.
         """
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         self._require_same_conditions(checkpoint)
+        if self.changed_length is not None:
+            self.changed_length.require_same_past(checkpoint, data.epoch_steps())
+            reopen_epoch(checkpoint, data.epoch_steps())
         if (first_steps := checkpoint.get("first_steps")) is None:
             self.first_steps = None
         elif self.first_steps is not None:
@@ -198,6 +217,16 @@ class DetectionModule(LightningModule):
         self.evaluated_step = checkpoint.get("evaluated_step")
         self.step_seconds = list(checkpoint.get("step_seconds", []))
         self.earlier_seconds = checkpoint.get("wall_seconds", 0.0)
+        if self.changed_length is not None:
+            self._change_length(self.changed_length, checkpoint["global_step"], data.steps())
+
+    def _change_length(self, change: ChangedLength, step: int, steps: int) -> None:
+        """Record the new length of a run that is resumed after a step."""
+        goes_on = step < steps and not self.selection.over
+        if (message := change.record(step, goes_on)) is not None:
+            self.notify(message)
+        if self.selection.over and step < steps:
+            self.notify("AP had stopped improving, so that --patience ended this run: it does not go on.")
 
     def _conditions(self) -> dict[str, Any]:
         """Conditions that are not settings and must not change within a run."""

@@ -15,6 +15,9 @@ from defeat.errors import InputError
 from defeat.settings import AUTO, Checked, Role, at_least, option, setting, settings_part
 
 MILESTONES = (8 / 12, 11 / 12)
+COSINES = ("cosine", "flat_cosine")  # schedules that end with a learning rate of zero
+# Settings that a resumed run may change if its steps so far stay the same, see `engine/length.py`.
+LENGTH = ("epochs", "max_steps", "warmup_steps")
 LEAST_SGD_LR = 0.01  # learning rates of SGD, with which AdamW diverges
 
 
@@ -41,8 +44,10 @@ class OptimisationSettings(Checked):
     """Weight decay; 0.0001 is usual for SGD, 0.0001 to 0.05 for AdamW."""
     norm_decay: bool = setting(default=True)
     """Whether weight decay of SGD also applies to normalisation layers and biases; that of AdamW never does."""
-    schedule: Literal["step", "cosine"] = setting(default="step")
-    """Learning rate schedule after warm-up: step, by --lr-milestones, or cosine, to zero at the end."""
+    schedule: Literal["auto", "flat_cosine", "cosine", "step"] = setting(default=AUTO, usual="step")
+    """Learning rate schedule after warm-up: flat_cosine, constant for the first half of the run, then to zero along a
+    cosine; cosine, to zero over the whole run; step, by --lr-milestones; auto for step with --lr-milestones or
+    --patience, else flat_cosine."""
     lr_milestones: list[float] = setting(factory=lambda: list(MILESTONES))
     """With --schedule step, fractions of the run, 0..1, after which the learning rate drops to a tenth."""
     warmup_steps: int | None = setting(default=None)
@@ -84,8 +89,8 @@ class OptimisationSettings(Checked):
                 f"--backbone-lr-factor must be above 0, at most 1, not {self.backbone_lr_factor}; --frozen-stages 5 "
                 "freezes the whole body."
             )
-        if self.schedule == "cosine":
-            self.require_no_milestones("--schedule cosine")
+        if self.schedule in COSINES:
+            self.require_no_milestones(f"--schedule {self.schedule}")
 
     def require_no_milestones(self, flag: str) -> None:
         """Refuse milestones together with another option that lowers the learning rate.
@@ -165,13 +170,43 @@ def build_schedule(
         steps: steps of the whole run.
         falls: number of drops of the learning rate so far, if they depend on AP (see `Patience`); None if not.
     """
-    warmup = min(500, steps // 20) if settings.warmup_steps is None else settings.warmup_steps
-    if settings.schedule == "cosine":
-        return LambdaLR(optimizer, cosine_factor(steps, warmup))
+    factor = rate_factor(settings, steps, patient=falls is not None)
     if falls is None:
-        return LambdaLR(optimizer, step_factor(steps, warmup, settings.lr_milestones))
-    warmup_only = step_factor(steps, warmup, [])
-    return LambdaLR(optimizer, lambda step: 0.1 ** falls() * warmup_only(step))
+        return LambdaLR(optimizer, factor)
+    return LambdaLR(optimizer, lambda step: 0.1 ** falls() * factor(step))
+
+
+def rate_factor(settings: OptimisationSettings, steps: int, patient: bool = False) -> Callable[[int], float]:
+    """Factor of the learning rate, as a function of the step.
+
+    Args:
+        settings: kind of schedule, milestones and warm-up.
+        steps: steps of the whole run.
+        patient: whether AP lowers the learning rate (see `Patience`), which is not part of this factor.
+    """
+    warmup = warmup_of(settings, steps)
+    schedule = chosen_schedule(settings, patient)
+    if schedule in COSINES:
+        return cosine_factor(steps, warmup, steps // 2 if schedule == "flat_cosine" else 0)
+    return step_factor(steps, warmup, [] if patient else settings.lr_milestones)
+
+
+def warmup_of(settings: OptimisationSettings, steps: int) -> int:
+    """Steps of the warm-up of a run of so many steps."""
+    return min(500, steps // 20) if settings.warmup_steps is None else settings.warmup_steps
+
+
+def chosen_schedule(settings: OptimisationSettings, by_accuracy: bool = False) -> str:
+    """The schedule of these settings, also where it is `auto`.
+
+    Args:
+        settings: kind of schedule and milestones.
+        by_accuracy: whether the learning rate drops where AP does not rise (`--patience`).
+    """
+    if settings.schedule != AUTO:
+        return settings.schedule
+    milestones_given = tuple(settings.lr_milestones) != MILESTONES
+    return "step" if by_accuracy or milestones_given else "flat_cosine"
 
 
 def step_factor(steps: int, warmup: int, milestones: Sequence[float] = (8 / 12, 11 / 12)) -> Callable[[int], float]:
@@ -190,20 +225,23 @@ def step_factor(steps: int, warmup: int, milestones: Sequence[float] = (8 / 12, 
     return factor
 
 
-def cosine_factor(steps: int, warmup: int) -> Callable[[int], float]:
+def cosine_factor(steps: int, warmup: int, flat: int = 0) -> Callable[[int], float]:
     """Factor of the learning rate, as a function of the step: after warm-up, half a cosine from 1 to 0 at the end.
 
-    This is SGDR (Loshchilov and Hutter, ICLR 2017, equation 5) without restarts.
+    This is SGDR (Loshchilov and Hutter, ICLR 2017, equation 5) without restarts; with a constant part before, as RTMDet
+    (Lyu et al., arXiv 2212.07784) trains.
 
     Args:
         steps: steps of the whole run.
         warmup: steps over which the factor rises linearly to 1.
+        flat: step at which the cosine begins, if that is after the warm-up.
     """
+    start = max(warmup, flat)
 
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
-        done = min(1.0, (step - warmup) / max(1, steps - warmup))
+        done = min(1.0, max(0, step - start) / max(1, steps - start))
         return 0.5 * (1 + math.cos(math.pi * done))
 
     return factor

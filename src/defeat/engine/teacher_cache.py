@@ -16,7 +16,7 @@ from torch import Tensor
 
 from defeat.data import DetectionDataset
 from defeat.data.transforms import Augmentation
-from defeat.detector import TeacherNetwork
+from defeat.detector import Detector, TeacherNetwork
 from defeat.distillation import Method
 from defeat.distillation.processes import process_count
 from defeat.engine.experiment import CacheFolder, Experiment
@@ -133,7 +133,7 @@ class TeacherCache:
             images = batch.images[group, :, :height, :width]
             sizes = [batch.sizes[index] for index in group]
             originals = [batch.original_sizes[index] for index in group]
-            maps = teacher.forward_maps(Batch(images, sizes, [], originals, batch.classes, batch.scale))
+            maps = teacher.forward_maps(Batch(images, sizes, [], originals, batch.classes, batch.scale, batch.stretch))
             for row, index in enumerate(group):
                 stored[index] = {
                     f"{part}.{stride}": _to_half(level[row])
@@ -151,13 +151,18 @@ def open_cache(experiment: Experiment, console: Console) -> TeacherCache | None:
         console: where to report the size.
 
     Raises:
-        InputError: the folder can't be written.
+        InputError: the folder can't be written, or the teacher's maps of an image depend on the rest of the batch.
     """
     distillation = experiment.distillation
     if distillation is None or distillation.cache is None:
         return None
     views = require_views(experiment.augmentation)
     teacher, parts = distillation.teacher, cached_parts(distillation.method)
+    if teacher.info.size and teacher.info.square != experiment.student.info.square:
+        raise InputError(
+            "--cache-teacher can't keep the maps of this pair: only one of the two detectors keeps the aspect ratio of "
+            "images, so that what the teacher sees depends on the whole batch."
+        )
     folder = _folder(distillation.cache, _key(experiment, parts))
     names = {
         (dataset.annotated, dataset.samples[index].image_id): dataset.identity(index)
@@ -165,7 +170,7 @@ def open_cache(experiment: Experiment, console: Console) -> TeacherCache | None:
         for index in range(len(dataset))
     }
     _remove_leftovers(folder)
-    size = cache_size(teacher, parts, experiment.datasets, views)
+    size = cache_size(experiment.student, teacher, parts, experiment.datasets, views)
     present, free = _bytes_in(folder), disk_usage(folder).free
     text = f"cache of the teacher: {size.views} views, {size.bytes / 1e9:.1f} GB"
     text += f" ({min(present, size.bytes) / max(1, size.bytes):.0%} present)"
@@ -199,12 +204,17 @@ def _folder(cache: CacheFolder, key: str) -> Path:
 
 
 def cache_size(
-    teacher: TeacherNetwork, parts: Collection[str], datasets: Sequence[DetectionDataset], views: int
+    student: Detector,
+    teacher: TeacherNetwork,
+    parts: Collection[str],
+    datasets: Sequence[DetectionDataset],
+    views: int,
 ) -> CacheSize:
     """Size of the maps of all views of all images.
 
     Args:
-        teacher: the trained detector.
+        student: the detector to train.
+        teacher: the trained detector; one without an input size sees images as the student resizes them.
         parts: `neck`, `backbone` or both.
         datasets: all images.
         views: number of views per image.
@@ -213,7 +223,7 @@ def cache_size(
     sizes = [size for dataset in datasets for size in dataset.sizes]
     total = 0
     for size in sizes:
-        height, width = teacher.padded_size(*size)
+        height, width = teacher.padded_size(*(size if teacher.info.size else student.resized_size(*size)))
         total += sum(count * ceil(height / stride) * ceil(width / stride) for stride, count in channels)
     return CacheSize(views * len(sizes), views * total * HALF_BYTES)
 

@@ -14,6 +14,7 @@ from defeat.data.source import EVALUATION_SPLITS
 from defeat.detector import load
 from defeat.detector.devices import choose_device
 from defeat.detector.pretrained import torchvision_name
+from defeat.detector.transformers_models import is_checkpoint
 from defeat.distillation import ClassMap, renamed_classes
 from defeat.distillation.class_map import listed
 from defeat.engine.checkpoint import RunDirectory
@@ -37,12 +38,14 @@ def evaluate(
     on_bad_data: OnBadData = "stop",
     unannotated: Unannotated = "auto",
     images: str | None = None,
+    max_pixels: int | None = None,
     console: Console | None = None,
 ) -> EvaluationResult:
     """Evaluate a trained detector with the average precision of COCO and PASCAL VOC.
 
     Args:
-        run: run directory, or a torchvision model such as `torchvision:retinanet_resnet50_fpn`.
+        run: run directory, a torchvision model such as `torchvision:retinanet_resnet50_fpn`, or a detector of
+            transformers: a folder written by `save_pretrained`, or `hf:ORG/NAME`.
         data: folder of a data set; by default the one that the run was trained on.
         split: split to evaluate on; by default the one that the run was evaluated on, and of other data test, else val.
         batch_size: images per batch.
@@ -56,6 +59,7 @@ def evaluate(
         unannotated: what images without an annotation file are: background, to drop, an error, or auto: background
             where the layout names the image, else an error.
         images: folder of the images of a COCO file, where they are not beside it.
+        max_pixels: most pixels of an image file, width times height; by default as the run, of other data 178,956,970.
         console: console for progress; None for no progress.
 
     Returns:
@@ -66,6 +70,7 @@ def evaluate(
     """
     at_least("batch_size", batch_size, 1)
     at_least("workers", workers, 0, MAX_WORKERS)
+    at_least("max_pixels", max_pixels, 1)
     paths = {"data": data, "split": split, "class_map": class_map, "detections": detections, "images": images}
     for name, value in paths.items():
         if value == "":
@@ -77,6 +82,7 @@ def evaluate(
     if source is None or split is None:
         source, split = _defaults(run, source, split, console)
         source = replace(source, on_bad_data="skip") if on_bad_data == "skip" else source
+    source = source if max_pixels is None else replace(source, max_pixels=max_pixels)
     classes = None
     if class_map is not None:
         classes = shared_classes(detector.info, source.class_names(split), read_class_map(class_map))
@@ -90,7 +96,7 @@ def _defaults(
     run: str | Path, source: DataSource | None, split: str | None, console: Console | None
 ) -> tuple[DataSource, str]:
     """The data set and the split of a run, where they are not given."""
-    directory = RunDirectory(run) if torchvision_name(run) is None else None
+    directory = None if torchvision_name(run) is not None or is_checkpoint(run) else RunDirectory(run)
     settings = directory.read_config() if directory else {}
     if source is None and settings.get("data") is None:
         raise InputError("Give the data to evaluate on with --data.")

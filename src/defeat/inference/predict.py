@@ -16,7 +16,8 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from defeat.data.files import IMAGE_SUFFIXES, walk
-from defeat.data.images import read_header, read_image
+from defeat.data.images import MAX_PIXELS, read_header, read_image
+from defeat.data.problems import grouped
 from defeat.detector import Detector, load
 from defeat.detector.devices import choose_device
 from defeat.errors import InputError
@@ -24,6 +25,7 @@ from defeat.files import WriteError, write_atomically, write_into
 from defeat.inference.coco_results import Numbers, NumbersOf
 from defeat.inference.drawing import draw_detections, side_by_side
 from defeat.inference.videos import VIDEO_SUFFIXES, VideoWriter, frame_count, read_frames
+from defeat.settings import at_least
 
 HIDDEN = 2  # frames that a header may count although no player shows them
 
@@ -34,7 +36,7 @@ class Predictions:
 
     Attributes:
         pictures: the written pictures and videos.
-        skipped: a sentence per file that could not be read.
+        skipped: a sentence per file that could not be read; one for all images of a format whose decoder is missing.
         ignored: number of files of the given folders that are no images or videos, by suffix.
         images: number of processed images and frames.
         seconds: time spent in the detectors.
@@ -55,6 +57,7 @@ def predict(
     compare: str | None = None,
     annotations: str | None = None,
     device: str = "auto",
+    max_pixels: int = MAX_PIXELS,
     console: Console | None = None,
 ) -> Predictions:
     """Detect objects in images and videos, draw them, and write `detections.json` in COCO's results format.
@@ -70,6 +73,7 @@ def predict(
         annotations: COCO annotation file whose ids of images (by file name) and categories (by name) detections.json
             uses; by default images count from 1, and categories from 0 in the order of the detector's classes.
         device: auto (a GPU if there is one), cpu or cuda.
+        max_pixels: most pixels of an image, width times height; larger images are skipped.
         console: console for progress; None for no progress.
 
     Returns:
@@ -80,6 +84,7 @@ def predict(
     """
     if not 0 <= threshold <= 1:
         raise InputError(f"--threshold must be between 0 and 1, not {threshold}.")
+    at_least("max_pixels", max_pixels, 1)
     if compare == "":
         raise InputError("--compare is empty.")
     folder = Path(out)
@@ -96,7 +101,8 @@ def predict(
         raise InputError(f"--out {out} can't be created ({error.strerror}).") from error
     classes = detectors[0].info.classes
     numbers = Numbers(classes) if annotations is None else NumbersOf(annotations, classes)
-    work = _Work(detectors, threshold, root, folder, numbers)
+    work = _Work(detectors, threshold, root, folder, numbers, max_pixels)
+    errors: list[InputError] = []
     with _progress(console) as bar:
         task = bar.add_task("Detecting", total=len(paths), speed="")
         for path in paths:
@@ -105,8 +111,9 @@ def predict(
             except WriteError:
                 raise
             except InputError as error:
-                work.result.skipped.append(str(error))
+                errors.append(error)
             bar.advance(task)
+    work.result.skipped = grouped(errors)
     if not work.result.pictures:
         raise InputError(f"No image could be read. {work.result.skipped[0]}")
     write_into(folder, "detections.json", (json.dumps(work.records) + "\n").encode())
@@ -123,6 +130,7 @@ class _Work:
     root: Path
     folder: Path
     numbers: Numbers
+    max_pixels: int = MAX_PIXELS
     result: Predictions = field(default_factory=Predictions)
     records: list[dict[str, object]] = field(default_factory=list)
     written: set[Path] = field(default_factory=set)
@@ -142,7 +150,7 @@ class _Work:
         if path.suffix.lower() in VIDEO_SUFFIXES:
             self._video(path, name, self._unique(target, ".mp4"), bar)
         else:
-            image = read_image(path, read_header(path).upright, prefer_upright=True)
+            image = read_image(path, read_header(path, self.max_pixels).upright, True, self.max_pixels)
             picture = to_pil_image(self._drawn(image, name))
             content = BytesIO()
             picture.save(content, "JPEG", quality=92)

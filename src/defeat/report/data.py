@@ -14,6 +14,7 @@ from defeat.assembly.settings import read_class_map
 from defeat.data import DataSource, DetectionDataset, OnBadData
 from defeat.data.export import ExportLayout, export_dataset
 from defeat.data.hold_out import HoldOutBy
+from defeat.data.images import MAX_PIXELS
 from defeat.data.reading.pairs import Unannotated
 from defeat.data.source import EVALUATION_SPLITS
 from defeat.data.summary import Duplicate, SplitSummary, near_duplicates, summarise
@@ -64,6 +65,7 @@ def describe_data(
     images: str | None = None,
     hold_out: float | None = None,
     hold_out_by: HoldOutBy = "file",
+    max_pixels: int = MAX_PIXELS,
     console: Console | None = None,
 ) -> DataReport:
     """Summarise a data set, and optionally write a page with example images.
@@ -82,6 +84,7 @@ def describe_data(
         images: folder of the images of a COCO file, where they are not beside it.
         hold_out: share of the images, such as 0.2, to hold out as the split val, where the data has none.
         hold_out_by: what stays together in hold_out: file, folder or prefix.
+        max_pixels: most pixels of an image file, width times height; an image of more is a broken file.
         console: console for progress; None for no progress.
 
     Returns:
@@ -93,7 +96,7 @@ def describe_data(
     require_page(out)
     if (export is None) != (export_to is None):
         raise InputError("--export and --export-to belong together: a layout (coco, yolo or voc) and a new folder.")
-    source = DataSource(path, on_bad_data, unannotated, images, hold_out, hold_out_by)
+    source = DataSource(path, on_bad_data, unannotated, images, hold_out, hold_out_by, max_pixels)
     datasets = {name: source.open(name, console=console) for name in _ordered(source.split_names())}
     summaries = tuple(summarise(dataset) for dataset in datasets.values())
     report = DataReport(

@@ -10,9 +10,10 @@ from unicodedata import normalize
 
 from PIL import Image
 
-from defeat.data.dataset import DetectionDataset, Sample
+from defeat.data.dataset import DetectionDataset
 from defeat.data.files import IMAGE_SUFFIXES
 from defeat.data.images import ImageHeader, read_header
+from defeat.data.tables import Sample
 from defeat.errors import InputError
 from defeat.files import WriteError
 
@@ -70,7 +71,7 @@ class ImageWriter:
             self._counts[_CONVERTED] += 1
             target = target.with_name(f"{stem}.png")
             self._write_pixels(dataset, index, target)
-        elif not self._reads_alike(sample, read_header(sample.path)):
+        elif not self._reads_alike(sample, read_header(sample.path, dataset.max_pixels)):
             self._counts[_AS_SEEN] += 1
             target = target.with_name(f"{stem}{suffix if suffix.lower() in _JPEG_SUFFIXES else '.png'}")
             self._write_pixels(dataset, index, target)

@@ -238,7 +238,7 @@ def add_pair(builder: SplitBuilder, pair: Pair, content: AnnotationFile | InputE
         if pair.annotation is None:
             raise InputError(f"A list names {pair.name!r}, which does not exist.")
         raise InputError(f"{pair.annotation} has no image: there is none named {pair.annotation.stem!r}.")
-    header = read_header(pair.image)
+    header = read_header(pair.image, builder.problems.max_pixels)
     size = None if content is None else content.size
     require_size(pair.annotation, size, pair.image, header)
     upright = size is None or size != header.stored

@@ -250,6 +250,7 @@ class FasterRCNN(Detector):
             ),
             score_proposals=score,
             scale=batch.scale,
+            stretch=batch.stretch,
         )
 
 

@@ -264,6 +264,7 @@ class RetinaNet(Detector):
                 deltas=deltas,
             ),
             scale=batch.scale,
+            stretch=batch.stretch,
         )
 
     def _labels(self, batch: Batch, matched: list[Tensor]) -> Tensor:

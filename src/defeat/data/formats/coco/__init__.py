@@ -10,6 +10,7 @@ from typing import Any
 
 from defeat.data.dataset import DetectionDataset, SplitBuilder, select_classes
 from defeat.data.files import hidden_below, unknown_split
+from defeat.data.formats.coco.columns import CocoColumns, read_columns
 from defeat.data.formats.coco.file import (
     Categories,
     load,
@@ -19,6 +20,7 @@ from defeat.data.formats.coco.file import (
     uses_category,
 )
 from defeat.data.formats.coco.images import ImageFolders, ImageReader
+from defeat.data.formats.coco.usual import read_usual
 from defeat.data.formats.coco.values import notes
 from defeat.data.problems import Problems
 from defeat.data.reading.layout import Layout
@@ -39,6 +41,8 @@ _FIFTYONE = "labels.json"
 _ALIASES = {"valid": "val"}
 _USUAL_STEMS = (*SPLIT_FOLDERS, Path(_ROBOFLOW).stem, Path(_FIFTYONE).stem, "annotations", "result")
 _LISTED = 5  # file names in a message
+
+Content = dict[str, Any] | CocoColumns
 
 
 @dataclass(frozen=True)
@@ -210,16 +214,36 @@ def _full_name(file: Path) -> str:
 def _read(files: _Files, split: str, classes: Sequence[str] | None, problems: Problems) -> DetectionDataset:
     """Read a split; classes are the categories of its file, in the order of their ids."""
     file = files.annotation_file(split)
-    content = load(file)
+    folders = files.image_folders(split, file)
+    usual = read_usual(file, folders)
+    content = load(file) if usual is None else usual.columns
     repairs: Counter[str] = Counter()
-    categories = read_categories(content, file, repairs)
+    categories = read_categories(_categories_in(content), file, repairs)
     available = categories.classes()
     root = _unused_root(files, file, content, categories) if classes is None else None
     if root is not None:
         available.remove(root)
         problems.notes.append(f"the category {quoted(root)} is not a class (only the supercategory of the others)")
     builder = SplitBuilder(select_classes(available, classes, file), problems)
-    reader = ImageReader(files.image_folders(split, file), file, problems, repairs)
+    if isinstance(content, dict):
+        _read_carefully(content, file, folders, categories, builder, repairs)
+    else:
+        assert usual is not None
+        usual.add_to(builder, categories, repairs)
+    return builder.finish(files.folder.resolve().name, split, file)
+
+
+def _read_carefully(
+    content: dict[str, Any],
+    file: Path,
+    folders: ImageFolders,
+    categories: Categories,
+    builder: SplitBuilder,
+    repairs: Counter[str],
+) -> None:
+    """Read images and annotations one by one, repairing what can be repaired and naming what can't."""
+    problems = builder.problems
+    reader = ImageReader(folders, file, problems, repairs)
     reader.read(content["images"])
     boxes = read_annotations(content, categories, file, list(reader.images), reader.text_ids, problems, repairs)
     if content["annotations"] is None:
@@ -240,17 +264,28 @@ def _read(files: _Files, split: str, classes: Sequence[str] | None, problems: Pr
                 image_id=number,
                 prefer_upright=image.prefer_upright,
             )
-    return builder.finish(files.folder.resolve().name, split, file)
 
 
-def _unused_root(files: _Files, file: Path, content: dict[str, Any], categories: Categories) -> str | None:
+def _unused_root(files: _Files, file: Path, content: Content, categories: Categories) -> str | None:
     """The category above all others, if no annotation of any split has it."""
     root = categories.root
-    if root is None or uses_category(content, categories, root):
+    if root is None or _uses_category(content, categories, root):
         return None
     for other in files.splits.values():
         if other != file:
-            content = load(other)
-            if uses_category(content, read_categories(content, other, Counter()), root):
+            content = read_columns(other) or load(other)
+            if _uses_category(content, read_categories(_categories_in(content), other, Counter()), root):
                 return None
     return root
+
+
+def _categories_in(content: Content) -> list[Any]:
+    categories: list[Any] = content["categories"] if isinstance(content, dict) else content.categories
+    return categories
+
+
+def _uses_category(content: Content, categories: Categories, name: str) -> bool:
+    """Whether an annotation of a file is of a category, given by its name."""
+    if isinstance(content, dict):
+        return uses_category(content, categories, name)
+    return content.uses({number for number, other in categories.names.items() if other == name})

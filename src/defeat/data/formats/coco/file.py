@@ -77,11 +77,11 @@ def load(file: Path) -> dict[str, Any]:
     return content
 
 
-def read_categories(content: dict[str, Any], file: Path, repairs: Counter[str]) -> Categories:
-    """Read the categories of a file."""
+def read_categories(elements: list[Any], file: Path, repairs: Counter[str]) -> Categories:
+    """Read the categories of a file, given as in the file."""
     names: dict[int, str] = {}
-    text_ids = number_text_ids(content["categories"], "categories", repairs)
-    for index, element in enumerate(content["categories"]):
+    text_ids = number_text_ids(elements, "categories", repairs)
+    for index, element in enumerate(elements):
         where = f"{file}: category {named(element, index)}"
         number, name = identifier(element, "id", where, text_ids, repairs), element.get("name")
         assert isinstance(number, int)  # each text has its number
@@ -90,7 +90,7 @@ def read_categories(content: dict[str, Any], file: Path, repairs: Counter[str]) 
         if number in names:
             raise InputError(f"{where}: this id is used twice.")
         names[number] = name
-    return Categories(names, text_ids, _root(content["categories"]))
+    return Categories(names, text_ids, _root(elements))
 
 
 def _root(elements: list[dict[str, Any]]) -> str | None:

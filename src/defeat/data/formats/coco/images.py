@@ -1,5 +1,7 @@
 """Images of a COCO file: their entries, and the files that these mean."""
 
+import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,12 +12,15 @@ from typing import Any
 from defeat.data.dataset import LARGEST_SIDE
 from defeat.data.files import is_file, is_image, leaves_folder, walk
 from defeat.data.formats.coco.values import MERGED, SHORTENED, identifier, integer, named, number_text_ids
-from defeat.data.images import read_header
+from defeat.data.images import OWN_DECODER, read_header
 from defeat.data.problems import Problems
 from defeat.data.reading.pairs import ALL, SPLIT_FOLDERS
+from defeat.data.tables import Strings
 from defeat.errors import InputError
 
 _LONGEST_END = 16  # folders of a file_name that are looked at
+# A relative file_name without `.`, `..`, empty parts, backslash and drive: joined to a folder, it is only appended.
+_PLAIN = re.compile(r"(?!.:)(?!\.\.?(?:/|\Z))[^/\\\0]+(?:/(?!\.\.?(?:/|\Z))[^/\\\0]+)*", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,30 @@ class ImageFolders:
         lengths = {path: _common_length(end, path.relative_to(self.base).parts) for path in self.below.get(end[-1], ())}
         longest = max(lengths.values(), default=0)
         return [path for path, length in lengths.items() if length == longest >= least]
+
+
+def plain_files(file_names: Sequence[str], folders: ImageFolders) -> tuple[Strings, Strings] | None:
+    """Paths and names of images that all lie where their file_name says, in one usual folder.
+
+    Returns:
+        None where it is not that simple: a file doesn't exist, two are the same, a decoder may be missing, or a name
+        could be understood in two ways; see `ImageReader`.
+    """
+    if any(name.lower().endswith(OWN_DECODER) for name in file_names):
+        return None
+    if not all(map(_PLAIN.fullmatch, file_names)) or len(set(map(os.path.normcase, file_names))) < len(file_names):
+        return None
+    root = next((root for root in folders.roots if is_file(root / file_names[0])), None)
+    if root is None:
+        return None
+    in_root = f"{root / 'x'}"[:-1]
+    if not all(is_file(f"{in_root}{name}") for name in file_names):
+        return None
+    below = (root / "x").relative_to(folders.base).as_posix()[:-1]
+    names = Strings.of(file_names, beginning=below)
+    if os.sep == "/":
+        return Strings(in_root, names.data, names.ends), names
+    return Strings.of([name.replace("/", os.sep) for name in file_names], beginning=in_root), names
 
 
 class ImageReader:
@@ -202,7 +231,8 @@ class ImageReader:
     def _read_entry(self, number: int, path: Path, where: str) -> None:
         element, name = self._elements[number], path.relative_to(self._folders.base).as_posix()
         if element.get("width") is None or element.get("height") is None:
-            self.images[number] = CocoImage(path, name, read_header(path).upright, prefer_upright=True)
+            size = read_header(path, self._problems.max_pixels).upright
+            self.images[number] = CocoImage(path, name, size, prefer_upright=True)
             return
         width, height = (integer(element, key, where, self._repairs) for key in ("width", "height"))
         if not (1 <= width <= LARGEST_SIDE and 1 <= height <= LARGEST_SIDE):

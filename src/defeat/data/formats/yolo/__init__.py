@@ -72,7 +72,7 @@ def read(
     for pair in problems.track(chosen):
         assert pair.image is not None
         with problems.skip_broken_image():
-            size = read_header(pair.image).upright
+            size = read_header(pair.image, problems.max_pixels).upright
             boxes = [] if pair.annotation is None else reader.read(pair.annotation, size)
             builder.add(pair.image, pair.name, size, boxes)
     problems.notes += reader.notes()

@@ -1,6 +1,0 @@
-"""Fuzz the reader of YOLO folders; `--help` says how long and where findings go."""
-
-from fuzz.harness import main
-
-if __name__ == "__main__":
-    main("yolo")

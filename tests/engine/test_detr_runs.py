@@ -1,0 +1,68 @@
+"""Runs of detection transformers: training, distillation, resuming, evaluation and prediction."""
+
+import json
+
+import torch
+
+from defeat.assembly.automatic import optimizer_advice
+from defeat.detector import load, save_model
+from defeat.inference.evaluate import evaluate
+from tests.detector.tiny import images, needs_transformers, tiny_detector
+from tests.engine.test_resume import stop_after
+from tests.engine.tiny_runs import CLASSES, lines, save_teacher, settings, tiny_run, weights
+
+pytestmark = needs_transformers
+ADAMW = {"optimizer": "adamw", "lr": 1e-4}
+
+
+def test_a_resumed_run_with_queries_gives_the_same_student(small_demo, tmp_path, monkeypatch):
+    teacher = save_teacher(tmp_path / "teacher", "rt_detr", neck_channels=16)
+    given = {"method": "detr", "ema": 0.9, **ADAMW}
+    whole = tiny_run(tmp_path / "whole", "d_fine", teacher, **given)
+    terms = {name.removeprefix("train/") for name in lines(whole.folder)[0]}
+    assert {"query_class", "query_box", "query_giou", "encoder_class", "denoising"} <= terms
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        assert not tiny_run(tmp_path / "parts", "d_fine", teacher, **given).finished
+    parts = tiny_run(tmp_path / "parts", "d_fine", teacher, **given, resume=True)
+    assert weights(parts.folder) == weights(whole.folder)
+
+
+def test_a_trained_student_is_evaluated_and_predicts_without_its_data(small_demo, tmp_path):
+    run = tiny_run(tmp_path / "run", "d_fine", **ADAMW, max_steps=2, precision="bf16-mixed")
+    description = json.loads((run.folder / "model.json").read_text())
+    assert description["options"]["config"]["model_type"] == "d_fine"
+    detector = load(run.folder)
+    assert detector.info.classes == CLASSES
+    assert evaluate(str(run.folder), split="val").metrics.keys() >= {"AP", "AP50"}
+    assert len(detector.predict(images((48, 80)))) == 1
+
+
+def test_a_run_with_another_optimiser_than_the_published_says_so(tmp_path):
+    assert optimizer_advice(settings(tmp_path, "retinanet")) == []
+    assert optimizer_advice(settings(tmp_path, "d_fine", **ADAMW)) == []
+    assert optimizer_advice(settings(tmp_path, "d_fine")) == [
+        "d_fine was published with adamw, not sgd: give --optimizer adamw."
+    ]
+
+
+def test_a_student_of_the_same_family_inherits_encoder_and_decoder(small_demo, tmp_path):
+    from defeat.distillation import ClassMap
+    from defeat.distillation.inheritance import inherit
+
+    teacher = tiny_detector("d_fine", seed=1, classes=("owl", "cat", "ship"))
+    student = tiny_detector("d_fine", classes=("cat", "dog"))
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    inherited = inherit(student, teacher, ClassMap(("cat", "dog"), teacher.info.classes), "neck+head")
+    assert inherited.parts == ("neck", "head")
+    assert inherited.left_out == {}
+    for name, value in student.state_dict().items():
+        theirs = teacher.state_dict()[name]
+        if student.part_of(name) == "backbone":
+            assert torch.equal(value, before[name])
+        elif name in student.class_rows():
+            assert torch.equal(value[0], theirs[1])  # cat
+            assert torch.equal(value[1], before[name][1])  # dog, which the teacher does not know
+        else:
+            assert torch.equal(value, theirs), name
+    save_model(student, tmp_path)
