@@ -13,7 +13,8 @@ FIELDS = {
     "neck": "feature maps of the neck",
     "backbone": "feature maps of the backbone",
     "proposals": "proposals (two-stage detectors)",
-    "dense": "predictions at the same anchors (one-stage detectors)",
+    "dense": "predictions at the same anchors or points (one-stage detectors)",
+    "queries": "object queries (detection transformers)",
 }
 
 
