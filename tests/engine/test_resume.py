@@ -128,10 +128,10 @@ def test_a_checkpoint_with_another_best_student_is_refused(tmp_path):
 
 
 def test_a_run_of_a_version_without_these_settings_is_resumed(tmp_path, monkeypatch):
-    whole = tiny_run(tmp_path / "whole", epochs=2).folder
+    whole = tiny_run(tmp_path / "whole", epochs=2, schedule="step").folder
     with monkeypatch.context() as patch:
         stop_after(patch, 6)
-        folder = tiny_run(tmp_path / "run", epochs=2).folder
+        folder = tiny_run(tmp_path / "run", epochs=2, schedule="step").folder
     config = yaml.safe_load((folder / "config.yaml").read_text())
     for name in ("optimizer", "backbone_lr_factor", "schedule", "ema", "keep", "patience", "logger"):
         del config[name]
