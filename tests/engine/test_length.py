@@ -10,7 +10,9 @@ from tests.engine.tiny_runs import results, save_teacher, tiny_run, weights
 from tests.reliability.children import require_same
 
 pytestmark = pytest.mark.usefixtures("small_demo")
+slow = pytest.mark.slow
 
+STEP = {"schedule": "step"}
 CONSTANT = {"lr_milestones": []}
 PATIENT = {"patience": 2, "keep": "best", "eval_every": 1, "ema": 0.9}
 
@@ -28,15 +30,23 @@ def contents(folder):
     return {name: (folder / name).read_bytes() for name in names if (folder / name).exists()}
 
 
-# An epoch has four steps. By default the rate drops after 8/12 of the run, and runs of up to 19 steps have no warm-up.
+# An epoch has four steps. With schedule step the rate drops after 8/12 of the run; by default it falls from half of the
+# run on. Runs of up to 19 steps have no warm-up.
 @pytest.mark.parametrize(
     ("step", "begun", "longer"),
     [
-        pytest.param(6, {"epochs": 3}, {"epochs": 6}, id="before_the_first_drop"),
-        pytest.param(8, {"epochs": 3}, {"epochs": 5}, id="at_the_first_drop"),
-        pytest.param(6, {"epochs": 3, "max_steps": 10}, {"epochs": 4, "max_steps": None}, id="without_max_steps"),
-        pytest.param(9, CONSTANT | {"epochs": 4}, CONSTANT | {"epochs": 3}, id="shorter"),
-        pytest.param(3, {"epochs": 2}, {"epochs": 8, "warmup_steps": 0}, id="with_the_warm_up_it_had"),
+        pytest.param(6, STEP | {"epochs": 3}, STEP | {"epochs": 6}, id="before_the_first_drop", marks=slow),
+        pytest.param(8, STEP | {"epochs": 3}, STEP | {"epochs": 5}, id="at_the_first_drop"),
+        pytest.param(6, {"epochs": 3}, {"epochs": 5}, id="before_a_cosine", marks=slow),
+        pytest.param(
+            6,
+            STEP | {"epochs": 3, "max_steps": 10},
+            STEP | {"epochs": 4, "max_steps": None},
+            id="without_max_steps",
+            marks=slow,
+        ),
+        pytest.param(9, CONSTANT | {"epochs": 4}, CONSTANT | {"epochs": 3}, id="shorter", marks=slow),
+        pytest.param(3, {"epochs": 2}, {"epochs": 8, "warmup_steps": 0}, id="with_the_warm_up_it_had", marks=slow),
     ],
 )
 def test_a_stopped_run_goes_on_as_the_longer_run(step, begun, longer, tmp_path, monkeypatch):
@@ -56,18 +66,23 @@ def test_a_stopped_run_goes_on_as_the_longer_run(step, begun, longer, tmp_path, 
     [
         pytest.param(CONSTANT | {"epochs": 1}, CONSTANT | {"epochs": 3}, id="constant_rate"),
         pytest.param(
-            {"epochs": 1, "lr_milestones": [1.0]}, {"epochs": 2, "lr_milestones": [1.0]}, id="drop_at_its_end"
+            {"epochs": 1, "lr_milestones": [1.0]},
+            {"epochs": 2, "lr_milestones": [1.0]},
+            id="drop_at_its_end",
+            marks=slow,
         ),
         pytest.param(
             CONSTANT | {"epochs": 3, "max_steps": 6, "eval_every": 1},
             CONSTANT | {"epochs": 3, "max_steps": 11, "eval_every": 1},
             id="ended_within_an_epoch",
+            marks=slow,
         ),
-        pytest.param(PATIENT | {"epochs": 2}, PATIENT | {"epochs": 4}, id="patience"),
+        pytest.param(PATIENT | {"epochs": 2}, PATIENT | {"epochs": 4}, id="patience", marks=slow),
         pytest.param(
             CONSTANT | {"epochs": 3, "eval_every": 2},
             CONSTANT | {"epochs": 4, "eval_every": 2},
             id="evaluated_at_its_end",
+            marks=slow,
         ),
     ],
 )
@@ -84,6 +99,7 @@ def test_a_finished_run_goes_on_as_the_longer_run(begun, longer, tmp_path):
     assert (folder / f"results-at-step-{done}.json").read_bytes() == before
 
 
+@slow
 def test_a_longer_run_can_be_stopped_and_resumed_again(tmp_path, monkeypatch):
     whole = tiny_run(tmp_path / "whole", **CONSTANT, epochs=3).folder
     folder = tiny_run(tmp_path / "run", **CONSTANT, epochs=1).folder
@@ -95,6 +111,7 @@ def test_a_longer_run_can_be_stopped_and_resumed_again(tmp_path, monkeypatch):
     assert weights(folder) == weights(whole)
 
 
+@slow
 def test_a_distillation_goes_on_as_the_longer_run(tmp_path):
     teacher = save_teacher(tmp_path / "teacher")
     given = CONSTANT | {"teacher": teacher, "eval_every": 1, "method_options": {"decay": "constant"}}
@@ -106,7 +123,9 @@ def test_a_distillation_goes_on_as_the_longer_run(tmp_path):
 @pytest.mark.parametrize(
     ("begun", "longer", "reason"),
     [
-        pytest.param({"epochs": 3}, {"epochs": 6}, r"0\.01 instead of 0\.001 in step 9 of the 12", id="milestones"),
+        pytest.param(
+            STEP | {"epochs": 3}, STEP | {"epochs": 6}, r"0\.01 instead of 0\.001 in step 9 of the 12", id="milestones"
+        ),
         pytest.param({"schedule": "cosine"}, {"epochs": 2, "schedule": "cosine"}, "learning rate depends", id="cosine"),
     ],
 )
