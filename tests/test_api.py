@@ -243,7 +243,10 @@ def tapped_teacher(name):
     return defeat.TappedTeacher(Handwritten(), {8: "deep", 16: "deeper"})
 
 
-@pytest.mark.parametrize("name", ["fcos", "ssdlite", "timm", "handwritten"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("fcos", "ssdlite", "timm")]
+
+
+@pytest.mark.parametrize("name", [*SLOW, "handwritten"])
 def test_any_network_can_be_a_teacher_through_taps(name, tmp_path):
     teacher = tapped_teacher(name)
     given = arguments(tmp_path / "run", max_steps=2, weights="none")

@@ -18,6 +18,7 @@ def edited(path, **changes):
     path.write_text(json.dumps(yaml.safe_load(path.read_text()) | changes))
 
 
+@pytest.mark.slow
 def test_merged_parts_equal_the_whole_comparison(tmp_path, teacher):
     run_bench(tmp_path / "whole", teacher)
     assert run_bench(tmp_path / "one", teacher, cells="1,2") is not None

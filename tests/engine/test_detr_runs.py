@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 
 from defeat.assembly.automatic import optimizer_advice
@@ -11,7 +12,7 @@ from tests.detector.tiny import images, needs_transformers, tiny_detector
 from tests.engine.test_resume import stop_after
 from tests.engine.tiny_runs import CLASSES, lines, save_teacher, settings, tiny_run, weights
 
-pytestmark = needs_transformers
+pytestmark = [needs_transformers, pytest.mark.slow]
 ADAMW = {"optimizer": "adamw", "lr": 1e-4}
 
 

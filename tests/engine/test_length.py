@@ -170,6 +170,7 @@ def test_a_length_below_what_was_trained_is_refused(tmp_path):
         tiny_run(folder, resume=True, **CONSTANT, epochs=2, max_steps=7)
 
 
+@slow
 def test_a_run_that_patience_ended_does_not_go_on(tmp_path):
     given = {"lr": 0.05, "patience": 1, "eval_every": 1, "keep": "best"}
     folder = tiny_run(tmp_path / "run", "faster_rcnn", epochs=10, warmup_steps=0, **given).folder

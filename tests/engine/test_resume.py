@@ -42,7 +42,9 @@ def fail_in_step(monkeypatch, step):
 
 
 # An epoch has four steps: 2 and 6 are in the middle of the first and the second, 4 is the last one of the first.
-@pytest.mark.parametrize(("step", "workers"), [(2, 0), (4, 0), (6, 0), (6, 1)])
+@pytest.mark.parametrize(
+    ("step", "workers"), [*[pytest.param(*given, marks=pytest.mark.slow) for given in ((2, 0), (4, 0), (6, 1))], (6, 0)]
+)
 def test_a_stopped_run_is_resumed_bit_for_bit(step, workers, tmp_path, monkeypatch):
     teacher = save_teacher(tmp_path / "teacher")
     options = {"epochs": 3, "workers": workers, "method_options": HEADS, "eval_every": 1}
@@ -82,7 +84,7 @@ COSINE = CHOSEN | {"optimizer": "adamw", "lr": 2e-3, "schedule": "cosine", "epoc
         pytest.param(PATIENT, 12, marks=pytest.mark.slow),
         pytest.param(PATIENT, 20, marks=pytest.mark.slow),
         pytest.param(COSINE, 4, marks=pytest.mark.slow),
-        (COSINE, 10),
+        pytest.param(COSINE, 10, marks=pytest.mark.slow),
     ],
 )
 def test_average_best_student_and_patience_are_resumed_bit_for_bit(given, step, tmp_path, monkeypatch):
