@@ -1,5 +1,7 @@
 """Images are prepared as batches, and a teacher adopts the batches of its student."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -115,3 +117,12 @@ def test_an_adopted_batch_shows_the_same_image(family):
     blocks = torch.rand(3, 2, 2).repeat_interleave(32, 1).repeat_interleave(32, 2)
     adopted = teacher.adopt(student.prepare([blocks]))
     assert torch.allclose(adopted.images[0, :, 32::64, 32::64], blocks[:, 16::32, 16::32], atol=1e-5)
+
+
+@every_family
+@pytest.mark.parametrize("reads", [None, ["neck"]])
+def test_the_output_of_a_teacher_has_the_scale_and_the_stretch_of_its_batch(family, reads):
+    detector = tiny_detector(family).eval()
+    batch = replace(detector.prepare(images((64, 64)), [target([[8, 8, 40, 40]], [0])]), scale=1.5, stretch=0.5)
+    output = detector.forward_teacher(batch, reads)
+    assert (output.scale, output.stretch) == (1.5, 0.5)

@@ -66,7 +66,7 @@ def test_predictions_equal_those_of_torchvision(name, tmp_path):
     torch.save(model.state_dict(), tmp_path / "weights.pth")
     detector = load(f"torchvision:{name}", weights=tmp_path / "weights.pth")
     assert not detector.training
-    stretches = detector.info.stretches
+    stretches = detector.info.square
     assert (detector.info.size, detector.info.max_size) == ((320, 320) if stretches else (800, 1333))
     assert detector.info.classes == ("class 0", "class 1", "class 2", "class 3")
     if not stretches:

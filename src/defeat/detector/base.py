@@ -113,14 +113,7 @@ class Detector(nn.Module, ABC):
         """
         maps = maps or self.forward_maps(batch)
         if reads is not None and not self.info.offers & set(reads):
-            return DetectorOutput(
-                {},
-                maps.backbone,
-                maps.neck,
-                valid_cells(batch, maps.by_stride),
-                scale=batch.scale,
-                stretch=batch.stretch,
-            )
+            return output_of(batch, maps)
         return self.teach(batch, maps)
 
     @abstractmethod
@@ -248,6 +241,26 @@ class Detector(nn.Module, ABC):
         if not self.antialias:
             resized = F.interpolate(resized[None], size=size, mode="bilinear", align_corners=False)[0]
         return resized
+
+
+def output_of(batch: Batch, maps: Maps, losses: dict[str, Tensor] | None = None, **fields: Any) -> DetectorOutput:
+    """The output for a batch.
+
+    Args:
+        batch: input of the feature maps.
+        maps: feature maps of the batch.
+        losses: of the detector itself; None for a teacher.
+        **fields: optional fields of `DetectorOutput`.
+    """
+    return DetectorOutput(
+        losses=losses or {},
+        backbone=maps.backbone,
+        neck=maps.neck,
+        valid=valid_cells(batch, maps.by_stride),
+        scale=batch.scale,
+        stretch=batch.stretch,
+        **fields,
+    )
 
 
 def valid_cells(batch: Batch, maps: dict[int, Tensor]) -> dict[int, Tensor]:

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 from torchvision.transforms.v2 import functional as transforms
 
-from defeat.detector.base import valid_cells
+from defeat.detector.base import output_of
 from defeat.detector.hooks import (
     Candidate,
     Layout,
@@ -208,9 +208,7 @@ class TappedTeacher(nn.Module):
     ) -> DetectorOutput:
         """Compute the feature maps that a student learns from; see `Teacher`."""
         maps = maps or self.forward_maps(batch)
-        return DetectorOutput(
-            {}, maps.backbone, maps.neck, valid_cells(batch, maps.by_stride), scale=batch.scale, stretch=batch.stretch
-        )
+        return output_of(batch, maps)
 
     @torch.no_grad()
     def predict(self, images: Sequence[Tensor]) -> list[Detections]:

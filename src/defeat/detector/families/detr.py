@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from defeat.detector.backbone import Backbone, parameters_up_to, timm_body
-from defeat.detector.base import Detector, DetectorSpec, valid_cells
+from defeat.detector.base import Detector, DetectorSpec, output_of, valid_cells
 from defeat.detector.cells import cell_centres, cell_labels
 from defeat.detector.normalisation import apply_norm
 from defeat.detector.options import automatic, bounded, fitted_to_data, require_valid, with_usual_values
@@ -201,15 +201,12 @@ class DETR(Detector):
             head.config.num_queries = self.queries
 
     def _output(self, batch: Batch, losses: dict[str, Tensor], maps: Maps, output: Any) -> DetectorOutput:
-        return DetectorOutput(
-            losses=losses,
-            backbone=maps.backbone,
-            neck=maps.neck,
-            valid=valid_cells(batch, maps.by_stride),
+        return output_of(
+            batch,
+            maps,
+            losses,
             dense=self._dense(batch, maps, output),
             queries=self._queries(batch, output),
-            scale=batch.scale,
-            stretch=batch.stretch,
         )
 
     def _queries(self, batch: Batch, output: Any) -> Queries:

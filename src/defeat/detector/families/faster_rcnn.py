@@ -22,8 +22,8 @@ from defeat.detector.base import (
     Detector,
     DetectorSpec,
     describe_anchors,
+    output_of,
     torchvision_targets,
-    valid_cells,
 )
 from defeat.detector.options import automatic, bounded, fitted_to_data, require_valid, with_usual_values
 from defeat.detector.published import (
@@ -237,11 +237,10 @@ class FasterRCNN(Detector):
             with torch.set_grad_enabled(with_gradient):
                 return _background_last(self._classify(features, given_boxes, batch)[0])
 
-        return DetectorOutput(
-            losses=losses,
-            backbone=maps.backbone,
-            neck=maps.neck,
-            valid=valid_cells(batch, maps.by_stride),
+        return output_of(
+            batch,
+            maps,
+            losses,
             proposals=Proposals(
                 boxes=boxes,
                 labels=torch.where(labels > 0, labels - 1, batch.classes),
@@ -249,8 +248,6 @@ class FasterRCNN(Detector):
                 deltas=deltas.unflatten(1, (classes + 1, 4))[:, 1:],
             ),
             score_proposals=score,
-            scale=batch.scale,
-            stretch=batch.stretch,
         )
 
 

@@ -21,7 +21,7 @@ from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
 from defeat.detector.backbone import Backbone, UpperLevels, build_backbone
-from defeat.detector.base import Detector, DetectorSpec, valid_cells
+from defeat.detector.base import Detector, DetectorSpec, output_of
 from defeat.detector.normalisation import GroupNorm
 from defeat.detector.options import automatic, bounded, fitted_to_data, require_valid, with_usual_values
 from defeat.detector.points import Assignment, PaddedTargets, assign_objects, fitted_candidates, group_count
@@ -217,18 +217,16 @@ class FCOS(Detector):
         assignment: Assignment,
     ) -> DetectorOutput:
         per_level = torch.tensor(self._per_level(maps.neck), device=points.device)
-        return DetectorOutput(
-            losses=losses,
-            backbone=maps.backbone,
-            neck=maps.neck,
-            valid=valid_cells(batch, maps.by_stride),
+        return output_of(
+            batch,
+            maps,
+            losses,
             dense=DensePredictions(
                 logits=head["cls_logits"][..., self.first_label :],
                 boxes=self.box_coder.decode(head["bbox_regression"].detach(), points),
                 labels=assignment.labels(batch.classes),
                 strides=torch.tensor(list(maps.neck), device=points.device).repeat_interleave(per_level),
             ),
-            scale=batch.scale,
         )
 
 

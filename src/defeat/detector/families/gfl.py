@@ -18,7 +18,7 @@ from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import generalized_box_iou_loss
 
 from defeat.detector.backbone import Backbone, UpperLevels, build_backbone
-from defeat.detector.base import Detector, DetectorSpec, valid_cells
+from defeat.detector.base import Detector, DetectorSpec, output_of
 from defeat.detector.normalisation import GroupNorm
 from defeat.detector.options import automatic, bounded, fitted_to_data, require_valid, with_usual_values
 from defeat.detector.points import (
@@ -259,18 +259,16 @@ class GFL(Detector):
         points: Points,
         assignment: Assignment,
     ) -> DetectorOutput:
-        return DetectorOutput(
-            losses=losses,
-            backbone=maps.backbone,
-            neck=maps.neck,
-            valid=valid_cells(batch, maps.by_stride),
+        return output_of(
+            batch,
+            maps,
+            losses,
             dense=DensePredictions(
                 logits=head["cls_logits"],
                 boxes=points.decode(head["distributions"].detach()),
                 labels=assignment.labels(batch.classes),
                 strides=points.strides,
             ),
-            scale=batch.scale,
         )
 
 

@@ -21,8 +21,8 @@ from defeat.detector.base import (
     Detector,
     DetectorSpec,
     describe_anchors,
+    output_of,
     torchvision_targets,
-    valid_cells,
 )
 from defeat.detector.normalisation import GroupNorm
 from defeat.detector.options import automatic, bounded, fitted_to_data, require_valid, with_usual_values
@@ -250,11 +250,10 @@ class RetinaNet(Detector):
         strides = torch.tensor(list(maps.neck), device=batch.images.device)
         per_level = torch.tensor(self._anchors_per_level(maps.neck), device=batch.images.device)
         deltas = head["bbox_regression"]
-        return DetectorOutput(
-            losses=losses,
-            backbone=maps.backbone,
-            neck=maps.neck,
-            valid=valid_cells(batch, maps.by_stride),
+        return output_of(
+            batch,
+            maps,
+            losses,
             dense=DensePredictions(
                 logits=head["cls_logits"][..., self.first_label :],
                 boxes=self.box_coder.decode(deltas.detach().flatten(0, 1), anchors).view_as(deltas),
@@ -263,8 +262,6 @@ class RetinaNet(Detector):
                 anchors=torch.stack(anchors),
                 deltas=deltas,
             ),
-            scale=batch.scale,
-            stretch=batch.stretch,
         )
 
     def _labels(self, batch: Batch, matched: list[Tensor]) -> Tensor:
