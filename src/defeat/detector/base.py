@@ -12,6 +12,7 @@ from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.transforms.v2 import functional as transforms
 
 from defeat.data.images import MAX_PIXELS, rgb_tensor
+from defeat.detector.backbone import Backbone
 from defeat.detector.description import (
     COLOUR,
     NAMES,
@@ -241,6 +242,21 @@ class Detector(nn.Module, ABC):
         if not self.antialias:
             resized = F.interpolate(resized[None], size=size, mode="bilinear", align_corners=False)[0]
         return resized
+
+
+def info_of(spec: DetectorSpec, backbone: Backbone, **properties: Any) -> DetectorInfo:
+    """Properties of a detector; those that its description and its backbone don't tell are given."""
+    given: dict[str, Any] = {"max_size": spec.max_size, "size_divisor": 32} | properties
+    return DetectorInfo(
+        family=spec.family,
+        classes=spec.classes,
+        neck=backbone.neck_channels,
+        backbone=backbone.body_channels,
+        size=spec.size,
+        mean=spec.mean or backbone.mean,
+        std=spec.std or backbone.std,
+        **given,
+    )
 
 
 def output_of(batch: Batch, maps: Maps, losses: dict[str, Tensor] | None = None, **fields: Any) -> DetectorOutput:

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from defeat.data.dataset import DetectionDataset, SplitBuilder, select_classes
 from defeat.data.files import is_file, is_image, leaves_folder, unknown_split, walk
 from defeat.data.problems import Problems
-from defeat.data.reading.pairs import ALL, SPLIT_FOLDERS, AnnotationFile, Pair, add_pair
+from defeat.data.reading.pairs import ALL, SPLIT_FOLDERS, AnnotationFile, Pair, add_pair, named_classes
 from defeat.data.reading.shapes import dropped_shapes
 from defeat.errors import InputError
 
@@ -148,19 +148,10 @@ def read_listed(
     if split not in splits:
         raise unknown_split(root, split, sorted(splits))
     images = [image for listed in splits.values() for image in listed]
-    contents = [image.content for image in images]
-    available = {
-        annotation.name
-        for content in contents
-        if isinstance(content, AnnotationFile)
-        for annotation in content.annotations
-    }
-    for content in contents:
-        if isinstance(content, InputError) and not (problems.skip and available):
-            problems.add(content)
+    available = named_classes([image.content for image in images], problems)
     if not available:
         raise _no_class(root, images, problems)
-    builder = SplitBuilder(select_classes(sorted(available), classes, root), problems)
+    builder = SplitBuilder(select_classes(available, classes, root), problems)
     pairs = _pairs(splits[split], folders, problems)
     problems.notes += _notes(splits[split], folders)
     for image, pair in problems.track(pairs):

@@ -199,6 +199,19 @@ def class_names(contents: Collection[AnnotationFile | InputError], origin: objec
     Raises:
         InputError: files are broken, and no other names a class.
     """
+    names = named_classes(contents, problems)
+    if problems.messages and not names:
+        raise problems.no_usable_image(origin, "")
+    return names
+
+
+def named_classes(contents: Collection[AnnotationFile | InputError], problems: Problems) -> list[str]:
+    """Sorted names of the classes in annotation files; broken files are problems, with `skip` only if there is no name.
+
+    Args:
+        contents: contents of the files, or why they are broken.
+        problems: gets the problems of the files.
+    """
     names = {
         annotation.name
         for content in contents
@@ -208,8 +221,6 @@ def class_names(contents: Collection[AnnotationFile | InputError], origin: objec
     for content in contents:
         if isinstance(content, InputError) and not (problems.skip and names):
             problems.add(content)
-    if problems.messages and not names:
-        raise problems.no_usable_image(origin, "")
     return sorted(names)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from defeat.detector.backbone import Backbone, parameters_up_to, timm_body
-from defeat.detector.base import Detector, DetectorSpec, output_of, valid_cells
+from defeat.detector.base import Detector, DetectorSpec, info_of, output_of, valid_cells
 from defeat.detector.cells import cell_centres, cell_labels
 from defeat.detector.normalisation import apply_norm
 from defeat.detector.options import automatic, bounded, fitted_to_data, require_valid, with_usual_values
@@ -33,7 +33,7 @@ from defeat.detector.transformers_models import (
 )
 from defeat.detector.weights import find_weights
 from defeat.errors import InputError
-from defeat.types import Batch, DensePredictions, Detections, DetectorInfo, DetectorOutput, Maps, Queries, Target
+from defeat.types import Batch, DensePredictions, Detections, DetectorOutput, Maps, Queries, Target
 
 STRIDES = (8, 16, 32)
 QUERIES = 300  # of published configurations
@@ -106,16 +106,11 @@ class DETR(Detector):
         self.queries, self.layers = int(parts.config.num_queries), int(parts.config.decoder_layers)
         self.score_thresh, self.detections_per_img = options.score_thresh, options.detections_per_img
         self.spec = spec
-        self.info = DetectorInfo(
-            family=spec.family,
-            classes=spec.classes,
-            neck=backbone.neck_channels,
-            backbone=backbone.body_channels,
-            size=spec.size,
+        self.info = info_of(
+            spec,
+            backbone,
             max_size=spec.size,
             size_divisor=DIVISOR,
-            mean=spec.mean or backbone.mean,
-            std=spec.std or backbone.std,
             activation="sigmoid",
             background="none",
             offers=frozenset({"dense", "queries"}),

@@ -22,6 +22,7 @@ from defeat.detector.base import (
     Detector,
     DetectorSpec,
     describe_anchors,
+    info_of,
     output_of,
     torchvision_targets,
 )
@@ -35,7 +36,7 @@ from defeat.detector.published import (
     second_stage_loss,
 )
 from defeat.detector.statistics import ObjectStatistics, fit_sides
-from defeat.types import Batch, Detections, DetectorInfo, DetectorOutput, Maps, Proposals
+from defeat.types import Batch, Detections, DetectorOutput, Maps, Proposals
 
 POOLED = 7  # height and width of a pooled box
 STRIDES = (4, 8, 16, 32, 64)
@@ -143,16 +144,9 @@ class FasterRCNN(Detector):
         for head in (self.rpn.head, self.roi_heads.box_predictor):
             head.register_forward_hook(_in_float32)
         self.spec = spec
-        self.info = DetectorInfo(
-            family=spec.family,
-            classes=spec.classes,
-            neck=backbone.neck_channels,
-            backbone=backbone.body_channels,
-            size=spec.size,
-            max_size=spec.max_size,
-            size_divisor=32,
-            mean=spec.mean or backbone.mean,
-            std=spec.std or backbone.std,
+        self.info = info_of(
+            spec,
+            backbone,
             activation="softmax",
             background="last",
             offers=frozenset({"proposals"}),

@@ -21,12 +21,12 @@ from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
 from defeat.detector.backbone import Backbone, UpperLevels, build_backbone
-from defeat.detector.base import Detector, DetectorSpec, output_of
+from defeat.detector.base import Detector, DetectorSpec, info_of, output_of
 from defeat.detector.normalisation import GroupNorm
 from defeat.detector.options import automatic, bounded, fitted_to_data, require_valid, with_usual_values
 from defeat.detector.points import Assignment, PaddedTargets, assign_objects, fitted_candidates, group_count
 from defeat.detector.statistics import ObjectStatistics
-from defeat.types import Batch, DensePredictions, Detections, DetectorInfo, DetectorOutput, Maps
+from defeat.types import Batch, DensePredictions, Detections, DetectorOutput, Maps
 
 STRIDES = (8, 16, 32, 64, 128)
 LARGEST = 8  # a level learns objects whose farthest side is 4 to 8 strides from a point; the first and last more
@@ -119,16 +119,9 @@ class FCOS(Detector):
         self.detections_per_img, self.topk_candidates = options.detections_per_img, options.topk_candidates
         self.first_label = first_label
         self.spec = spec
-        self.info = DetectorInfo(
-            family=spec.family,
-            classes=spec.classes,
-            neck=backbone.neck_channels,
-            backbone=backbone.body_channels,
-            size=spec.size,
-            max_size=spec.max_size,
-            size_divisor=32,
-            mean=spec.mean or backbone.mean,
-            std=spec.std or backbone.std,
+        self.info = info_of(
+            spec,
+            backbone,
             activation="sigmoid",
             background="none",
             offers=frozenset({"dense"}),

@@ -18,7 +18,7 @@ from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import generalized_box_iou_loss
 
 from defeat.detector.backbone import Backbone, UpperLevels, build_backbone
-from defeat.detector.base import Detector, DetectorSpec, output_of
+from defeat.detector.base import Detector, DetectorSpec, info_of, output_of
 from defeat.detector.normalisation import GroupNorm
 from defeat.detector.options import automatic, bounded, fitted_to_data, require_valid, with_usual_values
 from defeat.detector.points import (
@@ -30,7 +30,7 @@ from defeat.detector.points import (
     select_detections,
 )
 from defeat.detector.statistics import ObjectStatistics, paired_iou
-from defeat.types import Batch, DensePredictions, Detections, DetectorInfo, DetectorOutput, Maps
+from defeat.types import Batch, DensePredictions, Detections, DetectorOutput, Maps
 
 STRIDES = (8, 16, 32, 64, 128)
 TOWER = 4  # convolutions in each branch of the head
@@ -169,16 +169,9 @@ class GFL(Detector):
         self.head = head
         self.options = options
         self.spec = spec
-        self.info = DetectorInfo(
-            family=spec.family,
-            classes=spec.classes,
-            neck=backbone.neck_channels,
-            backbone=backbone.body_channels,
-            size=spec.size,
-            max_size=spec.max_size,
-            size_divisor=32,
-            mean=spec.mean or backbone.mean,
-            std=spec.std or backbone.std,
+        self.info = info_of(
+            spec,
+            backbone,
             activation="sigmoid",
             background="none",
             offers=frozenset({"dense"}),

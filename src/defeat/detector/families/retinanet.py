@@ -21,6 +21,7 @@ from defeat.detector.base import (
     Detector,
     DetectorSpec,
     describe_anchors,
+    info_of,
     output_of,
     torchvision_targets,
 )
@@ -30,7 +31,7 @@ from defeat.detector.points import fitted_candidates
 from defeat.detector.published import ExactAnchors, initialise_pyramid, one_stage_loss
 from defeat.detector.statistics import ObjectStatistics, fit_sides
 from defeat.errors import InputError
-from defeat.types import Batch, DensePredictions, Detections, DetectorInfo, DetectorOutput, Maps, Target
+from defeat.types import Batch, DensePredictions, Detections, DetectorOutput, Maps, Target
 
 STRIDES = (8, 16, 32, 64, 128)
 OCTAVES = tuple(2 ** (third / 3) for third in range(3))
@@ -136,16 +137,9 @@ class RetinaNet(Detector):
         self.first_label = first_label
         self.loss_average = options.loss_average
         self.spec = spec
-        self.info = DetectorInfo(
-            family=spec.family,
-            classes=spec.classes,
-            neck=backbone.neck_channels,
-            backbone=backbone.body_channels,
-            size=spec.size,
-            max_size=spec.max_size,
-            size_divisor=32,
-            mean=spec.mean or backbone.mean,
-            std=spec.std or backbone.std,
+        self.info = info_of(
+            spec,
+            backbone,
             activation="sigmoid",
             background="none",
             offers=frozenset({"dense"}),
