@@ -26,6 +26,7 @@ from defeat.detector.base import (
     output_of,
     torchvision_targets,
 )
+from defeat.detector.composed import converted_backbone, converted_spec
 from defeat.detector.options import automatic, bounded, fitted_to_data, require_valid, with_usual_values
 from defeat.detector.published import (
     AlignedPooling,
@@ -321,20 +322,8 @@ class _Channels(nn.Module):
 
 def from_torchvision(core: TorchvisionFasterRCNN, classes: tuple[str, ...], name: str) -> FasterRCNN:
     """Convert a torchvision model with its weights."""
-    body, fpn = core.backbone.body, core.backbone.fpn
-    channels = [block[0].in_channels for block in fpn.inner_blocks]
-    backbone = Backbone(
-        body, fpn, dict(zip((4, 8, 16, 32), channels, strict=True)), dict.fromkeys((4, 8, 16, 32, 64), 256)
-    )
-    spec = DetectorSpec(
-        "faster_rcnn",
-        name,
-        classes,
-        size=core.transform.min_size[-1],
-        max_size=core.transform.max_size,
-        mean=tuple(core.transform.image_mean),
-        std=tuple(core.transform.image_std),
-    )
+    backbone = converted_backbone(core, STRIDES)
+    spec = converted_spec(core, "faster_rcnn", name, classes)
     detector = FasterRCNN(core, backbone, spec, with_usual_values(FasterRCNNOptions()))
     detector.antialias = False
     return detector

@@ -20,15 +20,16 @@ from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
-from defeat.detector.backbone import Backbone, UpperLevels, build_backbone
+from defeat.detector.backbone import Backbone
 from defeat.detector.base import Detector, DetectorSpec, info_of, output_of
+from defeat.detector.composed import FIVE_LEVELS, converted_backbone, converted_spec, five_levels
 from defeat.detector.normalisation import GroupNorm
 from defeat.detector.options import automatic, bounded, fitted_to_data, require_valid, with_usual_values
 from defeat.detector.points import Assignment, PaddedTargets, assign_objects, fitted_candidates, group_count
 from defeat.detector.statistics import ObjectStatistics
 from defeat.types import Batch, DensePredictions, Detections, DetectorOutput, Maps
 
-STRIDES = (8, 16, 32, 64, 128)
+STRIDES = FIVE_LEVELS
 LARGEST = 8  # a level learns objects whose farthest side is 4 to 8 strides from a point; the first and last more
 
 
@@ -268,16 +269,7 @@ def centerness_targets(distances: Tensor) -> Tensor:
 def build(spec: DetectorSpec, weights: str) -> FCOS:
     """Build a detector from its description; `weights` are those of the backbone (see `find_weights`)."""
     options: Any = with_usual_values(FCOSOptions(**spec.options))
-    backbone = build_backbone(
-        spec.backbone,
-        strides=STRIDES[:3],
-        weights=weights,
-        norm=spec.norm,
-        neck_channels=spec.neck_channels,
-        frozen_stages=spec.frozen_stages,
-        extra_blocks=lambda last, neck: UpperLevels(neck, neck),
-        extra_strides=STRIDES[3:],
-    )
+    backbone = five_levels(spec, weights)
     norm, channels = partial(GroupNorm, group_count(spec.neck_channels)), spec.neck_channels
     classification = torchvision_fcos.FCOSClassificationHead(channels, 1, len(spec.classes), norm_layer=norm)
     head = Head(classification, torchvision_fcos.FCOSRegressionHead(channels, 1, norm_layer=norm))
@@ -290,20 +282,8 @@ def _squares() -> AnchorGenerator:
 
 def from_torchvision(core: torchvision_fcos.FCOS, classes: tuple[str, ...], name: str) -> FCOS:
     """Convert a torchvision model with its weights."""
-    fpn = core.backbone.fpn
-    channels = [block[0].in_channels for block in fpn.inner_blocks]
-    backbone = Backbone(
-        core.backbone.body, fpn, dict(zip(STRIDES[:3], channels, strict=True)), dict.fromkeys(STRIDES, 256)
-    )
-    spec = DetectorSpec(
-        "fcos",
-        name,
-        classes,
-        size=core.transform.min_size[-1],
-        max_size=core.transform.max_size,
-        mean=tuple(core.transform.image_mean),
-        std=tuple(core.transform.image_std),
-    )
+    backbone = converted_backbone(core, STRIDES)
+    spec = converted_spec(core, "fcos", name, classes)
     head = Head(core.head.classification_head, core.head.regression_head)
     options = with_usual_values(FCOSOptions())
     detector = FCOS(backbone, head, core.anchor_generator, spec, options, first_label=1)

@@ -17,8 +17,9 @@ from torchvision.models.detection.fcos import FCOSClassificationHead
 from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import generalized_box_iou_loss
 
-from defeat.detector.backbone import Backbone, UpperLevels, build_backbone
+from defeat.detector.backbone import Backbone
 from defeat.detector.base import Detector, DetectorSpec, info_of, output_of
+from defeat.detector.composed import FIVE_LEVELS, five_levels
 from defeat.detector.normalisation import GroupNorm
 from defeat.detector.options import automatic, bounded, fitted_to_data, require_valid, with_usual_values
 from defeat.detector.points import (
@@ -32,7 +33,7 @@ from defeat.detector.points import (
 from defeat.detector.statistics import ObjectStatistics, paired_iou
 from defeat.types import Batch, DensePredictions, Detections, DetectorOutput, Maps
 
-STRIDES = (8, 16, 32, 64, 128)
+STRIDES = FIVE_LEVELS
 TOWER = 4  # convolutions in each branch of the head
 QUALITY_POWER = 2.0  # beta of the quality focal loss
 BOX_WEIGHT, DISTRIBUTION_WEIGHT = 2.0, 0.25  # lambda 0 and 1
@@ -343,16 +344,7 @@ def _iou(boxes: Tensor, others: Tensor) -> Tensor:
 def build(spec: DetectorSpec, weights: str) -> GFL:
     """Build a detector from its description; `weights` are those of the backbone (see `find_weights`)."""
     options: Any = with_usual_values(GFLOptions(**spec.options))
-    backbone = build_backbone(
-        spec.backbone,
-        strides=STRIDES[:3],
-        weights=weights,
-        norm=spec.norm,
-        neck_channels=spec.neck_channels,
-        frozen_stages=spec.frozen_stages,
-        extra_blocks=lambda last, neck: UpperLevels(neck, neck),
-        extra_strides=STRIDES[3:],
-    )
+    backbone = five_levels(spec, weights)
     norm, channels = partial(GroupNorm, group_count(spec.neck_channels)), spec.neck_channels
     classification = FCOSClassificationHead(channels, 1, len(spec.classes), TOWER, norm_layer=norm)
     return GFL(backbone, Head(classification, RegressionHead(channels, options.reg_max, norm)), spec, options)

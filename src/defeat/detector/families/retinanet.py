@@ -16,7 +16,7 @@ from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import box_iou
 
-from defeat.detector.backbone import Backbone, UpperLevels, build_backbone
+from defeat.detector.backbone import Backbone
 from defeat.detector.base import (
     Detector,
     DetectorSpec,
@@ -25,6 +25,7 @@ from defeat.detector.base import (
     output_of,
     torchvision_targets,
 )
+from defeat.detector.composed import FIVE_LEVELS, converted_backbone, converted_spec, five_levels
 from defeat.detector.normalisation import GroupNorm
 from defeat.detector.options import automatic, bounded, fitted_to_data, require_valid, with_usual_values
 from defeat.detector.points import fitted_candidates
@@ -33,7 +34,7 @@ from defeat.detector.statistics import ObjectStatistics, fit_sides
 from defeat.errors import InputError
 from defeat.types import Batch, DensePredictions, Detections, DetectorOutput, Maps, Target
 
-STRIDES = (8, 16, 32, 64, 128)
+STRIDES = FIVE_LEVELS
 OCTAVES = tuple(2 ** (third / 3) for third in range(3))
 
 
@@ -283,16 +284,7 @@ def _groups(channels: int) -> int:
 def build(spec: DetectorSpec, weights: str) -> RetinaNet:
     """Build a detector from its description; `weights` are those of the backbone (see `find_weights`)."""
     options: Any = with_usual_values(RetinaNetOptions(**spec.options))
-    backbone = build_backbone(
-        spec.backbone,
-        strides=STRIDES[:3],
-        weights=weights,
-        norm=spec.norm,
-        neck_channels=spec.neck_channels,
-        frozen_stages=spec.frozen_stages,
-        extra_blocks=lambda last, neck: UpperLevels(neck, neck),
-        extra_strides=STRIDES[3:],
-    )
+    backbone = five_levels(spec, weights)
     if options.initialisation == "published":
         initialise_pyramid(backbone.fpn)
     anchors = _anchor_generator(options.anchor_sizes, options.round_anchors)
@@ -308,22 +300,9 @@ def build(spec: DetectorSpec, weights: str) -> RetinaNet:
 
 def from_torchvision(core: TorchvisionRetinaNet, classes: tuple[str, ...], name: str) -> RetinaNet:
     """Convert a torchvision model with its weights."""
-    fpn = core.backbone.fpn
-    channels = [block[0].in_channels for block in fpn.inner_blocks]
-    backbone = Backbone(
-        core.backbone.body, fpn, dict(zip(STRIDES[:3], channels, strict=True)), dict.fromkeys(STRIDES, 256)
-    )
+    backbone = converted_backbone(core, STRIDES)
     options = with_usual_values(RetinaNetOptions(head_norm="gn" if _has_group_norm(core.head) else "none"))
-    spec = DetectorSpec(
-        "retinanet",
-        name,
-        classes,
-        size=core.transform.min_size[-1],
-        max_size=core.transform.max_size,
-        mean=tuple(core.transform.image_mean),
-        std=tuple(core.transform.image_std),
-        options={"head_norm": options.head_norm},
-    )
+    spec = converted_spec(core, "retinanet", name, classes, {"head_norm": options.head_norm})
     detector = RetinaNet(backbone, core.head, core.anchor_generator, spec, options, first_label=1)
     detector.antialias = False
     return detector
