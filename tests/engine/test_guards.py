@@ -2,6 +2,7 @@
 
 import math
 from copy import deepcopy
+from dataclasses import replace
 from io import StringIO
 
 import pytest
@@ -298,6 +299,14 @@ def test_detections_that_differ_by_rounding_are_the_same():
     scores += 0.004 * torch.sin(torch.arange(40.0))
     one_more = Detections(boxes[:38], scores[:38], saved.labels[:38])
     require_same_detections([saved], [one_more])
+
+
+def test_boxes_without_an_area_are_the_same_boxes():
+    saved = some_detections()
+    points = Detections(saved.boxes[:, [0, 1, 0, 1]], saved.scores, saved.labels)
+    require_same_detections([points], [replace(points, boxes=points.boxes + 1e-4)])
+    with pytest.raises(RuntimeError, match="does not repeat"):
+        require_same_detections([points], [replace(points, boxes=points.boxes + 5)])
 
 
 @pytest.mark.parametrize("change", ["scores", "labels", "boxes", "none left"])

@@ -24,6 +24,7 @@ from defeat.distillation.class_map import ClassMap, listed
 from defeat.engine.checkpoint import RunDirectory
 from defeat.engine.experiment import Experiment
 from defeat.engine.guards import STRONG
+from defeat.errors import InputError
 from defeat.evaluation.profile import count_flops, profile_model
 from defeat.files import write_into
 
@@ -251,12 +252,15 @@ def _detector(detector: TeacherNetwork, dataset: DetectionDataset) -> PlannedDet
 
 
 def _neck_costs(student: Detector, dataset: DetectionDataset) -> list[NeckCost]:
-    """Measure the student as it is, and with a neck of half the width."""
+    """Measure the student as it is, and with a neck of half the width if its family can be built with one."""
     channels = student.spec.neck_channels
     if channels < 2 or not has_pyramid(student.spec.family):
         return []
-    with torch.random.fork_rng(devices=[]):
-        narrower = build(replace(student.spec, neck_channels=channels // 2), "none").to(student.device)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            narrower = build(replace(student.spec, neck_channels=channels // 2), "none").to(student.device)
+    except InputError:  # a width that the heads of attention don't divide
+        return []
     image = dataset[0][0]
     size = (int(image.shape[-2]), int(image.shape[-1]))
     costs = []

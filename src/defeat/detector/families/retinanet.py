@@ -28,7 +28,7 @@ from defeat.detector.base import (
 from defeat.detector.composed import FIVE_LEVELS, converted_backbone, converted_spec, five_levels
 from defeat.detector.normalisation import GroupNorm
 from defeat.detector.options import automatic, bounded, fitted_to_data, require_valid, with_usual_values
-from defeat.detector.points import fitted_candidates
+from defeat.detector.points import fitted_candidates, group_count
 from defeat.detector.published import ExactAnchors, initialise_pyramid, one_stage_loss
 from defeat.detector.statistics import ObjectStatistics, fit_sides
 from defeat.errors import InputError
@@ -65,8 +65,8 @@ class RetinaNetOptions:
     bg_iou_thresh: float = bounded(0.4, 0.0, 1.0)
     """Anchors with less than this IoU with all objects are negative."""
     head_norm: Literal["auto", "none", "gn"] = fitted_to_data("none", "head norm {}", from_teacher=True)
-    """Normalisation of the head: none, or gn (group normalisation as in torchvision's second version; the number of
-    groups is the greatest common divisor of 32 and the channels), which makes the head learn much faster."""
+    """Normalisation of the head: none, or gn (group normalisation as in torchvision's second version, in 32 groups or
+    fewer if there are less than 64 channels), which makes the head learn much faster."""
     loss_average: Literal["image", "batch"] = "image"
     """Losses are averaged over the positive anchors of each image and then over images (image, torchvision), or over
     those of the whole batch (batch, published configurations)."""
@@ -85,15 +85,11 @@ class RetinaNetOptions:
             )
 
     def fitted(self, statistics: ObjectStatistics, neck_channels: int) -> "RetinaNetOptions":
-        """Replace `auto` by values derived from the data.
-
-        The head is normalised if a group has several channels: the coarsest feature maps of small images are a single
-        cell, and the norm of a single value is zero.
-        """
+        """Replace `auto` by values derived from the data; the head is normalised."""
         names = automatic(self)
         values: dict[str, Any] = {
             "topk_candidates": fitted_candidates(statistics),
-            "head_norm": "gn" if neck_channels > _groups(neck_channels) else "none",
+            "head_norm": "gn" if neck_channels > 1 else "none",
         }
         fitted = {name: value for name, value in values.items() if name in names}
         if "anchor_sizes" in names:
@@ -276,11 +272,6 @@ def _anchor_generator(sizes: tuple[int, ...], rounded: bool) -> AnchorGenerator:
     return (AnchorGenerator if rounded else ExactAnchors)(octaves, ((0.5, 1.0, 2.0),) * len(octaves))
 
 
-def _groups(channels: int) -> int:
-    """Groups of a normalised head."""
-    return math.gcd(32, channels)
-
-
 def build(spec: DetectorSpec, weights: str) -> RetinaNet:
     """Build a detector from its description; `weights` are those of the backbone (see `find_weights`)."""
     options: Any = with_usual_values(RetinaNetOptions(**spec.options))
@@ -288,7 +279,7 @@ def build(spec: DetectorSpec, weights: str) -> RetinaNet:
     if options.initialisation == "published":
         initialise_pyramid(backbone.fpn)
     anchors = _anchor_generator(options.anchor_sizes, options.round_anchors)
-    norm = partial(GroupNorm, _groups(spec.neck_channels)) if options.head_norm == "gn" else None
+    norm = partial(GroupNorm, group_count(spec.neck_channels)) if options.head_norm == "gn" else None
     head = RetinaNetHead(spec.neck_channels, anchors.num_anchors_per_location()[0], len(spec.classes), norm_layer=norm)
     # torchvision initialises the towers with a deviation of 0.01, for 256 channels; narrower towers need more.
     for tower in (head.classification_head.conv, head.regression_head.conv):
