@@ -219,6 +219,17 @@ def initialise_pyramid(fpn: FeaturePyramidNetwork) -> None:
             _xavier(layer)
 
 
+def initialise_convolutions(module: nn.Module) -> None:
+    """Initialise convolutions so that the signal keeps its size behind a ReLU (He et al., ICCV 2015).
+
+    With a deviation of 0.01, torchvision's and the published one for 256 channels, it becomes a third behind each 3 x 3
+    convolution of 256 channels, and a sixth with 64, and so does the gradient.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+
+
 def initialise_second_stage(head: nn.Module, predictor: Any) -> None:
     """Initialise the linear layers of the second stage as published."""
     for layer in head.modules():

@@ -32,6 +32,7 @@ from defeat.detector.published import (
     AlignedPooling,
     ExactAnchors,
     ProposalNetwork,
+    initialise_convolutions,
     initialise_pyramid,
     initialise_second_stage,
     second_stage_loss,
@@ -87,8 +88,10 @@ class FasterRCNNOptions:
     """Whether RoIAlign is aligned, without a shift of half a pixel (published: true)."""
     sampling_ratio: int = bounded(2, 0)
     """Sampling points of RoIAlign per cell in each direction; 0 for adaptive (published)."""
-    initialisation: Literal["torchvision", "published"] = "torchvision"
-    """Initialisation of pyramid and second stage: torchvision or published."""
+    initialisation: Literal["he", "torchvision", "published"] = "he"
+    """Initialisation: as torchvision, but with that of He et al. (ICCV 2015) for the convolution of the RPN, which learns
+    much faster (he); torchvision, with a deviation of 0.01; or torchvision with pyramid and second stage as published
+    (published)."""
 
     def __post_init__(self) -> None:
         """Refuse invalid options."""
@@ -306,7 +309,9 @@ def build(spec: DetectorSpec, weights: str) -> FasterRCNN:
     )
     if options.aligned_pooling:
         core.roi_heads.box_roi_pool = AlignedPooling(strides, POOLED, options.sampling_ratio)
-    if options.initialisation == "published":
+    if options.initialisation == "he":
+        initialise_convolutions(core.rpn.head.conv)
+    elif options.initialisation == "published":
         initialise_pyramid(backbone.fpn)
         initialise_second_stage(core.roi_heads.box_head, core.roi_heads.box_predictor)
     return FasterRCNN(core, backbone, spec, options)
