@@ -89,9 +89,9 @@ class FasterRCNNOptions:
     sampling_ratio: int = bounded(2, 0)
     """Sampling points of RoIAlign per cell in each direction; 0 for adaptive (published)."""
     initialisation: Literal["he", "torchvision", "published"] = "he"
-    """Initialisation: as torchvision, but with that of He et al. (ICCV 2015) for the convolution of the RPN, which learns
-    much faster (he); torchvision, with a deviation of 0.01; or torchvision with pyramid and second stage as published
-    (published)."""
+    """Initialisation: that of torchvision, with the convolution of the RPN after He et al. (ICCV 2015), which makes it
+    learn much faster (he); that of torchvision, with a deviation of 0.01 (torchvision); or the same, with pyramid and
+    second stage as published (published)."""
 
     def __post_init__(self) -> None:
         """Refuse invalid options."""
