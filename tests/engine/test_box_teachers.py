@@ -112,7 +112,7 @@ def test_a_function_labels_images_without_annotations(folder, tmp_path, monkeypa
     finished = distil(tmp_path / "run", unlabelled=str(folder), max_steps=2).folder
     assert seen == [([2], [False])] * 4
     recorded = results(finished)
-    assert recorded["teacher"] == "<defeat.detector.boxes.BoxFunction>"
+    assert recorded["teacher"] == "<tests.engine.test_box_teachers.everything>"
     assert recorded["teacher_kind"] == "boxes only: Python function"
     assert recorded["method"] == "none"
     assert recorded["inherited"] == {"parts": [], "parameters": 0}
@@ -174,6 +174,7 @@ def test_boxes_of_a_results_file_follow_augmentation_as_annotations_do(augment, 
     assert changed > 0
 
 
+@pytest.mark.slow
 def test_a_run_with_a_results_file_resumes_bit_for_bit_and_notices_another_file(boxes, folder, tmp_path, monkeypatch):
     options = {"max_steps": None, "epochs": 2}
     whole = run(from_file(tmp_path / "whole", boxes, folder, **options), QUIET)
@@ -196,6 +197,7 @@ def test_a_run_with_a_results_file_resumes_bit_for_bit_and_notices_another_file(
         run(from_file(tmp_path / "other", boxes, folder, resume=True, **options), QUIET)
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_a_results_file_and_writes_a_report(boxes, folder, tmp_path, capsys):
     words = [
         "distill",
@@ -231,6 +233,48 @@ def test_an_onnx_file_is_a_teacher(folder, tmp_path):
     (found,) = unlabelled.target(0).boxes.tolist()
     assert found == pytest.approx([width / 8, height / 8, width * 7 / 8, height * 7 / 8])
     assert run(settings(tmp_path / "run", max_steps=1, **given), QUIET).finished
+
+
+OWN = """
+import torch
+
+class Own:
+    classes = ("disc", "cross")
+
+    def predict(self, images):
+        return [{"boxes": [[8, 8, 56, 56]], "labels": [0]} for _ in images]
+
+def teacher():
+    return Own()
+
+def network():
+    return torch.nn.Linear(2, 2)
+"""
+
+
+def test_an_object_of_user_code_is_a_teacher_on_the_command_line(folder, tmp_path):
+    (tmp_path / "own_boxes.py").write_text(OWN)
+    given = settings(tmp_path / "run", teacher=f"{tmp_path}/own_boxes.py:teacher", unlabelled=str(folder))
+    assembly = assemble(given, QUIET)
+    assert assembly.lessons.kind == "boxes only: Python object"
+    unlabelled = assembly.experiment.distillation.unlabelled
+    assert unlabelled.target(0).labels.tolist() == [CLASSES.index("disc")]
+    other = settings(tmp_path / "run", teacher=f"{tmp_path}/own_boxes.py:network", unlabelled=str(folder))
+    with pytest.raises(InputError, match="returns a Linear: name the feature maps of a network with --teacher-taps"):
+        assemble(other, QUIET)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_does_not_ask_the_teacher_again(folder, tmp_path, monkeypatch):
+    calls = []
+    counting = defeat.BoxFunction(lambda images: calls.append(1) or everything(images), CLASSES)
+    options = {"unlabelled": str(folder), "epochs": 2}
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        distil(tmp_path / "run", counting, **options)
+    assert len(calls) == IMAGES
+    assert distil(tmp_path / "run", counting, resume=True, **options).finished
+    assert len(calls) == IMAGES
 
 
 def test_the_plan_says_what_kind_of_teacher_it_is(boxes, folder, tmp_path):
@@ -354,7 +398,8 @@ def test_images_of_another_folder_are_refused(boxes, folder, tmp_path):
         run(from_file(tmp_path / "run", boxes, folder), QUIET)
 
 
-def test_bench_refuses_a_teacher_that_only_gives_boxes(boxes, capsys):
-    words = ["bench", "--data", "demo", "--teacher", boxes["teacher"], "--out", "never-written", "--plan"]
+@pytest.mark.parametrize("teacher", ["boxes:results.json", "onnx:model.onnx", "own.py:teacher"])
+def test_bench_refuses_a_teacher_that_only_gives_boxes(teacher, capsys):
+    words = ["bench", "--data", "demo", "--teacher", teacher, "--out", "never-written", "--plan"]
     assert main(words) == 2
     assert "bench compares methods, and a teacher that only gives boxes has none" in capsys.readouterr().err

@@ -8,8 +8,9 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from defeat.assembly.foreign import own_object
 from defeat.assembly.objects import MethodFactory
-from defeat.assembly.settings import BOX_FILES, DistillSettings
+from defeat.assembly.settings import BOX_FILES, DistillSettings, gives_boxes
 from defeat.data import DetectionDataset
 from defeat.data.formats.coco import categories_of
 from defeat.data.results import Description, read_results
@@ -28,14 +29,16 @@ Sample = list[tuple[Tensor, Target]]
 
 
 def named_box_teacher(settings: DistillSettings, console: Console) -> BoxNetwork | None:
-    """The teacher of `--teacher boxes:FILE` or `onnx:FILE`; None where the settings name another one.
+    """The teacher of `--teacher boxes:FILE`, `onnx:FILE` or `FILE.py:FACTORY`; None where the settings name another.
 
     Raises:
         InputError: a file can't be read or is not valid.
     """
-    prefix, _, path = settings.teacher.partition(":")
-    if not path or prefix not in BOX_FILES:
+    if not gives_boxes(settings.teacher, settings.teacher_taps):
         return None
+    prefix, _, path = settings.teacher.partition(":")
+    if prefix not in BOX_FILES:
+        return _own_teacher(settings.teacher)
     if prefix == "onnx":
         if settings.teacher_description is None:
             raise InputError(
@@ -47,6 +50,16 @@ def named_box_teacher(settings: DistillSettings, console: Console) -> BoxNetwork
     for note in results.notes:
         console.print(note, style="yellow", highlight=False, markup=False)
     return StoredBoxes(results)
+
+
+def _own_teacher(name: str) -> BoxNetwork:
+    teacher = own_object(name)
+    if not isinstance(teacher, BoxTeacher):
+        raise InputError(
+            f"--teacher {name} returns a {type(teacher).__name__}: name the feature maps of a network with "
+            "--teacher-taps, or return an object with `classes` and `predict`, which only gives boxes."
+        )
+    return PredictedBoxes(teacher)
 
 
 def _categories(settings: DistillSettings) -> Description | None:

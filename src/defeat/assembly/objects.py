@@ -9,7 +9,7 @@ from defeat.assembly.settings import TrainSettings
 from defeat.data import DetectionDataset
 from defeat.data.images import MAX_PIXELS
 from defeat.data.objects import ImagesWithBoxes, ObjectDataset
-from defeat.detector import BoxTeacher, Detector, TeacherNetwork
+from defeat.detector import BoxFunction, BoxTeacher, Detector, TeacherNetwork
 from defeat.distillation import Method
 from defeat.errors import InputError
 from defeat.types import DetectorInfo
@@ -102,5 +102,7 @@ def name_of(thing: object) -> str:
     """Name of an object in a run directory."""
     if isinstance(thing, partial):
         thing = thing.func
+    if isinstance(thing, BoxFunction):
+        thing = thing.function
     named = thing if hasattr(thing, "__qualname__") else type(thing)
     return f"<{named.__module__}.{named.__qualname__}>"

@@ -44,7 +44,8 @@ class DistillationSettings(Checked):
     teacher: str = setting(role=Role.SOURCE)
     """Run directory of the teacher, a torchvision model such as torchvision:fasterrcnn_resnet50_fpn_v2, a detector of
     transformers (a folder written by save_pretrained, or hf:ORG/NAME); or a teacher that only gives boxes, for
-    --unlabelled: boxes:FILE, a results file of COCO, or onnx:FILE, a detector in ONNX."""
+    --unlabelled: boxes:FILE, a results file of COCO; onnx:FILE, a detector in ONNX; or FILE.py:FACTORY, a function that
+    returns an object with `classes` and `predict`."""
     teacher_weights: str | None = setting(default=None)
     """With a torchvision teacher, a file with its state dict, instead of the published weights."""
     teacher_taps: str | None = setting(default=None)
@@ -89,7 +90,7 @@ class DistillationSettings(Checked):
         """Refuse values that can't work; replace the path of `class_map` by its content."""
         if self.balance is not None and not 0 < self.balance < float("inf"):
             raise InputError(f"--balance must be above 0, not {self.balance}; without it the weights stay as they are.")
-        if self.teacher_description is not None and self.teacher.partition(":")[0] not in BOX_FILES:
+        if self.teacher_description is not None and not self.teacher.startswith(("boxes:", "onnx:")):
             raise InputError("--teacher-description belongs to --teacher boxes:FILE or onnx:FILE.")
         at_least("unlabelled_ratio", self.unlabelled_ratio, 0, 100)
         if self.pseudo_labels is not None and not 0 < self.pseudo_labels <= 1:
@@ -171,6 +172,16 @@ class DistillSettings(DistillationSettings, TrainSettings):
 
 # Settings that a resumed run may change.
 FREE_IN_RESUMED = frozenset([*names_of(DistillSettings, Role.OUTPUT), "out", "resume"])
+
+
+def gives_boxes(teacher: str, taps: str | None) -> bool:
+    """Whether `--teacher` names a teacher that only gives boxes.
+
+    Args:
+        teacher: the value of `--teacher`.
+        taps: that of `--teacher-taps`.
+    """
+    return teacher.startswith(tuple(f"{name}:" for name in BOX_FILES)) or (taps is None and ".py:" in teacher)
 
 
 def read_class_map(text: str) -> dict[str, str | None]:
