@@ -24,6 +24,7 @@ from defeat.errors import InputError
 from defeat.report.html import recipe_card
 from defeat.report.plan import print_plan
 from defeat.report.runs import read_run
+from defeat.report.verdict import roles, verdicts
 from defeat.types import Detections
 from tests.data.folders import coco_content
 from tests.detector.test_onnx_boxes import save
@@ -116,9 +117,12 @@ def test_a_function_labels_images_without_annotations(folder, tmp_path, monkeypa
     assert recorded["teacher_kind"] == "boxes only: Python function"
     assert recorded["method"] == "none"
     assert recorded["inherited"] == {"parts": [], "parameters": 0}
-    assert "boxes only: Python function" in recipe_card(read_run(finished))
+    summary = read_run(finished)
+    assert "boxes only: Python function" in recipe_card(summary)
     assert {"train/loss"} <= set(lines(finished)[0])
     baseline = tiny_run(tmp_path / "baseline", max_steps=2).folder
+    assert roles([summary, read_run(baseline)]) == ["distilled (pseudo-labels)", "baseline"]
+    assert verdicts([summary, read_run(baseline)])[0].baseline is not None
     assert weights(finished) != weights(baseline)
 
 
