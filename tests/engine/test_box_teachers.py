@@ -132,8 +132,8 @@ def test_the_method_is_left_out_with_a_note_and_pseudo_labels_get_a_threshold(fo
     assert (assembly.settings.method, assembly.settings.method_options) == ("none", {})
     assert assembly.settings.pseudo_labels == 0.5
     assert isinstance(assembly.experiment.distillation.method, NoDistillation)
-    assert text.count("The teacher only gives boxes: the method defeat is left out") == 1
-    assert text.count("--pseudo-labels 0.5: boxes with this score or a higher one are learned.") == 1
+    assert text.count("The teacher only gives boxes: the method defeat, which reads more than boxes, is left out.") == 1
+    assert text.count("--pseudo-labels is not given: boxes with a score of 0.5 or more are learned.") == 1
     assert "M parameters" not in text  # nothing is known about its size
     strict = from_file(tmp_path / "run", boxes, folder, allow_weak_teacher=False)
     assembly, text = printed(lambda console: assemble(strict, console))

@@ -122,12 +122,12 @@ def for_box_teacher(
     notes = []
     if settings.method != NO_METHOD and given is None:
         notes.append(
-            f"The teacher only gives boxes: the method {settings.method} is left out, which compares feature maps or "
-            "scores of a head. The student learns the boxes as pseudo-labels."
+            f"The teacher only gives boxes: the method {settings.method}, which reads more than boxes, is left out. "
+            "The student learns the boxes as pseudo-labels."
         )
         settings = replace(settings, method=NO_METHOD, method_options={})
     if settings.pseudo_labels is None:
-        notes.append(f"--pseudo-labels {PSEUDO_LABELS:g}: boxes with this score or a higher one are learned.")
+        notes.append(f"--pseudo-labels is not given: boxes with a score of {PSEUDO_LABELS:g} or more are learned.")
         settings = replace(settings, pseudo_labels=PSEUDO_LABELS)
     return settings, tuple(notes)
 
