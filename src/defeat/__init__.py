@@ -12,7 +12,17 @@ if TYPE_CHECKING:
     from defeat.assembly.replay import replay
     from defeat.benchmark import bench
     from defeat.data import DetectionDataset, open_dataset
-    from defeat.detector import Detector, DetectorSpec, TappedTeacher, Teacher, build, candidate_taps, load
+    from defeat.detector import (
+        BoxFunction,
+        BoxTeacher,
+        Detector,
+        DetectorSpec,
+        TappedTeacher,
+        Teacher,
+        build,
+        candidate_taps,
+        load,
+    )
     from defeat.distillation import Method
     from defeat.engine.fit import RunResult
     from defeat.errors import InputError
@@ -24,6 +34,8 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "BoxFunction",
+    "BoxTeacher",
     "DetectionDataset",
     "Detections",
     "Detector",
@@ -53,6 +65,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BoxFunction": "defeat.detector",
+    "BoxTeacher": "defeat.detector",
     "DetectionDataset": "defeat.data",
     "Detections": "defeat.types",
     "Detector": "defeat.detector",

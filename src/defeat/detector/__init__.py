@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from defeat.detector.base import Detector, DetectorSpec
+from defeat.detector.boxes import BoxFunction, BoxNetwork, BoxTeacher, PredictedBoxes, StoredBoxes
 from defeat.detector.description import default_max_size
 from defeat.detector.families import detr, faster_rcnn, fcos, gfl, retinanet
 from defeat.detector.foreign_files import refusal
@@ -20,8 +21,14 @@ from defeat.settings import AUTO
 
 __all__ = [
     "FAMILIES",
+    "BoxFunction",
+    "BoxNetwork",
+    "BoxTeacher",
     "Detector",
     "DetectorSpec",
+    "MapsNetwork",
+    "PredictedBoxes",
+    "StoredBoxes",
     "TappedTeacher",
     "Teacher",
     "TeacherNetwork",
@@ -33,7 +40,8 @@ __all__ = [
     "save_model",
 ]
 
-TeacherNetwork = Detector | TappedTeacher  # a teacher that is an nn.Module
+MapsNetwork = Detector | TappedTeacher  # a teacher that has feature maps
+TeacherNetwork = MapsNetwork | BoxNetwork  # any teacher; all are an nn.Module
 
 # A family is a file with `build(spec, weights)` and an options dataclass, and an entry here.
 FAMILIES = {
