@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from defeat.benchmark import bench
     from defeat.data import DetectionDataset, open_dataset
     from defeat.detector import Detector, DetectorSpec, TappedTeacher, Teacher, build, candidate_taps, load
+    from defeat.detector.importers import import_checkpoint
     from defeat.distillation import Method
     from defeat.engine.fit import RunResult
     from defeat.errors import InputError
@@ -43,6 +44,7 @@ __all__ = [
     "compare",
     "distill",
     "evaluate",
+    "import_checkpoint",
     "load",
     "methods",
     "open_dataset",
@@ -72,6 +74,7 @@ _HOMES = {
     "compare": "defeat.report.compare",
     "distill": "defeat.api",
     "evaluate": "defeat.inference.evaluate",
+    "import_checkpoint": "defeat.detector.importers",
     "load": "defeat.detector",
     "open_dataset": "defeat.data",
     "plan": "defeat.api",
