@@ -157,7 +157,7 @@ def candidates(scores, threshold, most):
     return row[best], label[best]
 
 
-def proposals(state, conv_name, class_name, box_name, levels, size, both_limits):
+def proposals(state, conv_name, class_name, box_name, levels, size, both_limits, scale=8):
     boxes, scores, which = [], [], []
     for index, level in enumerate(levels):
         stride = 4 << index
@@ -165,7 +165,7 @@ def proposals(state, conv_name, class_name, box_name, levels, size, both_limits)
         score = rows(conv(state, class_name, features), 1)[:, 0].sigmoid()
         deltas = rows(conv(state, box_name, features), 4)
         best = score.argsort(descending=True)[:1000]
-        grid = anchors(level.shape[-2:], stride, [8 * stride], (0.5, 1.0, 2.0))
+        grid = anchors(level.shape[-2:], stride, [scale * stride], (0.5, 1.0, 2.0))
         boxes.append(decoded(grid[best], deltas[best], size, both_limits=both_limits))
         scores.append(score[best])
         which.append(torch.full((len(best),), index))
@@ -185,7 +185,7 @@ def pooled(levels, boxes):
     return parts
 
 
-def second_stage(state, fc, class_name, box_name, levels, boxes, size, both_limits):
+def second_stage(state, fc, class_name, box_name, levels, boxes, size, both_limits, most=100):
     features = pooled(levels, boxes).flatten(1)
     for name in fc:
         features = F.relu(linear(state, name, features))
@@ -197,18 +197,18 @@ def second_stage(state, fc, class_name, box_name, levels, boxes, size, both_limi
     )
     # The library drops boxes of less than 0.01 pixels, which the tools keep: they overlap with nothing.
     real = (found[:, 2:] - found[:, :2] > 1e-2).all(1)
-    return suppressed(found[real], scores[row, label][real], label[real], 0.5, 100)
+    return suppressed(found[real], scores[row, label][real], label[real], 0.5, most)
 
 
-def mmdet_faster_rcnn(state, images, size, caffe=False):
+def mmdet_faster_rcnn(state, images, size, caffe=False, most=100, scale=8):
     body = resnet(state, MMDETECTION, images, caffe)
     laterals = [f"neck.lateral_convs.{index}.conv" for index in range(4)]
     levels = pyramid(state, laterals, [f"neck.fpn_convs.{index}.conv" for index in range(4)], body)
     with_p6 = [*levels, levels[-1][..., ::2, ::2]]
-    boxes = proposals(state, "rpn_head.rpn_conv", "rpn_head.rpn_cls", "rpn_head.rpn_reg", with_p6, size, True)
+    boxes = proposals(state, "rpn_head.rpn_conv", "rpn_head.rpn_cls", "rpn_head.rpn_reg", with_p6, size, True, scale)
     head = "roi_head.bbox_head"
     fc = [f"{head}.shared_fcs.0", f"{head}.shared_fcs.1"]
-    return second_stage(state, fc, f"{head}.fc_cls", f"{head}.fc_reg", levels, boxes, size, True)
+    return second_stage(state, fc, f"{head}.fc_cls", f"{head}.fc_reg", levels, boxes, size, True, most)
 
 
 def d2_faster_rcnn(state, images, size, caffe=True):
@@ -236,7 +236,7 @@ def mmdet_levels(state, images, caffe, from_body, activation):
     return [*levels, p6, p7]
 
 
-def retinanet(state, levels, size, classes, towers, class_name, box_name, by_size=False, both_limits=True):
+def retinanet(state, levels, size, classes, towers, class_name, box_name, by_size=False, both_limits=True, most=100):
     found = []
     for stride, level in zip(STRIDES, levels, strict=True):
         outputs = []
@@ -251,14 +251,14 @@ def retinanet(state, levels, size, classes, towers, class_name, box_name, by_siz
         grid = anchors(level.shape[-2:], stride, sides, (0.5, 1.0, 2.0), by_size)
         row, label = candidates(scores, 0.05, 1000)
         found.append((decoded(grid[row], deltas[row], size, both_limits=both_limits), scores[row, label], label))
-    return suppressed(*(torch.cat(parts) for parts in zip(*found, strict=True)), 0.5, 100)
+    return suppressed(*(torch.cat(parts) for parts in zip(*found, strict=True)), 0.5, most)
 
 
-def mmdet_retinanet(state, images, size, caffe=False):
+def mmdet_retinanet(state, images, size, caffe=False, most=100):
     levels = mmdet_levels(state, images, caffe, from_body=True, activation=False)
     towers = [[f"bbox_head.{branch}.{index}.conv" for index in range(4)] for branch in ("cls_convs", "reg_convs")]
     classes = len(state["bbox_head.retina_cls.bias"]) // 9
-    return retinanet(state, levels, size, classes, towers, "bbox_head.retina_cls", "bbox_head.retina_reg")
+    return retinanet(state, levels, size, classes, towers, "bbox_head.retina_cls", "bbox_head.retina_reg", most=most)
 
 
 def d2_retinanet(state, images, size, caffe=True):
@@ -296,7 +296,7 @@ def grid_points(shape, stride, offset):
     return torch.tensor([[(x + offset) * stride, (y + offset) * stride] for y, x in product(*map(range, shape))])
 
 
-def mmdet_fcos(state, images, size, caffe=False, improved=False):
+def mmdet_fcos(state, images, size, caffe=False, improved=False, most=100):
     """The first version, or with `improved` the one with linear distances and centerness on the box branch."""
     found = []
     levels = mmdet_levels(state, images, caffe, from_body=False, activation=True)
@@ -311,10 +311,10 @@ def mmdet_fcos(state, images, size, caffe=False, improved=False):
         row, label = candidates(scores, 0.05, 1000)
         decoded_boxes = around(grid_points(level.shape[-2:], stride, 0.5)[row], sides[row], size)
         found.append((decoded_boxes, scores[row, label] * centerness[row], label))
-    return suppressed(*(torch.cat(parts) for parts in zip(*found, strict=True)), 0.5, 100)
+    return suppressed(*(torch.cat(parts) for parts in zip(*found, strict=True)), 0.5, most)
 
 
-def mmdet_gfl(state, images, size, caffe=False):
+def mmdet_gfl(state, images, size, caffe=False, most=100):
     found = []
     levels = mmdet_levels(state, images, caffe, from_body=False, activation=False)
     for index, (stride, level) in enumerate(zip(STRIDES, levels, strict=True)):
@@ -327,4 +327,4 @@ def mmdet_gfl(state, images, size, caffe=False):
         row, label = candidates(scores, 0.05, 1000)
         points = grid_points(level.shape[-2:], stride, 0)[row]
         found.append((around(points, sides[row], size), scores[row, label], label))
-    return suppressed(*(torch.cat(parts) for parts in zip(*found, strict=True)), 0.6, 100)
+    return suppressed(*(torch.cat(parts) for parts in zip(*found, strict=True)), 0.6, most)

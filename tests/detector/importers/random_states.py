@@ -154,6 +154,8 @@ def mmdet_gfl(depth=18, seed=0):
     state.conv("bbox_head.gfl_cls", CHANNELS, len(CLASSES), 3, deviation=1.0)
     state["bbox_head.gfl_cls.bias"] -= 2
     state.conv("bbox_head.gfl_reg", CHANNELS, 4 * 17, 3, deviation=2.0)
+    # Short distances: nearly all boxes of the upper levels would be the whole image otherwise.
+    state["bbox_head.gfl_reg.bias"] -= 0.7 * torch.arange(17).repeat(4)
     state["bbox_head.integral.project"] = torch.linspace(0, 16, 17)
     return state
 

@@ -275,6 +275,16 @@ def test_the_second_faster_rcnn_of_torchvision_names_what_works(tmp_path):
     assert "--teacher torchvision:fasterrcnn_resnet50_fpn_v2 --teacher-weights" in message
 
 
+def test_other_anchors_of_detectron2_are_refused(tmp_path):
+    state = {"backbone.bottom_up.stem.conv1.weight": torch.zeros(64, 3, 7, 7), "head.cls_score.weight": torch.zeros(27)}
+    sides = [32 * 2 ** (octave / 3) for octave in range(3)]
+    shapes = [(side / ratio**0.5, side * ratio**0.5) for side in sides for ratio in (0.5, 1.0, 2.0)]
+    usual = torch.tensor([[-w / 2, -h / 2, w / 2, h / 2] for w, h in shapes])
+    name = "anchor_generator.cell_anchors.0"
+    assert "the backbone is not one of" in refused(tmp_path, {"model": state | {name: usual}})
+    assert "has other anchors" in refused(tmp_path, {"model": state | {name: usual / 2}})
+
+
 @needs_transformers
 def test_a_folder_of_transformers_is_imported(tmp_path):
     from tests.detector.test_detr import saved

@@ -8,6 +8,7 @@ import torch
 
 from defeat.detector import build, load
 from defeat.detector.importers import import_checkpoint
+from defeat.detector.published import StrideAnchors
 from tests.detector.importers import published, random_states
 from tests.detector.importers.random_states import CLASSES, IMAGE
 
@@ -117,12 +118,19 @@ def test_the_improved_fcos_is_recognised_from_the_configuration(tmp_path):
     require_equal(detector, image, expected)
 
 
+def test_the_scale_of_anchors_is_that_of_the_configuration(tmp_path):
+    make, compute = MMDETECTION["faster_rcnn"]
+    image, state, expected = golden(make(), partial(compute, scale=2), IMAGENET)
+    config = "model = dict(rpn_head=dict(anchor_generator=dict(scales=[2])))"
+    detector, _ = imported(tmp_path, mmdet_content(state, config=config))
+    assert isinstance(detector.rpn.anchor_generator, StrideAnchors)
+    require_equal(detector, image, expected, double=True)
+
+
 # Values of torchvision in place of those that the tool needs.
 OTHER_OPTIONS = [
     ("faster_rcnn", {"round_anchors": True}),
-    ("faster_rcnn", {"exact_strides": False}),
     ("faster_rcnn", {"limited_shrinking": False}),
-    ("faster_rcnn", {"aligned_pooling": False}),
     ("faster_rcnn", {"sampling_ratio": 2}),
     ("retinanet", {"round_anchors": True}),
     ("retinanet", {"exact_strides": False}),
@@ -141,12 +149,18 @@ OTHER_OPTIONS = [
 @pytest.mark.parametrize(("family", "options"), OTHER_OPTIONS)
 def test_every_option_matters(family, options, tmp_path):
     make, compute = MMDETECTION[family]
-    image, state, expected = golden(make(), compute, IMAGENET)
+    image, state, expected = golden(make(), compute, IMAGENET, most=1000)
     detector, _ = imported(tmp_path, mmdet_content(state))
-    other = build(replace(detector.spec, options={**detector.spec.options, **options}), "none").eval()
-    other.load_state_dict(detector.state_dict())
+    most = {f"{'box_' * (family == 'faster_rcnn')}detections_per_img": 1000}
+
+    def changed(values):
+        other = build(replace(detector.spec, options={**detector.spec.options, **most, **values}), "none").eval()
+        other.load_state_dict(detector.state_dict())
+        return other
+
+    require_equal(changed({}), image, expected, double=True)
     with pytest.raises(AssertionError):
-        require_equal(other, image, expected)
+        require_equal(changed(options), image, expected, double=True)
 
 
 DETECTRON2 = {

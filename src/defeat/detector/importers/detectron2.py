@@ -15,10 +15,10 @@ from defeat.errors import InputError, unknown_name
 NAME = "Detectron2"
 SIZE = (800, 1333)
 ANCHORS = 9  # of RetinaNet, per cell: three sizes, each with three ratios
+RATIOS = (0.5, 1.0, 2.0)
 PIXELS = ((103.53, 116.28, 123.675), (1.0, 1.0, 1.0))  # mean and standard deviation of B, G, R in 0..255
 DETECTORS = {"faster_rcnn": "roi_heads.box_predictor.cls_score.weight", "retinanet": "head.cls_score.weight"}
 EXACT = {"round_anchors": False, "exact_strides": True, "antialias": False}
-BLOCK = r"backbone\.bottom_up\.res(\d)\.(\d+)\."
 
 
 def _stages(fpn_offset: int) -> list[tuple[str, str]]:
@@ -85,6 +85,7 @@ def read(source: Source) -> Imported:
         InputError: it is another detector, or has parts that our families don't have.
     """
     family = _family(source)
+    _require_usual_anchors(source, family)
     state, origins = renamed(source, RULES[family])
     style = "pytorch" if source.style == "pytorch" else "caffe"
     backbone = resnet_of(state, source.path, style)
@@ -101,8 +102,8 @@ def read(source: Source) -> Imported:
         count, options = _retinanet(source, state)
         first = "backbone.fpn_lateral3.weight"
     short = source.size or SIZE[0]
-    coco = tuple(name for name in get_model_weights("retinanet_resnet50_fpn").DEFAULT.meta["categories"][1:])
-    coco = tuple(name for name in coco if name != "N/A")
+    categories = get_model_weights("retinanet_resnet50_fpn").DEFAULT.meta["categories"][1:]
+    coco = tuple(name for name in categories if name != "N/A")
     spec = DetectorSpec(
         family,
         backbone,
@@ -134,6 +135,20 @@ def _family(source: Source) -> str:
     if source.detector not in (None, family):
         raise InputError(f"{source.path} is a {family}, not a {source.detector}.")
     return family
+
+
+def _require_usual_anchors(source: Source, family: str) -> None:
+    """Refuse other anchors than those of the model zoo; newer checkpoints don't contain them."""
+    stored = sorted(
+        (int(name.rpartition(".")[2]), anchors) for name, anchors in source.tensors.items() if ".cell_anchors." in name
+    )
+    octaves = 3 if family == "retinanet" else 1
+    for level, anchors in stored:
+        sides = [32 * 2.0 ** (level + octave / 3) for octave in range(octaves)]
+        shapes = [(side / ratio**0.5, side * ratio**0.5) for side in sides for ratio in RATIOS]
+        usual = torch.tensor([(-width / 2, -height / 2, width / 2, height / 2) for width, height in shapes])
+        if anchors.shape != usual.shape or not torch.allclose(anchors, usual, atol=1e-2):
+            raise InputError(f"{source.path} has other anchors than {NAME}'s model zoo, which can't be imported.")
 
 
 def _faster_rcnn(source: Source, state: dict[str, Tensor]) -> tuple[int, dict[str, Any]]:

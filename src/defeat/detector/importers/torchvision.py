@@ -66,15 +66,13 @@ def read(source: Source) -> Imported:
         size=short,
         max_size=long or round(short * SIZE[1] / SIZE[0]),
         norm="frozen" if frozen else "bn",
-        neck_channels=source.rows("backbone.fpn.inner_blocks.0.0.weight")
-        if "backbone.fpn.inner_blocks.0.0.weight" in source.tensors
-        else source.rows("backbone.fpn.inner_blocks.0.weight"),
+        neck_channels=_neck_channels(source),
         options=_options(name, source),
     )
-    notes: tuple[str, ...] = ()
-    if source.classes is None and _published_classes(name, count):
-        notes = ("The classes are those of COCO as torchvision numbers them; give others with --classes.",)
-    return Imported(spec, state, origins, notes)
+    notes = [f"Assumed are torchvision's usual anchors and thresholds, and an input of {spec.size} x {spec.max_size}."]
+    if source.classes is None:
+        notes.append("The classes are those of COCO as torchvision numbers them; give others with --classes.")
+    return Imported(spec, state, origins, tuple(notes))
 
 
 _KEEP = ((r"((?:backbone|rpn|roi_heads|head)\..*)", r"\1"),)
@@ -94,6 +92,11 @@ def _architecture(source: Source) -> str:
     if source.detector not in (None, found):
         raise InputError(f"{source.path} is a {found}, not a {source.detector}.")
     return found
+
+
+def _neck_channels(source: Source) -> int:
+    old = "backbone.fpn.inner_blocks.0.weight"  # of torchvision before 0.13
+    return source.rows(old if old in source.tensors else "backbone.fpn.inner_blocks.0.0.weight")
 
 
 def _options(name: str, source: Source) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class Head:
 
     Attributes:
         family: our family.
-        layer: name of its classification layer, which no other one has.
+        layers: names of its classification layer in different versions, which no other one has.
         rules: see `renamed`, for everything but backbone and the first levels of the neck.
         class_count: number of classes of a checkpoint.
         options: options of our family for a checkpoint and its configuration.
@@ -46,7 +46,7 @@ class Head:
     """
 
     family: str
-    layer: str
+    layers: tuple[str, ...]
     rules: tuple[tuple[str, str], ...]
     class_count: Callable[[Source], int]
     options: Callable[[Source, Config], dict[str, Any]]
@@ -55,7 +55,7 @@ class Head:
 
     def recognised(self, source: Source) -> bool:
         """Whether a checkpoint has this architecture."""
-        return any(name.rpartition(".")[0] in self.layer.split("|") for name in source.tensors)
+        return any(name.rpartition(".")[0] in self.layers for name in source.tensors)
 
 
 def _faster_rcnn_options(source: Source, config: Config) -> dict[str, Any]:
@@ -77,6 +77,8 @@ def _faster_rcnn_options(source: Source, config: Config) -> dict[str, Any]:
         raise InputError(f"{source.path}: only a threshold of 0.7 in the RPN works, not {threshold}.")
     for path in rcnn:
         config.require(f"{path}.nms.type", "nms")
+    for path in rpn:
+        config.require(f"{path}.nms_across_levels", False)
     return {
         **EXACT,
         "anchor_sizes": [scales[0] * stride for stride in FASTER_RCNN_STRIDES],
@@ -216,7 +218,7 @@ def _paths(starts: list[str], *ends: str) -> list[str]:
 HEADS = {
     "faster_rcnn": Head(
         "faster_rcnn",
-        "roi_head.bbox_head.fc_cls",
+        ("roi_head.bbox_head.fc_cls",),
         (
             (r"neck\.fpn_convs\.3\.conv\.(weight|bias)", r"backbone.fpn.layer_blocks.3.0.\1"),
             (r"rpn_head\.rpn_conv\.(weight|bias)", r"rpn.head.conv.0.0.\1"),
@@ -233,7 +235,7 @@ HEADS = {
     ),
     "retinanet": Head(
         "retinanet",
-        "bbox_head.retina_cls",
+        ("bbox_head.retina_cls",),
         (
             *UPPER_LEVELS,
             *(
@@ -249,7 +251,7 @@ HEADS = {
     ),
     "fcos": Head(
         "fcos",
-        "bbox_head.conv_cls|bbox_head.fcos_cls",  # the name of the first releases of version 2
+        ("bbox_head.conv_cls", "bbox_head.fcos_cls"),  # the second in the first releases of version 2
         (
             *UPPER_LEVELS,
             *GROUPED_TOWERS,
@@ -265,7 +267,7 @@ HEADS = {
     ),
     "gfl": Head(
         "gfl",
-        "bbox_head.gfl_cls",
+        ("bbox_head.gfl_cls",),
         (
             *UPPER_LEVELS,
             *GROUPED_TOWERS,
