@@ -42,7 +42,8 @@ class DistillationSettings(Checked):
 
     teacher: str = setting(role=Role.SOURCE)
     """Run directory of the teacher, a torchvision model such as torchvision:fasterrcnn_resnet50_fpn_v2, or a detector
-    of transformers: a folder written by save_pretrained, or hf:ORG/NAME."""
+    of transformers: a folder written by save_pretrained, or hf:ORG/NAME. `defeat import` makes a run directory of
+    other tools' checkpoints."""
     teacher_weights: str | None = setting(default=None)
     """With a torchvision teacher, a file with its state dict, instead of the published weights."""
     teacher_taps: str | None = setting(default=None)

@@ -40,8 +40,8 @@ class ImportedDetector:
 
 
 def import_checkpoint(
-    checkpoint: str,
-    out: str,
+    checkpoint: str | Path,
+    out: str | Path,
     tool: Tool = "auto",
     detector: str | None = None,
     classes: list[str] | None = None,
@@ -131,7 +131,7 @@ def _recognised(source: Source) -> ModuleType:
     return module
 
 
-def _existing(checkpoint: str) -> Path:
+def _existing(checkpoint: str | Path) -> Path:
     path = Path(checkpoint)
     if path.is_dir():
         what = "is a run directory already" if (path / "model.json").is_file() else "is not a checkpoint but a folder"
@@ -149,7 +149,7 @@ def _class_names(classes: Sequence[str] | None) -> tuple[str, ...] | None:
     """The names, or the lines of a file that a single name is the path of."""
     if classes is None:
         return None
-    names = list(classes)
+    names = [classes] if isinstance(classes, str) else list(classes)
     if len(names) == 1 and Path(names[0]).is_file():
         names = [line.strip() for line in _text(names[0], "--classes").splitlines() if line.strip()]
     if not names or not all(isinstance(name, str) and name for name in names):

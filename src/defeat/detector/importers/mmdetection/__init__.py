@@ -62,8 +62,11 @@ def read(source: Source) -> Imported:
             state[conv] = state[conv].flip(1)
         mean, std = mean[::-1], std[::-1]
     neck = source.rows("neck.lateral_convs.0.conv.weight")
-    if head.grouped and neck < 2 * GROUPS:
-        raise InputError(f"{source.path}: heads of {neck} channels in {GROUPS} groups can't be imported.")
+    if head.grouped:
+        config.require("model.bbox_head.norm_cfg.type", "GN")
+        config.require("model.bbox_head.norm_cfg.num_groups", GROUPS)
+        if neck < 2 * GROUPS:
+            raise InputError(f"{source.path}: heads of {neck} channels in {GROUPS} groups can't be imported.")
     size = _size(source, config)
     spec = DetectorSpec(
         head.family,
