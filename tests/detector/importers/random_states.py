@@ -26,8 +26,7 @@ class State(dict):
 
     def conv(self, name, inputs, outputs, side, bias=True, deviation=None):
         scale = math.sqrt(2 / (inputs * side * side))
-        shape = (outputs, inputs, side, side) if side else (outputs, inputs)
-        self[f"{name}.weight"] = self.normal(*shape, deviation=scale if side else math.sqrt(2 / inputs))
+        self[f"{name}.weight"] = self.normal(outputs, inputs, side, side, deviation=scale)
         if bias:
             self[f"{name}.bias"] = self.normal(outputs, deviation=0.05)
         if deviation is not None:
