@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         candidate_taps,
         load,
     )
+    from defeat.detector.importers import import_checkpoint
     from defeat.distillation import Method
     from defeat.engine.fit import RunResult
     from defeat.errors import InputError
@@ -55,6 +56,7 @@ __all__ = [
     "compare",
     "distill",
     "evaluate",
+    "import_checkpoint",
     "load",
     "methods",
     "open_dataset",
@@ -86,6 +88,7 @@ _HOMES = {
     "compare": "defeat.report.compare",
     "distill": "defeat.api",
     "evaluate": "defeat.inference.evaluate",
+    "import_checkpoint": "defeat.detector.importers",
     "load": "defeat.detector",
     "open_dataset": "defeat.data",
     "plan": "defeat.api",

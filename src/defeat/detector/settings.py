@@ -15,7 +15,8 @@ class DetectorSettings(Checked):
     """Family of the detector: faster_rcnn, fcos, gfl, retinanet, or with transformers rt_detr, rt_detr_v2, d_fine or
     deimv2."""
     backbone: str = setting(default="resnet50", compared=False)
-    """Name of the backbone: resnet18 to resnet152, or any convolutional network of timm."""
+    """Name of the backbone: resnet18 to resnet152, resnet50_caffe to resnet152_caffe (with the stride in the 1 x 1
+    convolution), or any convolutional network of timm."""
     size: int = setting(default=800, compared=False)
     """Short side of an image after resizing, in pixels; a detector of transformers stretches images to a square of this
     side."""
