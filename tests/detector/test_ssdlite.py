@@ -68,6 +68,14 @@ def test_a_batch_of_one_image_can_be_trained_on():
     assert norm(torch.full((1, 2, 1, 1), 1.0)).flatten().tolist() == [0, 0]
 
 
+def test_features_do_not_vanish_where_normalisation_is_frozen():
+    torch.manual_seed(0)
+    spec = DetectorSpec("ssdlite", "mobilenet_v3_large", CLASSES, size=64, norm="frozen")
+    detector = build(spec, "none").eval()
+    neck = detector.forward_maps(detector.prepare(images((64, 64), (64, 64)))).neck
+    assert all(1e-3 < level.std() < 100 for level in neck.values())
+
+
 def test_names_of_all_tensors_are_those_of_torchvision():
     core = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=4)
     ours = tiny_detector("ssdlite", options={"reduced_tail": True}).state_dict()

@@ -344,11 +344,21 @@ def build(spec: DetectorSpec, weights: str) -> SSDlite:
     backbone = SSDliteBackbone(extractor, *pretraining)
     counts = _default_boxes(options).num_anchors_per_location()
     head = ssdlite.SSDLiteHead(list(backbone.neck_channels.values()), counts, len(spec.classes) + 1, norm)
+    if spec.norm == "frozen":
+        _keep_scale([backbone.extra, head, *([backbone.features] if source.kind == "none" else [])])
     backbone.features, backbone.extra = apply_norm(backbone.features, spec.norm), apply_norm(backbone.extra, spec.norm)
     if spec.norm == "bn_eval":
         backbone.freeze_statistics(backbone.features.modules())
     backbone.freeze_stages(spec.frozen_stages, STAGES, BACKBONE)
     return SSDlite(backbone, apply_norm(head, spec.norm), spec, options)
+
+
+def _keep_scale(parts: Sequence[nn.Module]) -> None:
+    """Initialise new layers whose normalisation is frozen: with the published deviation of 0.03, features vanish."""
+    for part in parts:
+        for layer in part.modules():
+            if isinstance(layer, nn.Conv2d) and layer.bias is None:  # followed by normalisation
+                nn.init.kaiming_normal_(layer.weight)
 
 
 def from_torchvision(core: ssd.SSD, classes: tuple[str, ...], name: str) -> SSDlite:
