@@ -16,7 +16,7 @@ def detector(family, **options):
     everything = {"rpn_batch_size_per_image": 10_000, "box_batch_size_per_image": 10_000, "box_positive_fraction": 1.0}
     everything |= {"denoising": 0}
     built = tiny_detector(family, norm="frozen", options=tiny_options(family, **everything | options)).train()
-    if built.info.activation == "sigmoid" and not built.info.square:
+    if built.info.activation == "sigmoid" and "queries" not in built.info.offers:
         # With the usual bias, background has hardly any loss.
         torch.nn.init.zeros_(built.head.classification_head.cls_logits.bias)
     return keep_statistics(built)
@@ -29,9 +29,9 @@ def unannotated(boxes=(), labels=(), certain=()):
 
 def losses(family, targets, **options):
     built = detector(family, **options)
-    if "dense" in built.info.offers and not built.info.square:
+    if built.info.offers == {"dense"}:
         built.head.register_forward_hook(lambda module, given, found: setattr(built, "logits", found["cls_logits"]))
-    if built.info.square:
+    if "queries" in built.info.offers:
         built.head.register_forward_hook(
             lambda module, given, found: setattr(built, "logits", found.intermediate_logits)
         )

@@ -8,7 +8,7 @@ from typing import Any
 from defeat.detector.base import Detector, DetectorSpec
 from defeat.detector.boxes import BoxFunction, BoxNetwork, BoxTeacher, PredictedBoxes, StoredBoxes
 from defeat.detector.description import default_max_size
-from defeat.detector.families import detr, faster_rcnn, fcos, gfl, retinanet
+from defeat.detector.families import detr, faster_rcnn, fcos, gfl, retinanet, ssdlite
 from defeat.detector.foreign_files import refusal
 from defeat.detector.model_files import load_model, save_model
 from defeat.detector.normalisation import Norm
@@ -49,6 +49,7 @@ FAMILIES = {
     "fcos": (fcos.build, fcos.FCOSOptions),
     "gfl": (gfl.build, gfl.GFLOptions),
     "retinanet": (retinanet.build, retinanet.RetinaNetOptions),
+    "ssdlite": (ssdlite.build, ssdlite.SSDliteOptions),
     **dict.fromkeys(detr.KINDS, (detr.build, detr.DETROptions)),
 }
 

@@ -27,6 +27,11 @@ KINDS: tuple[tuple[tuple[bytes, ...], str, str], ...] = (
     ((b"roi_heads.box_head.fc6",), "torchvision", TORCHVISION.format(name="fasterrcnn_resnet50_fpn", path="{path}")),
     ((b"roi_heads.box_head.",), "torchvision", STATE_DICT.format(name="fasterrcnn_resnet50_fpn_v2", path="{path}")),
     (
+        (b"head.classification_head.module_list.", b"backbone.extra."),
+        "torchvision",
+        TORCHVISION.format(name="ssdlite320_mobilenet_v3_large", path="{path}"),
+    ),
+    (
         (b"head.regression_head.bbox_ctrness.",),
         "torchvision",
         TORCHVISION.format(name="fcos_resnet50_fpn", path="{path}"),
