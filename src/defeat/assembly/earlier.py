@@ -69,7 +69,8 @@ def recorded_settings(content: Mapping[str, Any]) -> dict[str, Any]:
     kind = DistillSettings if command == "distill" else TrainSettings
     usual = earlier_defaults()
     values = {field.name: usual[field.name] for field in fields(kind) if field.name in usual} | dict(content)
-    values["detector_options"] = earlier_detector_options(str(values["detector"]), values["detector_options"] or {})
+    options = values["detector_options"] if isinstance(values["detector_options"], Mapping) else {}  # else damaged
+    values["detector_options"] = earlier_detector_options(str(values["detector"]), options)
     if command == "distill":
         values["method_options"] = earlier_options(str(values["method"]), values["method_options"] or {})
     return values | {"command": command}

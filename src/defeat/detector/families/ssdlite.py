@@ -69,7 +69,7 @@ class SSDliteOptions:
     reduced_tail: bool = False
     """Whether the last stage of the backbone has half the channels (torchvision's checkpoint: true). Weights of the
     backbone that were trained on ImageNet fit false only."""
-    iou_thresh: float = bounded(0.5, 0.0, 1.0)
+    iou_thresh: float = bounded(0.5, 0.01, 1.0)
     """Default boxes with at least this IoU with an object are positive, and the best one of each object."""
     score_thresh: float = bounded(0.001, 0.0, 1.0)
     """Detections with a lower score are dropped."""
