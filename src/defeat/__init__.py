@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         BoxTeacher,
         Detector,
         DetectorSpec,
+        ExportedDetector,
         TappedTeacher,
         Teacher,
         build,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from defeat.distillation import Method
     from defeat.engine.fit import RunResult
     from defeat.errors import InputError
+    from defeat.exporting import export
     from defeat.inference.evaluate import evaluate
     from defeat.inference.predict import predict
     from defeat.report.compare import compare
@@ -43,6 +45,7 @@ __all__ = [
     "DetectorInfo",
     "DetectorOutput",
     "DetectorSpec",
+    "ExportedDetector",
     "InputError",
     "Method",
     "Progress",
@@ -56,6 +59,7 @@ __all__ = [
     "compare",
     "distill",
     "evaluate",
+    "export",
     "import_checkpoint",
     "load",
     "methods",
@@ -75,6 +79,7 @@ _HOMES = {
     "DetectorInfo": "defeat.types",
     "DetectorOutput": "defeat.types",
     "DetectorSpec": "defeat.detector",
+    "ExportedDetector": "defeat.detector",
     "InputError": "defeat.errors",
     "Method": "defeat.distillation",
     "Progress": "defeat.types",
@@ -88,6 +93,7 @@ _HOMES = {
     "compare": "defeat.report.compare",
     "distill": "defeat.api",
     "evaluate": "defeat.inference.evaluate",
+    "export": "defeat.exporting",
     "import_checkpoint": "defeat.detector.importers",
     "load": "defeat.detector",
     "open_dataset": "defeat.data",

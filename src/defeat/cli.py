@@ -122,6 +122,18 @@ def import_checkpoint(arguments: Sequence[str]) -> int:
     return 0
 
 
+def export(arguments: Sequence[str]) -> int:
+    """Export a trained detector to ONNX or OpenVINO, and check that it detects the same."""
+    from rich.console import Console
+
+    from defeat.exporting import export as function
+    from defeat.report.tables import print_export
+
+    report = function(**_keywords("export", arguments, function), console=Console(stderr=True))
+    print_export(report, Console())
+    return 0
+
+
 def taps(arguments: Sequence[str]) -> int:
     """List the feature maps of your own network, for --teacher-taps."""
     from defeat.inference.taps import print_taps
@@ -170,6 +182,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "compare": compare,
     "bench": bench,
     "import": import_checkpoint,
+    "export": export,
     "taps": taps,
     "methods": methods,
     "recipes": recipes,

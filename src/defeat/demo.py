@@ -12,7 +12,7 @@ from torch import Tensor
 from defeat.assembly.run import run
 from defeat.assembly.settings import TrainSettings
 from defeat.benchmark import bench
-from defeat.detector import Detector, load, save_model
+from defeat.detector import Detector, load_detector, save_model
 from defeat.detector.weights import find_weights
 from defeat.engine.guards import fingerprint
 from defeat.errors import InputError
@@ -91,7 +91,7 @@ def demo(out: str = "demo-runs", seed: int = 0, seeds: int = 3, jobs: int = 2, t
         _train_teacher(folder, console)
         return
     with as_file(files("defeat") / TEACHER_FILES) as teacher:
-        trained = load(teacher)
+        trained = load_detector(teacher)
         data = f"demo:{seed}" if seed else "demo"
         settings = SHARED | STUDENT | {"data": data, "teacher": str(teacher), "out": out}
         console.print(
@@ -133,7 +133,7 @@ def _print_gain(baseline: VariantResult, distilled: VariantResult, console: Cons
 def _picture(folder: Path, teacher: Detector) -> Path:
     """Draw a test scene with the detections of teacher, baseline and distilled student."""
     baseline, distilled = folder / "none-seed0", folder / "defeat-inherit-seed0"
-    detectors = {"teacher": teacher, "baseline": load(baseline), "distilled": load(distilled)}
+    detectors = {"teacher": teacher, "baseline": load_detector(baseline), "distilled": load_detector(distilled)}
     path = folder / "scene.png"
     save_most_helped(read_run(distilled), read_run(baseline), detectors, path)
     return path
@@ -157,12 +157,15 @@ def save_in_half_precision(run: Path, folder: Path) -> None:
     The metrics remain those measured in full precision.
     """
     folder.mkdir(exist_ok=True)
-    trained = load(run)
+    trained = load_detector(run)
     save_model(trained, folder, {name: _half(value) for name, value in trained.state_dict().items()})
     for name in ("config.yaml", "metrics.jsonl"):
         write_atomically(folder / name, (run / name).read_bytes())
     results = json.loads((run / "results.json").read_text())
-    results |= {"fingerprint": fingerprint(load(folder)), "model_bytes": (folder / "model.safetensors").stat().st_size}
+    results |= {
+        "fingerprint": fingerprint(load_detector(folder)),
+        "model_bytes": (folder / "model.safetensors").stat().st_size,
+    }
     write_atomically(folder / "results.json", (json.dumps(results, indent=2) + "\n").encode())
 
 

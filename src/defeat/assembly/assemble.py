@@ -18,7 +18,7 @@ from defeat.assembly.unlabelled import detect_unlabelled
 from defeat.data import DetectionDataset
 from defeat.data.dataset import shared_images
 from defeat.data.source import EVALUATION_SPLITS, DataSource
-from defeat.detector import BoxNetwork, Detector, DetectorSpec, TeacherNetwork, build, load
+from defeat.detector import BoxNetwork, Detector, DetectorSpec, TeacherNetwork, build, load_detector
 from defeat.detector.devices import moved
 from defeat.detector.frozen import frozen
 from defeat.detector.teacher import gives_detections
@@ -152,7 +152,7 @@ def load_teacher(settings: DistillSettings, console: Console | None = None) -> T
         return boxes
     if settings.teacher_taps is not None:
         return tapped_teacher(settings.teacher, settings.teacher_taps)
-    return load(settings.teacher, settings.teacher_weights)
+    return load_detector(settings.teacher, settings.teacher_weights)
 
 
 def _splits(
@@ -306,7 +306,7 @@ def build_student(settings: TrainSettings, classes: tuple[str, ...]) -> Detector
     )
     if not (Path(settings.weights) / "model.json").is_file():
         return build(spec, settings.weights)
-    student, trained = build(spec, "none"), load(settings.weights)
+    student, trained = build(spec, "none"), load_detector(settings.weights)
     if wrong := mismatches(student.state_dict(), trained.state_dict()):
         raise InputError(
             f"--weights {settings.weights}: it is another detector than the one to train; {len(wrong)} tensors are "

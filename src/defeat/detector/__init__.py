@@ -8,6 +8,7 @@ from typing import Any
 from defeat.detector.base import Detector, DetectorSpec
 from defeat.detector.boxes import BoxFunction, BoxNetwork, BoxTeacher, PredictedBoxes, StoredBoxes
 from defeat.detector.description import default_max_size
+from defeat.detector.exported import ExportedDetector, is_exported, load_exported
 from defeat.detector.families import detr, faster_rcnn, fcos, gfl, retinanet, ssdlite
 from defeat.detector.foreign_files import refusal
 from defeat.detector.model_files import load_model, save_model
@@ -26,6 +27,7 @@ __all__ = [
     "BoxTeacher",
     "Detector",
     "DetectorSpec",
+    "ExportedDetector",
     "MapsNetwork",
     "PredictedBoxes",
     "StoredBoxes",
@@ -36,6 +38,7 @@ __all__ = [
     "candidate_taps",
     "family_options",
     "load",
+    "load_detector",
     "make_options",
     "save_model",
 ]
@@ -123,7 +126,24 @@ def build(
     return built
 
 
-def load(source: str | Path, weights: str | Path | None = None) -> Detector:
+def load(source: str | Path, weights: str | Path | None = None) -> Detector | ExportedDetector:
+    """Load a trained detector, in eval mode; or a file that `defeat export` wrote, which can only predict.
+
+    Args:
+        source: see `load_detector`; or the path of an exported file.
+        weights: see `load_detector`.
+
+    Raises:
+        InputError: the model does not exist, its files are incomplete or damaged, or its runtime is not installed.
+    """
+    if is_exported(source):
+        if weights is not None:
+            raise InputError("An exported file contains its weights: leave them out.")
+        return load_exported(source)
+    return load_detector(source, weights)
+
+
+def load_detector(source: str | Path, weights: str | Path | None = None) -> Detector:
     """Load a trained detector, in eval mode.
 
     Args:
@@ -139,6 +159,8 @@ def load(source: str | Path, weights: str | Path | None = None) -> Detector:
         return load_torchvision(name, weights).eval()
     if weights is not None:
         raise InputError("A file of weights can be given for a torchvision model only; a run contains its own.")
+    if is_exported(source):
+        raise InputError(f"{source} is an exported detector, which can only predict: give the run that it is from.")
     if is_checkpoint(source):
         return detr.from_checkpoint(source).eval()
     if Path(source).is_file():

@@ -2,14 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.rpn import AnchorGenerator
-from torchvision.transforms.v2 import functional as transforms
+from torchvision.models.detection.transform import resize_boxes
 
 from defeat.data.images import MAX_PIXELS, rgb_tensor
 from defeat.detector.backbone import Backbone
@@ -24,7 +23,16 @@ from defeat.detector.description import (
     name_of,
     validated,
 )
-from defeat.detector.preparation import input_size, normalised, resized_batch, rounded_up, zero_padding
+from defeat.detector.preparation import (
+    fill_padding,
+    input_size,
+    normalised,
+    padding_colour,
+    resized_batch,
+    resized_image,
+    rounded_up,
+)
+from defeat.detector.selection import Raw, Selection
 from defeat.detector.teacher import MAPS, PREDICT
 from defeat.types import Batch, Detections, DetectorInfo, DetectorOutput, Maps, Target
 
@@ -75,6 +83,8 @@ class Detector(nn.Module, ABC):
         backbone: computes feature maps of backbone and neck by stride, for normalised images.
         antialias: whether images are antialiased when they are shrunk (false for torchvision's detectors).
         notes: sentences for the user on how it was built.
+        padding: value of padding in R, G and B, 0..1, before the normalisation; None for the mean, which becomes zero.
+        selection: how detections are selected from candidates.
     """
 
     spec: DetectorSpec
@@ -82,6 +92,8 @@ class Detector(nn.Module, ABC):
     backbone: nn.Module
     antialias: bool = True
     notes: tuple[str, ...] = ()
+    padding: float | None = None
+    selection: Selection
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -122,8 +134,41 @@ class Detector(nn.Module, ABC):
         """Compute the fields in `info.offers` from the feature maps of a batch, for `forward_teacher`."""
 
     @abstractmethod
+    def raw(self, images: Tensor, sizes: list[tuple[int, int]]) -> Raw:
+        """Compute the outputs of the network from which `decode` selects the detections; in eval mode.
+
+        Both can be traced, so that an exporter needs to know no family.
+
+        Args:
+            images: (B, 3, H, W), normalised and padded, see `normalise`.
+            sizes: valid height and width of each image.
+        """
+
+    @abstractmethod
+    def decode(self, raw: Raw, sizes: list[tuple[int, int]]) -> list[Detections]:
+        """Select the detections of each image, in pixels of the batch and sorted by score.
+
+        Args:
+            raw: result of `raw`.
+            sizes: valid height and width of each image.
+        """
+
+    def candidates(self, raw: Raw) -> tuple[Tensor, Tensor] | None:
+        """All candidates of `raw` before any selection, for exported files without non-maximum suppression.
+
+        Returns:
+            Boxes (B, N, 4) in pixels of the batch and scores (B, N, K) in 0..1, from which `selection` selects; None
+            for a family with proposals of its own.
+        """
+        return None
+
     def forward_predict(self, batch: Batch) -> list[Detections]:
         """Detect objects in a prepared batch, in pixels of the original images; in eval mode."""
+        found = self.decode(self.raw(self.normalise(batch), batch.sizes), batch.sizes)
+        return [
+            replace(detections, boxes=resize_boxes(detections.boxes, list(size), list(original)))
+            for detections, size, original in zip(found, batch.sizes, batch.original_sizes, strict=True)
+        ]
 
     def part_of(self, name: str) -> str:
         """Part of a tensor of the state dict: `backbone`, `neck` or `head`."""
@@ -167,7 +212,7 @@ class Detector(nn.Module, ABC):
         height, width = (max(sides) for sides in zip(*padded, strict=True))
         tensor = torch.zeros(len(images), 3, height, width, device=self.device)
         for row, image, size in zip(tensor, images, sizes, strict=True):
-            row[:, : size[0], : size[1]] = self._resize(image.to(self.device), size)
+            row[:, : size[0], : size[1]] = resized_image(image.to(self.device), size, self.antialias)
         trainable = [target.trainable() if target.annotated else target for target in targets or ()]
         resized = [target.resized(size).to(self.device) for target, size in zip(trainable, sizes, strict=False)]
         return Batch(tensor, sizes, resized, originals, len(self.info.classes))
@@ -224,7 +269,7 @@ class Detector(nn.Module, ABC):
         return tuple(rounded_up(side, self.info.size_divisor) for side in self.resized_size(height, width, scale))
 
     def normalise(self, batch: Batch) -> Tensor:
-        """Subtract the mean and divide by the standard deviation; padding is zero afterwards. (B, 3, H, W).
+        """Subtract the mean and divide by the standard deviation; padding is `self.padding`. (B, 3, H, W).
 
         On CPU the result, and so every feature map, has channels-last memory format, which makes convolutions a quarter
         faster.
@@ -232,16 +277,8 @@ class Detector(nn.Module, ABC):
         images = normalised(batch.images, self.info)
         if images.device.type == "cpu":
             images = images.contiguous(memory_format=torch.channels_last)
-        zero_padding(images, batch.sizes)
+        fill_padding(images, batch.sizes, padding_colour(self.info, self.padding))
         return images
-
-    def _resize(self, image: Tensor, size: tuple[int, int]) -> Tensor:
-        if self.antialias:
-            image = transforms.resize(image, list(size), antialias=True)
-        resized: Tensor = transforms.to_dtype(image, torch.float32, scale=True)
-        if not self.antialias:
-            resized = F.interpolate(resized[None], size=size, mode="bilinear", align_corners=False)[0]
-        return resized
 
 
 def info_of(spec: DetectorSpec, backbone: Backbone, **properties: Any) -> DetectorInfo:

@@ -22,6 +22,7 @@ import yaml
 from torch import Tensor
 from torchvision.ops import batched_nms, box_convert
 
+from defeat.detector.exported.onnx import open_session
 from defeat.errors import InputError, quoted, unknown_name
 from defeat.types import Detections
 
@@ -157,7 +158,7 @@ class OnnxTeacher:
 
     def __init__(self, path: str | Path, description: OnnxDescription) -> None:
         self.path, self.description, self.classes = Path(path), description, tuple(description.classes)
-        self.session = _session(self.path)
+        self.session = open_session(self.path)
         inputs = {entry.name: entry for entry in self.session.get_inputs()}
         if description.size_input is not None and description.size_input not in inputs:
             raise unknown_name(f"input of {path}", description.size_input, inputs)
@@ -290,24 +291,6 @@ class OnnxTeacher:
                 "are. Other layouts need a Python function, see examples/nanodet_teacher.py."
             )
         return tensor.reshape(-1, columns)
-
-
-def _session(path: Path) -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise InputError("A teacher in ONNX needs the package onnxruntime: pip install defeat[onnx].") from error
-    if not path.is_file():
-        raise InputError(f"{path} does not exist.")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
-    available = onnxruntime.get_available_providers()
-    providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=providers)
-    except Exception as error:  # of any type, raised by onnxruntime
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise InputError(f"{path} can't be loaded as ONNX ({reason}).") from error
 
 
 def _is_number(value: Any) -> bool:

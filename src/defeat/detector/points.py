@@ -1,4 +1,4 @@
-"""What anchor-free one-stage heads share: padded targets, labels of points, and the selection of detections.
+"""What anchor-free one-stage heads share: padded targets, and labels of points.
 
 Letters of shapes: B images, N points of all levels, K classes, G objects (the largest number in an image of the batch).
 """
@@ -6,14 +6,12 @@ Letters of shapes: B images, N points of all levels, K classes, G objects (the l
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from defeat.detector.statistics import ObjectStatistics
-from defeat.types import Batch, Detections, Target
+from defeat.types import Batch, Target
 
 FULL_SIZE = 800  # input size in pixels for which the published numbers of candidates are meant
 
@@ -107,39 +105,3 @@ def fitted_candidates(statistics: ObjectStatistics) -> int:
     """Candidates per level before non-maximum suppression: in proportion to the short side, more in crowded images."""
     share = min(1.0, statistics.size / FULL_SIZE)
     return min(1000, round(max(1000 * share, 100.0, 8 * statistics.objects_per_image(0.9))))
-
-
-def select_detections(
-    scores: Tensor,
-    boxes: Tensor,
-    per_level: Sequence[int],
-    size: tuple[int, int],
-    options: Any,
-    factors: Tensor | None = None,
-) -> Detections:
-    """Select the detections of an image: a threshold, the best of each level, and non-maximum suppression per class.
-
-    Args:
-        scores: (N, K) in 0..1.
-        boxes: (N, 4), pixels of the batch.
-        per_level: number of points of each level.
-        size: valid height and width of the image.
-        options: with `score_thresh`, `topk_candidates` (per level), `nms_thresh` and `detections_per_img`.
-        factors: (N,) in 0..1, with which the scores are multiplied after threshold and choice of candidates.
-    """
-    classes = scores.shape[1]
-    chosen = []  # flat indices of point and class
-    first = 0
-    for count in per_level:
-        level = scores[first : first + count].flatten()
-        above = torch.where(level > options.score_thresh)[0]
-        best = level[above].topk(min(len(above), options.topk_candidates)).indices
-        chosen.append(above[best] + first * classes)
-        first += count
-    candidates = torch.cat(chosen)
-    point, labels = candidates // classes, candidates % classes
-    kept_scores, kept_boxes = scores.flatten()[candidates], clip_boxes_to_image(boxes[point], size)
-    if factors is not None:
-        kept_scores = kept_scores * factors[point]
-    keep = batched_nms(kept_boxes, kept_scores, labels, options.nms_thresh)[: options.detections_per_img]
-    return Detections(kept_boxes[keep], kept_scores[keep], labels[keep])

@@ -5,8 +5,10 @@ from dataclasses import replace
 from math import exp, log
 from statistics import fmean
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
 
 from defeat.types import Batch, DetectorInfo
 
@@ -42,6 +44,16 @@ def input_size(info: DetectorInfo, height: int, width: int, scale: float = 1.0) 
 def rounded_up(side: int, divisor: int) -> int:
     """The smallest multiple of `divisor` that is not less than `side`."""
     return -(-side // divisor) * divisor
+
+
+def resized_image(image: Tensor, size: tuple[int, int], antialias: bool) -> Tensor:
+    """Resize an image (3, H, W), uint8 in 0..255 or float32 in 0..1, to a height and width; float32 in 0..1."""
+    if antialias:
+        image = transforms.resize(image, list(size), antialias=True)
+    resized: Tensor = transforms.to_dtype(image, torch.float32, scale=True)
+    if not antialias:
+        resized = F.interpolate(resized[None], size=size, mode="bilinear", align_corners=False)[0]
+    return resized
 
 
 def resized_batch(info: DetectorInfo, batch: Batch) -> Batch:
@@ -90,8 +102,19 @@ def normalised(images: Tensor, info: DetectorInfo) -> Tensor:
     return (images - mean) / std
 
 
-def zero_padding(images: Tensor, sizes: Sequence[tuple[int, int]]) -> None:
-    """Set the padding of (B, 3, H, W) images to zero, in place."""
+def padding_colour(info: DetectorInfo, padding: float | None) -> tuple[float, float, float]:
+    """Padding in R, G and B after the normalisation, for a value in 0..1 before it; zero for None, the mean."""
+    if padding is None:
+        return 0.0, 0.0, 0.0
+    red, green, blue = ((padding - mean) / std for mean, std in zip(info.mean, info.std, strict=True))
+    return red, green, blue
+
+
+def fill_padding(
+    images: Tensor, sizes: Sequence[tuple[int, int]], colour: tuple[float, float, float] = (0.0, 0.0, 0.0)
+) -> None:
+    """Set the padding of (B, 3, H, W) normalised images to a colour, in place."""
+    value = images.new_tensor(colour)[:, None, None]
     for image, (height, width) in zip(images, sizes, strict=True):
-        image[:, height:] = 0
-        image[:, :, width:] = 0
+        image[:, height:] = value
+        image[:, :, width:] = value

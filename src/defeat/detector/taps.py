@@ -34,7 +34,7 @@ from defeat.detector.hooks import (
     submodules,
     traced_candidates,
 )
-from defeat.detector.preparation import input_size, normalised, padded_batch, resized_batch, rounded_up, zero_padding
+from defeat.detector.preparation import fill_padding, input_size, normalised, padded_batch, resized_batch, rounded_up
 from defeat.detector.teacher import MAPS, PREDICT
 from defeat.detector.weights import IMAGENET_MEAN, IMAGENET_STD
 from defeat.errors import InputError
@@ -244,7 +244,7 @@ class TappedTeacher(nn.Module):
             if images.shape[-2:] != batch.images.shape[-2:]:
                 shapes = f"{tuple(batch.images.shape)} to {tuple(images.shape)}"
                 raise InputError(f"preprocess must keep height and width, but changed {shapes}; use size= to resize.")
-        zero_padding(images, batch.sizes)
+        fill_padding(images, batch.sizes)
         if self.takes == "tensor":
             return images
         return [image[:, :height, :width] for image, (height, width) in zip(images, batch.sizes, strict=True)]

@@ -50,11 +50,19 @@ class Teacher(Protocol):
         """
 
 
-class PredictingTeacher(Teacher, Protocol):
-    """A teacher with the capability `PREDICT`."""
+class Predictor(Protocol):
+    """Anything that detects objects, such as a `Detector` or an `ExportedDetector`."""
+
+    @property
+    def info(self) -> DetectorInfo:
+        """Its classes, and more."""
 
     def predict(self, images: Sequence[Tensor]) -> list[Detections]:
         """Detect objects in RGB images, each (3, H, W), uint8 in 0..255 or float32 in 0..1; sorted by score."""
+
+
+class PredictingTeacher(Teacher, Predictor, Protocol):
+    """A teacher with the capability `PREDICT`."""
 
 
 class StoredTeacher(Teacher, Protocol):

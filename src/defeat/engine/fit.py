@@ -14,7 +14,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
-from defeat.detector import load, save_model
+from defeat.detector import load_detector, save_model
 from defeat.engine.checkpoint import RunDirectory
 from defeat.engine.checkpoint_file import CheckpointFile
 from defeat.engine.datamodule import DetectionDataModule
@@ -136,7 +136,7 @@ def _finish(
     results |= {"fingerprint": fingerprint(outcome.student), "teacher_fingerprint": teacher_fingerprint}
     directory.write_results(results | extra_results)
     require_student_only(directory.folder, outcome.student)
-    saved = load(module.folder)
+    saved = load_detector(module.folder)
     if fingerprint(saved) != results["fingerprint"]:
         raise RuntimeError("The weights of the saved model are not those of the student.")
     if outcome.evaluator is None or evaluation is None:

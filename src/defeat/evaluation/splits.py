@@ -5,13 +5,13 @@ from rich.progress import track
 
 from defeat.data import DataSource
 from defeat.data.loader import evaluation_loader
-from defeat.detector.teacher import PredictingTeacher
+from defeat.detector.teacher import Predictor
 from defeat.distillation import ClassMap
 from defeat.evaluation.evaluator import Evaluator
 
 
 def detect_split(
-    detector: PredictingTeacher,
+    detector: Predictor,
     source: DataSource,
     split: str,
     batch_size: int,

@@ -13,6 +13,7 @@ from defeat.data.settings import MAX_WORKERS
 from defeat.data.source import EVALUATION_SPLITS
 from defeat.detector import load
 from defeat.detector.devices import choose_device
+from defeat.detector.exported import is_exported
 from defeat.detector.pretrained import torchvision_name
 from defeat.detector.transformers_models import is_checkpoint
 from defeat.distillation import ClassMap, renamed_classes
@@ -45,7 +46,7 @@ def evaluate(
 
     Args:
         run: run directory, a torchvision model such as `torchvision:retinanet_resnet50_fpn`, or a detector of
-            transformers: a folder written by `save_pretrained`, or `hf:ORG/NAME`.
+            transformers: a folder written by `save_pretrained`, or `hf:ORG/NAME`; or a file written by `defeat export`.
         data: folder of a data set; by default the one that the run was trained on.
         split: split to evaluate on; by default the one that the run was evaluated on, and of other data test, else val.
         batch_size: images per batch.
@@ -96,7 +97,8 @@ def _defaults(
     run: str | Path, source: DataSource | None, split: str | None, console: Console | None
 ) -> tuple[DataSource, str]:
     """The data set and the split of a run, where they are not given."""
-    directory = None if torchvision_name(run) is not None or is_checkpoint(run) else RunDirectory(run)
+    foreign = torchvision_name(run) is not None or is_checkpoint(run) or is_exported(run)
+    directory = None if foreign else RunDirectory(run)
     settings = directory.read_config() if directory else {}
     if source is None and settings.get("data") is None:
         raise InputError("Give the data to evaluate on with --data.")

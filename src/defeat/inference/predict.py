@@ -18,8 +18,9 @@ from torchvision.transforms.v2.functional import to_pil_image
 from defeat.data.files import IMAGE_SUFFIXES, walk
 from defeat.data.images import MAX_PIXELS, read_header, read_image
 from defeat.data.problems import grouped
-from defeat.detector import Detector, load
+from defeat.detector import load
 from defeat.detector.devices import choose_device
+from defeat.detector.teacher import Predictor
 from defeat.errors import InputError
 from defeat.files import WriteError, write_atomically, write_into
 from defeat.inference.coco_results import Numbers, NumbersOf
@@ -65,7 +66,7 @@ def predict(
     Files that can't be read are skipped and reported.
 
     Args:
-        run: run directory, or a torchvision model.
+        run: run directory, a torchvision model, or a file written by `defeat export`.
         images: images, videos, folders of both, or patterns such as 'photos/*.jpg'.
         out: folder for the pictures and detections.json; created if it is missing.
         threshold: least score of a drawn detection, 0..1; detections.json contains all detections.
@@ -125,7 +126,7 @@ def predict(
 class _Work:
     """The detectors, and their results so far."""
 
-    detectors: Sequence[Detector]
+    detectors: Sequence[Predictor]
     threshold: float
     root: Path
     folder: Path

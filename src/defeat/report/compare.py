@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from defeat.detector import load
+from defeat.detector import load_detector
 from defeat.evaluation.profile import profile_model
 from defeat.report.html import write_report
 from defeat.report.runs import RunSummary, read_run
@@ -59,7 +59,7 @@ def profiled(run: RunSummary, threads: int) -> RunSummary:
     Both are those of `predict` on one image of the detector's input size, aspect ratio 4:3.
     """
     size = run.size or 800
-    profile = profile_model(load(run.folder), (size, size * 4 // 3), threads=threads)
+    profile = profile_model(load_detector(run.folder), (size, size * 4 // 3), threads=threads)
     height, width = profile.size
     conditions = f"{width} x {height} pixels, {profile.device}, {threads} thread{'s' * (threads != 1)}, warmed up"
     return replace(run, gflops=profile.gflops, latency_ms=profile.latency_ms, measured=conditions)

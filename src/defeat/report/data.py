@@ -18,7 +18,7 @@ from defeat.data.images import MAX_PIXELS
 from defeat.data.reading.pairs import Unannotated
 from defeat.data.source import EVALUATION_SPLITS
 from defeat.data.summary import Duplicate, SplitSummary, near_duplicates, summarise
-from defeat.detector import load
+from defeat.detector import load_detector
 from defeat.distillation import ClassMap, renamed_classes
 from defeat.errors import InputError
 from defeat.files import write_into
@@ -177,7 +177,7 @@ def _warnings(splits: Sequence[SplitSummary]) -> list[str]:
 def _class_map(datasets: Mapping[str, DetectionDataset], teacher: str, class_map: str | None) -> list[str]:
     classes = next(iter(datasets.values())).classes
     names = {} if class_map is None else read_class_map(class_map)
-    known = renamed_classes(load(teacher).info, classes, names).classes
+    known = renamed_classes(load_detector(teacher).info, classes, names).classes
     sentences = ClassMap(classes, known).describe()
     return sentences or ["The teacher has the classes of the data."]
 

@@ -13,7 +13,7 @@ from torchvision.transforms.v2.functional import resize, to_pil_image
 
 from defeat.assembly.earlier import recorded_settings
 from defeat.data import DetectionDataset
-from defeat.detector import Detector, load
+from defeat.detector import Detector, load_detector
 from defeat.distillation import build_method, renamed_classes
 from defeat.engine.checkpoint import RunDirectory
 from defeat.errors import InputError
@@ -88,7 +88,7 @@ def make_gallery(distilled: RunSummary, baseline: RunSummary | None, teacher: Ru
     except InputError as error:
         return Gallery(note=f"No pictures: {error}")
     named = [("teacher", teacher), ("baseline", baseline), ("distilled", distilled)]
-    detectors = {name: load(run.folder) for name, run in named if run is not None}
+    detectors = {name: load_detector(run.folder) for name, run in named if run is not None}
     order = np.argsort(-changes, kind="stable")  # images without an AP (NaN) come last
     known = order[: int((~np.isnan(changes)).sum())]
     helped = [image for image in known[:SHOWN] if baseline is None or changes[image] > 0]
@@ -258,6 +258,6 @@ def example_strips(run: RunSummary, count: int = SHOWN) -> tuple[Strip, ...]:
         InputError: the data can't be opened.
     """
     dataset = _evaluation_data(run)
-    detector = load(run.folder)
+    detector = load_detector(run.folder)
     indices = [(2 * number + 1) * len(dataset) // (2 * count) for number in range(min(count, len(dataset)))]
     return tuple(_strip(dataset, index, {"detected": detector}) for index in indices)

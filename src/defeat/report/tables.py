@@ -9,6 +9,7 @@ from rich.text import Text
 
 from defeat.evaluation.bootstrap import Interval
 from defeat.evaluation.evaluator import EvaluationResult
+from defeat.exporting import ExportReport
 from defeat.report.gains import Gain
 from defeat.report.runs import RunSummary
 from defeat.report.variants import INHERITED, MatrixResult, VariantResult
@@ -294,3 +295,33 @@ def _table(
         names = [row.run.name, *([row.role] if role else []), *([row.detector] if detector else [])]
         table.add_row(*(Text(name) for name in names), *row.cells[first : first + len(columns)])
     return table
+
+
+def print_export(report: ExportReport, console: Console) -> None:
+    """Print what `defeat export` wrote, and how it compares with the detector."""
+    about = report.description
+    sides = " x ".join("any" if side is None else str(side) for side in (about.batch, 3, about.height, about.width))
+    megabytes = report.bytes / 1e6
+    console.print(f"{report.file}: {about.precision}, {megabytes:.1f} MB, input {sides}", highlight=False)
+    parity = report.parity
+    if parity is None:
+        console.print("Not compared with the detector.", highlight=False)
+        return
+    console.print(
+        f"{parity.matched:.1%} of {parity.detections:.0f} detections in {parity.images} images of {report.split} are "
+        f"equal; they differ by at most {parity.largest_box_difference:.2g} px and "
+        f"{parity.largest_score_difference:.1g} in score.",
+        highlight=False,
+    )
+    assert report.latency is not None
+    assert report.latency_before is not None
+    rows = [
+        [name, decimal(ap), decimal(latency.median_ms), decimal(latency.p95_ms)]
+        for name, ap, latency in (
+            ("detector", report.ap_before, report.latency_before),
+            ("file", report.ap, report.latency),
+        )
+    ]
+    titles = ["", "AP", "ms per image", "ms, 95th percentile"]
+    shown = range(4) if report.ap is not None else (0, 2, 3)
+    print_table(console, [titles[index] for index in shown], [[row[index] for index in shown] for row in rows])

@@ -3,6 +3,7 @@
 import json
 import pickle
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from torchvision.transforms.functional import to_pil_image
 from defeat.cli import main
 from defeat.detector import load
 from defeat.detector.importers import import_checkpoint
+from defeat.detector.selection import Selection
 from defeat.errors import InputError
 from tests.detector.importers import random_states
 from tests.detector.importers.random_states import CLASSES
@@ -167,8 +169,7 @@ def test_the_configuration_decides_about_input_and_selection(tmp_path, retinanet
     assert (detector.info.size, detector.info.max_size) == (600, 1000)
     assert detector.info.mean == pytest.approx((123.675 / 255, 116.28 / 255, 103.53 / 255))
     assert detector.info.std == pytest.approx((1 / 255,) * 3)
-    found = (detector.topk_candidates, detector.score_thresh, detector.nms_thresh, detector.detections_per_img)
-    assert found == (500, 0.1, 0.4, 50)
+    assert detector.selection == Selection(0.1, 50, 0.4, 500)
     assert detector.spec.norm == "frozen"
     first = detector.backbone.body.conv1.weight
     assert torch.equal(first, retinanet["backbone.conv1.weight"].flip(1))
@@ -257,7 +258,8 @@ def test_a_state_dict_of_torchvision_predicts_as_torchvision_does(tmp_path, name
     if hasattr(detector, "rpn"):
         detector.rpn._post_nms_top_n = FEW_PROPOSALS
     else:
-        detector.topk_candidates, detector.detections_per_img = model.topk_candidates, model.detections_per_img
+        counts = {name: getattr(model, name) for name in ("topk_candidates", "detections_per_img")}
+        detector.selection = replace(detector.selection, **counts)
     with torch.no_grad():
         expected = [model([picture])[0] for picture in PICTURES]
     for detections, reference in zip(detector.predict(PICTURES), expected, strict=True):

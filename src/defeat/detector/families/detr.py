@@ -17,6 +17,7 @@ from defeat.detector.base import Detector, DetectorSpec, info_of, output_of, val
 from defeat.detector.cells import cell_centres, cell_labels
 from defeat.detector.normalisation import apply_norm
 from defeat.detector.options import automatic, bounded, fitted_to_data, require_valid, with_usual_values
+from defeat.detector.selection import BOXES, SCORES, Raw, Selection
 from defeat.detector.set_losses import SetLosses
 from defeat.detector.statistics import ObjectStatistics
 from defeat.detector.transformers_models import (
@@ -104,7 +105,8 @@ class DETR(Detector):
         self.head = parts.head
         self.losses = SetLosses(parts.config, parts.loss)
         self.queries, self.layers = int(parts.config.num_queries), int(parts.config.decoder_layers)
-        self.score_thresh, self.detections_per_img = options.score_thresh, options.detections_per_img
+        cells = sum((spec.size // stride) ** 2 for stride in backbone.neck_channels)
+        self.selection = Selection(options.score_thresh, min(options.detections_per_img, self.queries, cells))
         self.spec = spec
         self.info = info_of(
             spec,
@@ -131,7 +133,7 @@ class DETR(Detector):
         assert self.training, "forward_train needs the training mode"
         maps = self.forward_maps(batch)
         labels = [_relative(target, batch) for target in batch.training_targets]
-        output = self._decode(batch, maps, labels)
+        output = self._decode(batch.images.device, maps, labels)
         annotated = [target.annotated for target in batch.targets]
         losses = self.losses(output, labels, annotated, negative_weight)
         # Distributed training needs a gradient for every weight: without objects there is no denoising, and
@@ -147,27 +149,32 @@ class DETR(Detector):
         training = decoder.training
         decoder.training = True  # of this module only: D-FINE predicts classes in all of its layers
         try:
-            output = self._decode(batch, maps)
+            output = self._decode(batch.images.device, maps)
         finally:
             decoder.training = training
         return self._output(batch, {}, maps, output)
 
-    def forward_predict(self, batch: Batch) -> list[Detections]:
-        """Detect objects, in pixels of the original images; the highest scores over all queries and classes."""
-        output = self._decode(batch, self.forward_maps(batch))
-        scores = output.intermediate_logits[:, -1].sigmoid()  # (B, Q, K)
-        boxes = _corners(output.intermediate_reference_points[:, -1], batch)  # (B, Q, 4)
-        count = min(self.detections_per_img, scores.shape[1])
-        best, index = scores.flatten(1).topk(count)  # (B, D)
-        labels, query = index % scores.shape[2], index // scores.shape[2]
-        detections = []
-        for row, (size, original) in enumerate(zip(batch.sizes, batch.original_sizes, strict=True)):
-            ratio = boxes.new_tensor([original[1] / size[1], original[0] / size[0]] * 2)
-            limit = boxes.new_tensor([original[1], original[0]] * 2)
-            corners = (boxes[row, query[row]] * ratio).clamp(min=0).minimum(limit)
-            kept = (best[row] >= self.score_thresh) & (corners[:, 2:] > corners[:, :2]).all(dim=1)
-            detections.append(Detections(corners[kept], best[row][kept], labels[row][kept]))
-        return detections
+    def raw(self, images: Tensor, sizes: list[tuple[int, int]]) -> Raw:
+        """Scores and boxes of the queries of the last layer."""
+        output = self._decode(images.device, Maps(*self.backbone(images)))
+        boxes = _corners(output.intermediate_reference_points[:, -1], images)
+        return {SCORES: output.intermediate_logits[:, -1].sigmoid(), BOXES: boxes}
+
+    def decode(self, raw: Raw, sizes: list[tuple[int, int]]) -> list[Detections]:
+        """Select the highest scores over all queries and classes, in pixels of the batch."""
+        return [
+            self._select(scores, boxes, size)
+            for scores, boxes, size in zip(raw[SCORES], raw[BOXES], sizes, strict=True)
+        ]
+
+    def candidates(self, raw: Raw) -> tuple[Tensor, Tensor]:
+        """Boxes and scores of all queries."""
+        return raw[BOXES], raw[SCORES]
+
+    def _select(self, scores: Tensor, boxes: Tensor, size: tuple[int, int]) -> Detections:
+        found = self.selection.select(scores, boxes, size)
+        kept = (found.boxes[:, 2:] > found.boxes[:, :2]).all(dim=1)
+        return Detections(found.boxes[kept], found.scores[kept], found.labels[kept])
 
     def class_rows(self) -> dict[str, Tensor]:
         """Class layers of encoder and decoder have a row per class; so has the embedding of denoising, and one more."""
@@ -181,7 +188,7 @@ class DETR(Detector):
                 rows[name] = torch.cat([classes, torch.tensor([len(classes)])])
         return rows
 
-    def _decode(self, batch: Batch, maps: Maps, labels: list[dict[str, Tensor]] | None = None) -> Any:
+    def _decode(self, device: torch.device, maps: Maps, labels: list[dict[str, Tensor]] | None = None) -> Any:
         """Run everything after the encoder; with labels, denoising queries come first."""
         head: Any = self.head
         levels = [level.float() for level in maps.neck.values()]
@@ -189,7 +196,7 @@ class DETR(Detector):
         head.config.num_queries = min(self.queries, cells)
         head.encoder.maps = levels
         try:
-            with torch.autocast(batch.images.device.type, enabled=False):
+            with torch.autocast(device.type, enabled=False):
                 return head(None, inputs_embeds=levels[0], labels=labels)
         finally:
             head.encoder.maps = []
@@ -215,7 +222,7 @@ class DETR(Detector):
             corners = corners[:, -self.layers :, -count:].transpose(0, 1).unflatten(-1, (4, -1))
         else:
             corners = None
-        return Queries(logits, _corners(boxes, batch), _size(batch), corners)
+        return Queries(logits, _corners(boxes, batch.images), _size(batch.images), corners)
 
     def _dense(self, batch: Batch, maps: Maps, output: Any) -> DensePredictions:
         shapes = {stride: (level.shape[-2], level.shape[-1]) for stride, level in maps.neck.items()}
@@ -225,31 +232,31 @@ class DETR(Detector):
         strides = torch.tensor(list(shapes), device=device).repeat_interleave(counts)
         inside = torch.cat([valid.flatten(1) for valid in valid_cells(batch, maps.neck).values()], dim=1)
         inside = inside & ((centres > BORDER) & (centres < 1 - BORDER)).all(dim=1)
-        height, width = _size(batch)
+        height, width = _size(batch.images)
         pixels = centres * centres.new_tensor([width, height])
         labels = torch.stack([cell_labels(target, pixels, strides, batch.classes) for target in batch.targets])
         return DensePredictions(
             logits=output.enc_outputs_class,
-            boxes=_corners(output.enc_outputs_coord_logits.detach().sigmoid(), batch),
+            boxes=_corners(output.enc_outputs_coord_logits.detach().sigmoid(), batch.images),
             labels=torch.where(inside, labels, -1),
             strides=strides,
         )
 
 
-def _size(batch: Batch) -> tuple[int, int]:
-    return int(batch.images.shape[-2]), int(batch.images.shape[-1])
+def _size(images: Tensor) -> tuple[int, int]:
+    return int(images.shape[-2]), int(images.shape[-1])
 
 
-def _corners(boxes: Tensor, batch: Batch) -> Tensor:
+def _corners(boxes: Tensor, images: Tensor) -> Tensor:
     """Convert boxes (..., 4) from centre and size, relative to the batch's tensor, to corners in its pixels."""
-    height, width = _size(batch)
+    height, width = _size(images)
     centre, size = boxes[..., :2], boxes[..., 2:]
     return torch.cat([centre - size / 2, centre + size / 2], dim=-1) * boxes.new_tensor([width, height] * 2)
 
 
 def _relative(target: Target, batch: Batch) -> dict[str, Tensor]:
     """Labels of an image as the models read them: centre and size of boxes, relative to the batch's tensor."""
-    height, width = _size(batch)
+    height, width = _size(batch.images)
     corners = target.boxes / target.boxes.new_tensor([width, height] * 2)
     upper, lower = corners[:, :2], corners[:, 2:]
     return {"class_labels": target.labels, "boxes": torch.cat([(upper + lower) / 2, lower - upper], dim=1)}

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
@@ -37,6 +36,7 @@ from defeat.detector.published import (
     initialise_second_stage,
     second_stage_loss,
 )
+from defeat.detector.selection import Raw, Selection
 from defeat.detector.statistics import ObjectStatistics, fit_sides
 from defeat.types import Batch, Detections, DetectorOutput, Maps, Proposals
 
@@ -159,6 +159,7 @@ class FasterRCNN(Detector):
                 part.box_coder = LimitedBoxCoder(part.box_coder.weights)
         self.antialias = options.antialias
         self.box_loss = options.box_loss
+        self.selection = Selection(options.box_score_thresh, options.box_detections_per_img, options.box_nms_thresh)
         for head in (self.rpn.head, self.roi_heads.box_predictor):
             head.register_forward_hook(_in_float32)
         self.spec = spec
@@ -183,7 +184,7 @@ class FasterRCNN(Detector):
         boxes, _, labels, regression_targets = self.roi_heads.select_training_samples(boxes, targets)
         if not all(self.rpn.annotated):
             boxes, labels, regression_targets = _without_ignored(batch, boxes, labels, regression_targets)
-        logits, deltas = self._classify(features, boxes, batch)
+        logits, deltas = self._classify(features, boxes, batch.sizes)
         classification, box = second_stage_loss(
             logits, deltas, labels, regression_targets, self.box_loss, negative_weight
         )
@@ -201,18 +202,22 @@ class FasterRCNN(Detector):
         boxes, _ = self.rpn(ImageList(batch.images, batch.sizes), features)
         targets = torchvision_targets(batch.targets, first_label=1)
         boxes, _, labels, _ = self.roi_heads.select_training_samples(boxes, targets)
-        logits, deltas = self._classify(features, boxes, batch)
+        logits, deltas = self._classify(features, boxes, batch.sizes)
         return self._output(batch, {}, maps, boxes, torch.cat(labels), logits, deltas)
 
-    def forward_predict(self, batch: Batch) -> list[Detections]:
-        """Detect objects, in pixels of the original images."""
-        features = _by_name(self.forward_maps(batch).neck)
-        proposals, _ = self.rpn(ImageList(batch.images, batch.sizes), features)
-        outputs, _ = self.roi_heads(features, proposals, batch.sizes)
-        return [
-            Detections(resize_boxes(output["boxes"], size, original), output["scores"], output["labels"] - 1)
-            for output, size, original in zip(outputs, batch.sizes, batch.original_sizes, strict=True)
-        ]
+    def raw(self, images: Tensor, sizes: list[tuple[int, int]]) -> Raw:
+        """Proposals of all images, with the output of the second stage, background first, and the image of each."""
+        features = _by_name(Maps(*self.backbone(images)).neck)
+        proposals, _ = self.rpn(ImageList(images, sizes), features)
+        logits, deltas = self._classify(features, proposals, sizes)
+        rows = torch.cat([torch.full_like(boxes[:, 0], index) for index, boxes in enumerate(proposals)])
+        return {"proposals": torch.cat(proposals), "image": rows, "logits": logits, "deltas": deltas}
+
+    def decode(self, raw: Raw, sizes: list[tuple[int, int]]) -> list[Detections]:
+        """Select the detections, in pixels of the batch."""
+        proposals = [raw["proposals"][raw["image"] == index] for index in range(len(sizes))]
+        found = self.roi_heads.postprocess_detections(raw["logits"], raw["deltas"], proposals, sizes)
+        return [Detections(boxes, scores, labels - 1) for boxes, scores, labels in zip(*found, strict=True)]
 
     def class_rows(self) -> dict[str, Tensor]:
         """The two last layers of the second stage have one row, or four for boxes, per class and background."""
@@ -225,8 +230,10 @@ class FasterRCNN(Detector):
             for kind in ("weight", "bias")
         }
 
-    def _classify(self, features: dict[str, Tensor], boxes: list[Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
-        pooled = self.roi_heads.box_roi_pool(features, boxes, batch.sizes)  # (R, C, 7, 7)
+    def _classify(
+        self, features: dict[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor]:
+        pooled = self.roi_heads.box_roi_pool(features, boxes, sizes)  # (R, C, 7, 7)
         logits, deltas = self.roi_heads.box_predictor(self.roi_heads.box_head(pooled))
         return logits, deltas  # (R, 1+K), (R, 4*(1+K))
 
@@ -247,7 +254,7 @@ class FasterRCNN(Detector):
             # Methods compute in float32 without autocast, but the feature maps may have been computed under it.
             features = {name: level.float() for name, level in _by_name(maps.neck).items()}
             with torch.set_grad_enabled(with_gradient):
-                return _background_last(self._classify(features, given_boxes, batch)[0])
+                return _background_last(self._classify(features, given_boxes, batch.sizes)[0])
 
         return output_of(
             batch,

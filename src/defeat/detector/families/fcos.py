@@ -17,7 +17,6 @@ from torchvision.models.detection import fcos as torchvision_fcos
 from torchvision.models.detection._utils import BoxLinearCoder
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import AnchorGenerator
-from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
 from defeat.detector.backbone import Backbone
@@ -31,9 +30,9 @@ from defeat.detector.points import (
     assign_objects,
     fitted_candidates,
     group_count,
-    select_detections,
 )
 from defeat.detector.published import StrideAnchors
+from defeat.detector.selection import BOXES, FACTORS, SCORES, Raw, Selection, by_level, dense_candidates, select_dense
 from defeat.detector.statistics import ObjectStatistics
 from defeat.types import Batch, DensePredictions, Detections, DetectorOutput, Maps
 
@@ -123,7 +122,7 @@ class Head(nn.Module):
             "bbox_ctrness": regression.bbox_ctrness(classes if self.centerness_of_classes else boxes),
         }
         # Convert to float32 also under autocast: half precision would move decoded boxes by pixels.
-        flat = {name: output.flatten(2).mT.float() for name, output in outputs.items()}
+        flat = {name: output.flatten(2).transpose(1, 2).float() for name, output in outputs.items()}
         sides = flat["bbox_regression"]
         if self.scales is not None:
             sides = sides * self.scales[index]
@@ -132,9 +131,6 @@ class Head(nn.Module):
 
 class FCOS(Detector):
     """A one-stage detector without anchors: every point predicts classes, distances to four sides, and centerness."""
-
-    # torchvision's selection of detections; it reads attributes that the constructor sets.
-    _select = torchvision_fcos.FCOS.postprocess_detections
 
     def __init__(
         self,
@@ -161,9 +157,7 @@ class FCOS(Detector):
         self.anchor_generator = anchor_generator
         self.box_coder = BoxLinearCoder(normalize_by_size=True)
         self.center_sampling_radius = options.center_sampling_radius
-        self.score_thresh, self.nms_thresh = options.score_thresh, options.nms_thresh
-        assert isinstance(options.topk_candidates, int)
-        self.detections_per_img, self.topk_candidates = options.detections_per_img, options.topk_candidates
+        self.selection = Selection.of(options)
         self.score, self.antialias = options.score, options.antialias
         self.first_label = first_label
         self.spec = spec
@@ -180,54 +174,47 @@ class FCOS(Detector):
         """Compute the losses `classification`, `box` and `centerness`, and the fields that methods read."""
         assert self.training, "forward_train needs the training mode"
         maps = self.forward_maps(batch)
-        head, points = self._predictions(batch, maps)
+        head, points = self._predictions(ImageList(batch.images, batch.sizes), maps)
         everything, training = assign_objects(batch, partial(self._match, points, self._per_level(maps.neck)))
         losses = self._losses(training, head, points, negative_weight)
         return self._output(batch, losses, maps, head, points, everything)
 
     def teach(self, batch: Batch, maps: Maps) -> DetectorOutput:
         """Return the feature maps and the predictions at every point."""
-        head, points = self._predictions(batch, maps)
+        head, points = self._predictions(ImageList(batch.images, batch.sizes), maps)
         everything, _ = assign_objects(batch, partial(self._match, points, self._per_level(maps.neck)))
         return self._output(batch, {}, maps, head, points, everything)
 
-    def forward_predict(self, batch: Batch) -> list[Detections]:
-        """Detect objects, in pixels of the original images."""
-        maps = self.forward_maps(batch)
-        head, points = self._predictions(batch, maps)
-        head = {**head, "cls_logits": head["cls_logits"][..., self.first_label :]}
-        per_level = self._per_level(maps.neck)
+    def raw(self, images: Tensor, sizes: list[tuple[int, int]]) -> Raw:
+        """Scores and boxes at the points of each level."""
+        maps = Maps(*self.backbone(images))
+        head, points = self._predictions(ImageList(images, sizes), maps)
+        scores, centerness = head["cls_logits"][..., self.first_label :].sigmoid(), head["bbox_ctrness"].sigmoid()
+        if self.score == "root":
+            scores = (scores * centerness).sqrt()
+        parts = {SCORES: scores, BOXES: self.box_coder.decode(head["bbox_regression"], points)}
         if self.score == "product":
-            outputs = self._select_by_product(head, points, per_level, batch.sizes)
-        else:
-            split_head = {name: list(output.split(per_level, dim=1)) for name, output in head.items()}
-            selected = self._select(split_head, [list(points.split(per_level))] * len(batch.sizes), batch.sizes)
-            outputs = [Detections(output["boxes"], output["scores"], output["labels"]) for output in selected]
-        return [
-            replace(output, boxes=resize_boxes(output.boxes, size, original))
-            for output, size, original in zip(outputs, batch.sizes, batch.original_sizes, strict=True)
-        ]
+            parts[FACTORS] = centerness[..., 0]
+        per_level = self._per_level(maps.neck)
+        return by_level(tuple(maps.neck), **{name: part.split(per_level, dim=1) for name, part in parts.items()})
 
-    def _select_by_product(
-        self, head: dict[str, Tensor], points: Tensor, per_level: list[int], sizes: list[tuple[int, int]]
-    ) -> list[Detections]:
-        scores, centerness = head["cls_logits"].sigmoid(), head["bbox_ctrness"].sigmoid()[..., 0]
-        boxes = self.box_coder.decode(head["bbox_regression"], points)
-        images = zip(scores, boxes, centerness, sizes, strict=True)
-        return [
-            select_detections(image_scores, image_boxes, per_level, size, self, factors)
-            for image_scores, image_boxes, factors, size in images
-        ]
+    def decode(self, raw: Raw, sizes: list[tuple[int, int]]) -> list[Detections]:
+        """Select the detections, in pixels of the batch."""
+        return select_dense(raw, sizes, self.selection)
+
+    def candidates(self, raw: Raw) -> tuple[Tensor, Tensor]:
+        """Boxes and scores at all points."""
+        return dense_candidates(raw)
 
     def class_rows(self) -> dict[str, Tensor]:
         """The last layer of the classification head has one row per class."""
         rows = torch.cat((torch.full((self.first_label,), -1), torch.arange(len(self.info.classes))))
         return {f"head.classification_head.cls_logits.{kind}": rows for kind in ("weight", "bias")}
 
-    def _predictions(self, batch: Batch, maps: Maps) -> tuple[dict[str, Tensor], Tensor]:
+    def _predictions(self, images: ImageList, maps: Maps) -> tuple[dict[str, Tensor], Tensor]:
         """Output of the head, and the square (N, 4) of each point; all images of a batch have the same."""
         levels = list(maps.neck.values())
-        return self.head(levels), self.anchor_generator(ImageList(batch.images, batch.sizes[:1]), levels)[0]
+        return self.head(levels), self.anchor_generator(images, levels)[0]
 
     @staticmethod
     def _per_level(neck: dict[int, Tensor]) -> list[int]:

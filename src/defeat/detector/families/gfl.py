@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.fcos import FCOSClassificationHead
-from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import generalized_box_iou_loss
 
 from defeat.detector.backbone import Backbone
@@ -28,8 +27,8 @@ from defeat.detector.points import (
     assign_objects,
     fitted_candidates,
     group_count,
-    select_detections,
 )
+from defeat.detector.selection import BOXES, SCORES, Raw, Selection, by_level, dense_candidates, select_dense
 from defeat.detector.statistics import ObjectStatistics, paired_iou
 from defeat.types import Batch, DensePredictions, Detections, DetectorOutput, Maps
 
@@ -105,7 +104,7 @@ class RegressionHead(nn.Module):
     def forward(self, levels: list[Tensor]) -> Tensor:
         """Logits of the distributions for L feature maps (B, C, H, W): (B, N, 4, M+1); left, top, right, bottom."""
         outputs = [self.bbox_reg(self.conv(level)) * scale for level, scale in zip(levels, self.scales, strict=True)]
-        return torch.cat([output.flatten(2).mT.unflatten(2, (4, -1)) for output in outputs], dim=1)
+        return torch.cat([output.flatten(2).transpose(1, 2).unflatten(2, (4, -1)) for output in outputs], dim=1)
 
 
 class Head(nn.Module):
@@ -142,9 +141,10 @@ class Points:
         centres, strides = [], []
         for stride, level in maps.items():
             y, x = (torch.arange(side, device=level.device) * float(stride) for side in level.shape[-2:])
-            centres.append(torch.cartesian_prod(y, x).flip(1))
-            strides.append(torch.full((len(centres[-1]),), stride, device=level.device))
-        return cls(torch.cat(centres), torch.cat(strides), [len(level) for level in centres])
+            rows, columns = torch.meshgrid(y, x, indexing="ij")
+            centres.append(torch.stack((columns.flatten(), rows.flatten()), dim=1))
+            strides.append(torch.full_like(columns.flatten(), stride, dtype=torch.int64))
+        return cls(torch.cat(centres), torch.cat(strides), [level.shape[0] for level in centres])
 
     def decode(self, distributions: Tensor) -> Tensor:
         """Boxes (..., N, 4) in pixels: the mean of each distribution, logits (..., N, 4, M+1), in strides (eq. 5)."""
@@ -173,6 +173,7 @@ class GFL(Detector):
         self.backbone = backbone
         self.head = head
         self.options = options
+        self.selection = Selection.of(options)
         self.antialias = options.antialias
         self.spec = spec
         self.info = info_of(
@@ -199,18 +200,21 @@ class GFL(Detector):
         everything, _ = assign_objects(batch, partial(self._match, points))
         return self._output(batch, {}, maps, self.head(list(maps.neck.values())), points, everything)
 
-    def forward_predict(self, batch: Batch) -> list[Detections]:
-        """Detect objects, in pixels of the original images."""
-        maps = self.forward_maps(batch)
-        head, points = self.head(list(maps.neck.values())), Points.of(maps.neck)
-        scores, boxes = head["cls_logits"].sigmoid(), points.decode(head["distributions"])
-        detections = []
-        for image_scores, image_boxes, size, original in zip(
-            scores, boxes, batch.sizes, batch.original_sizes, strict=True
-        ):
-            found = select_detections(image_scores, image_boxes, points.per_level, size, self.options)
-            detections.append(replace(found, boxes=resize_boxes(found.boxes, size, original)))
-        return detections
+    def raw(self, images: Tensor, sizes: list[tuple[int, int]]) -> Raw:
+        """Scores and boxes at the points of each level."""
+        neck = Maps(*self.backbone(images)).neck
+        head, points = self.head(list(neck.values())), Points.of(neck)
+        parts = {SCORES: head["cls_logits"].sigmoid(), BOXES: points.decode(head["distributions"])}
+        split = {name: part.split(points.per_level, dim=1) for name, part in parts.items()}
+        return by_level(tuple(neck), **split)
+
+    def decode(self, raw: Raw, sizes: list[tuple[int, int]]) -> list[Detections]:
+        """Select the detections, in pixels of the batch."""
+        return select_dense(raw, sizes, self.selection)
+
+    def candidates(self, raw: Raw) -> tuple[Tensor, Tensor]:
+        """Boxes and scores at all points."""
+        return dense_candidates(raw)
 
     def class_rows(self) -> dict[str, Tensor]:
         """The last layer of the classification head has one row per class."""

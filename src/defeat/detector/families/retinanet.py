@@ -13,7 +13,6 @@ from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.rpn import AnchorGenerator
-from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import box_iou
 
 from defeat.detector.backbone import Backbone
@@ -31,6 +30,7 @@ from defeat.detector.normalisation import GroupNorm
 from defeat.detector.options import automatic, bounded, fitted_to_data, require_valid, with_usual_values
 from defeat.detector.points import fitted_candidates, group_count
 from defeat.detector.published import LimitedBoxCoder, build_anchors, initialise_pyramid, one_stage_loss
+from defeat.detector.selection import BOXES, SCORES, Raw, Selection, by_level, dense_candidates, select_dense
 from defeat.detector.statistics import ObjectStatistics, fit_sides
 from defeat.errors import InputError
 from defeat.types import Batch, DensePredictions, Detections, DetectorOutput, Maps, Target
@@ -112,9 +112,6 @@ class RetinaNetOptions:
 class RetinaNet(Detector):
     """A one-stage detector: a sigmoid per class at every anchor, trained with the focal loss."""
 
-    # torchvision's selection of detections; it reads attributes that the constructor sets.
-    _select = TorchvisionRetinaNet.postprocess_detections
-
     def __init__(
         self,
         backbone: Backbone,
@@ -141,9 +138,7 @@ class RetinaNet(Detector):
         self.proposal_matcher = Matcher(options.fg_iou_thresh, options.bg_iou_thresh, allow_low_quality_matches=True)
         self.box_coder = (LimitedBoxCoder if options.limited_shrinking else BoxCoder)(weights=(1.0, 1.0, 1.0, 1.0))
         self.antialias = options.antialias
-        self.score_thresh, self.nms_thresh = options.score_thresh, options.nms_thresh
-        assert isinstance(options.topk_candidates, int)
-        self.detections_per_img, self.topk_candidates = options.detections_per_img, options.topk_candidates
+        self.selection = Selection.of(options)
         self.first_label = first_label
         self.loss_average = options.loss_average
         self.spec = spec
@@ -160,7 +155,7 @@ class RetinaNet(Detector):
         """Compute the losses `classification` and `box`, and the fields that methods read."""
         assert self.training, "forward_train needs the training mode"
         maps = self.forward_maps(batch)
-        head, anchors = self._predictions(batch, maps)
+        head, anchors = self._predictions(ImageList(batch.images, batch.sizes), maps)
         matched = self._match(batch.targets, anchors)
         losses = self._losses(batch, head, anchors, matched, negative_weight)
         return self._output(batch, losses, maps, head, anchors, matched)
@@ -199,22 +194,25 @@ class RetinaNet(Detector):
 
     def teach(self, batch: Batch, maps: Maps) -> DetectorOutput:
         """Return the feature maps and the predictions at every anchor."""
-        head, anchors = self._predictions(batch, maps)
+        head, anchors = self._predictions(ImageList(batch.images, batch.sizes), maps)
         return self._output(batch, {}, maps, head, anchors, self._match(batch.targets, anchors))
 
-    def forward_predict(self, batch: Batch) -> list[Detections]:
-        """Detect objects, in pixels of the original images."""
-        maps = self.forward_maps(batch)
-        head, anchors = self._predictions(batch, maps)
-        head = {**head, "cls_logits": head["cls_logits"][..., self.first_label :]}
+    def raw(self, images: Tensor, sizes: list[tuple[int, int]]) -> Raw:
+        """Scores and boxes at the anchors of each level."""
+        maps = Maps(*self.backbone(images))
+        head, anchors = self._predictions(ImageList(images, sizes), maps)
+        scores = head["cls_logits"][..., self.first_label :].sigmoid()
         per_level = anchors_per_level(maps.neck, self.anchor_generator)
-        split_head = {name: list(output.split(per_level, dim=1)) for name, output in head.items()}
-        split_anchors = [list(image_anchors.split(per_level)) for image_anchors in anchors]
-        outputs = self._select(split_head, split_anchors, batch.sizes)
-        return [
-            Detections(resize_boxes(output["boxes"], size, original), output["scores"], output["labels"])
-            for output, size, original in zip(outputs, batch.sizes, batch.original_sizes, strict=True)
-        ]
+        parts = {SCORES: scores.split(per_level, dim=1), BOXES: self._boxes(head, anchors).split(per_level, dim=1)}
+        return by_level(tuple(maps.neck), **parts)
+
+    def decode(self, raw: Raw, sizes: list[tuple[int, int]]) -> list[Detections]:
+        """Select the detections, in pixels of the batch."""
+        return select_dense(raw, sizes, self.selection)
+
+    def candidates(self, raw: Raw) -> tuple[Tensor, Tensor]:
+        """Boxes and scores at all anchors."""
+        return dense_candidates(raw)
 
     def class_rows(self) -> dict[str, Tensor]:
         """The last layer of the classification head has one row per anchor of a cell and class."""
@@ -222,11 +220,18 @@ class RetinaNet(Detector):
         repeated = rows.repeat(self.anchor_generator.num_anchors_per_location()[0])
         return {f"head.classification_head.cls_logits.{kind}": repeated for kind in ("weight", "bias")}
 
-    def _predictions(self, batch: Batch, maps: Maps) -> tuple[dict[str, Tensor], list[Tensor]]:
+    def _boxes(self, head: dict[str, Tensor], anchors: list[Tensor]) -> Tensor:
+        """Decoded boxes (B, N, 4), without gradient; all images of a batch have the same anchors."""
+        deltas = head["bbox_regression"].detach()
+        repeated = anchors[0].expand_as(deltas).flatten(0, 1)
+        boxes: Tensor = self.box_coder.decode_single(deltas.flatten(0, 1), repeated).view_as(deltas)
+        return boxes
+
+    def _predictions(self, images: ImageList, maps: Maps) -> tuple[dict[str, Tensor], list[Tensor]]:
         levels = list(maps.neck.values())
         # Convert to float32 also under autocast: half precision would move decoded boxes by pixels.
         head = {name: output.float() for name, output in self.head(levels).items()}  # (B, N, K) and (B, N, 4)
-        anchors = self.anchor_generator(ImageList(batch.images, batch.sizes), levels)  # B times (N, 4)
+        anchors = self.anchor_generator(images, levels)  # B times (N, 4)
         return head, anchors
 
     def _match(self, targets: Sequence[Target], anchors: list[Tensor]) -> list[Tensor]:
@@ -249,18 +254,17 @@ class RetinaNet(Detector):
     ) -> DetectorOutput:
         strides = torch.tensor(list(maps.neck), device=batch.images.device)
         per_level = torch.tensor(anchors_per_level(maps.neck, self.anchor_generator), device=batch.images.device)
-        deltas = head["bbox_regression"]
         return output_of(
             batch,
             maps,
             losses,
             dense=DensePredictions(
                 logits=head["cls_logits"][..., self.first_label :],
-                boxes=self.box_coder.decode(deltas.detach().flatten(0, 1), anchors).view_as(deltas),
+                boxes=self._boxes(head, anchors),
                 labels=self._labels(batch, matched),
                 strides=strides.repeat_interleave(per_level),
                 anchors=torch.stack(anchors),
-                deltas=deltas,
+                deltas=head["bbox_regression"],
             ),
         )
 

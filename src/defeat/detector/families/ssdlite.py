@@ -9,7 +9,7 @@ are 0..K-1 and the background is the last column.
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -21,7 +21,6 @@ from torchvision.models.detection import ssd, ssdlite
 from torchvision.models.detection._utils import BoxCoder, SSDMatcher
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import box_iou
 
 from defeat.detector.backbone import Backbone, no_download
@@ -29,6 +28,7 @@ from defeat.detector.base import Detector, DetectorSpec, anchors_per_level, info
 from defeat.detector.composed import converted_spec
 from defeat.detector.normalisation import BatchNorm, apply_norm
 from defeat.detector.options import bounded, require_valid
+from defeat.detector.selection import Raw, Selection
 from defeat.detector.statistics import ObjectStatistics
 from defeat.detector.weights import (
     IMAGENET_MEAN,
@@ -53,6 +53,8 @@ FULL_TAIL = 960  # channels of the last layer of the backbone, halved by the opt
 NEGATIVES = 3  # background boxes in the classification loss for each positive one
 NORM: dict[str, Any] = {"eps": 0.001, "momentum": 0.03}  # of batch normalisation, as published
 BACKGROUND = -1  # index of a default box without object
+
+DEFAULT_BOXES = "default_boxes"  # of the raw outputs
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,7 @@ class SSDlite(Detector):
         self.box_coder = BoxCoder(weights=(10.0, 10.0, 5.0, 5.0))
         self.score_thresh, self.nms_thresh = options.score_thresh, options.nms_thresh
         self.detections_per_img, self.topk_candidates = options.detections_per_img, options.topk_candidates
+        self.selection = replace(Selection.of(options), topk_candidates=None)  # its limit is per class, not per level
         self.spec = spec
         self.info = info_of(
             spec,
@@ -182,7 +185,7 @@ class SSDlite(Detector):
         """Compute the losses `classification` and `box`, and the fields that methods read."""
         assert self.training, "forward_train needs the training mode"
         maps = self.forward_maps(batch)
-        head, boxes = self._predictions(batch, maps)
+        head, boxes = self._predictions(ImageList(batch.images, batch.sizes), maps)
         matched = self._match(batch.targets, boxes)
         of_loss = matched
         if not all(target.annotated for target in batch.targets):
@@ -192,18 +195,25 @@ class SSDlite(Detector):
 
     def teach(self, batch: Batch, maps: Maps) -> DetectorOutput:
         """Return the feature maps and the predictions at every default box."""
-        head, boxes = self._predictions(batch, maps)
+        head, boxes = self._predictions(ImageList(batch.images, batch.sizes), maps)
         targets = batch.targets or [Target.empty(0, size) for size in batch.sizes]
         return self._output(batch, {}, maps, head, boxes, self._match(targets, boxes))
 
-    def forward_predict(self, batch: Batch) -> list[Detections]:
-        """Detect objects, in pixels of the original images; each axis has its own ratio."""
-        head, boxes = self._predictions(batch, self.forward_maps(batch))
-        outputs = self._select(head, [boxes] * len(batch.sizes), batch.sizes)
-        return [
-            Detections(resize_boxes(output["boxes"], size, original), output["scores"], output["labels"] - 1)
-            for output, size, original in zip(outputs, batch.sizes, batch.original_sizes, strict=True)
-        ]
+    def raw(self, images: Tensor, sizes: list[tuple[int, int]]) -> Raw:
+        """Output of the head, background first, and the default boxes (N, 4)."""
+        head, boxes = self._predictions(ImageList(images, sizes), Maps(*self.backbone(images)))
+        return {**head, DEFAULT_BOXES: boxes}
+
+    def decode(self, raw: Raw, sizes: list[tuple[int, int]]) -> list[Detections]:
+        """Select the detections, in pixels of the batch."""
+        outputs = self._select(raw, [raw[DEFAULT_BOXES]] * len(sizes), sizes)
+        return [Detections(output["boxes"], output["scores"], output["labels"] - 1) for output in outputs]
+
+    def candidates(self, raw: Raw) -> tuple[Tensor, Tensor]:
+        """Boxes and scores at all default boxes."""
+        deltas = raw["bbox_regression"]
+        boxes = self.box_coder.decode_single(deltas.flatten(0, 1), raw[DEFAULT_BOXES].expand_as(deltas).flatten(0, 1))
+        return boxes.view_as(deltas), raw["cls_logits"].softmax(dim=-1)[..., 1:]
 
     def part_of(self, name: str) -> str:
         """The extra levels are the neck."""
@@ -219,12 +229,12 @@ class SSDlite(Detector):
             for kind in ("weight", "bias")
         }
 
-    def _predictions(self, batch: Batch, maps: Maps) -> tuple[dict[str, Tensor], Tensor]:
+    def _predictions(self, images: ImageList, maps: Maps) -> tuple[dict[str, Tensor], Tensor]:
         """Output of the head, background first, and the default boxes (N, 4), which all images share."""
         levels = list(maps.neck.values())
         # Convert to float32 also under autocast: half precision would move decoded boxes by pixels.
         head = {name: output.float() for name, output in self.head(levels).items()}  # (B, N, 1+K) and (B, N, 4)
-        boxes = self.anchor_generator(ImageList(batch.images, batch.sizes[:1]), [level.float() for level in levels])
+        boxes = self.anchor_generator(images, [level.float() for level in levels])
         return head, boxes[0]
 
     def _match(self, targets: Sequence[Target], boxes: Tensor) -> Tensor:

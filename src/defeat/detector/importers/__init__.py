@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from defeat.detector import build, load, save_model
+from defeat.detector import build, load_detector, save_model
 from defeat.detector.base import Detector
 from defeat.detector.foreign_weights import Source, Style, complete, read_file
 from defeat.detector.importers import detectron2, mmdetection, torchvision, transformers
@@ -99,7 +99,7 @@ def import_checkpoint(
     except OSError as error:
         raise InputError(f"--out {out} can't be written ({error.strerror}).") from error
     save_model(imported, folder)
-    return ImportedDetector(folder, name, load(folder), notes)
+    return ImportedDetector(folder, name, load_detector(folder), notes)
 
 
 def _built(source: Source, tool: str) -> tuple[Detector, tuple[str, ...], str]:

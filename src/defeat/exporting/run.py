@@ -1,0 +1,278 @@
+"""Exports a trained detector, and proves that the file detects what the detector does."""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, get_args
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from defeat.detector import load_detector
+from defeat.detector.exported import FORMATS, ExportDescription, ExportedDetector, load_exported
+from defeat.detector.exported.openvino import OpenVinoRuntime, compiled
+from defeat.errors import InputError, unknown_name
+from defeat.exporting import onnx, openvino
+from defeat.exporting.graph import ExportGraph, TorchRuntime
+from defeat.exporting.images import ExportImages
+from defeat.exporting.inputs import InputOptions, Nms, describe
+from defeat.exporting.parity import Latency, Parity, Tolerance, measure_latency, measure_parity
+from defeat.files import write_atomically
+from defeat.settings import at_least
+
+Format = Literal["auto", "onnx", "openvino"]
+Precision = Literal["fp32", "fp16", "int8"]
+Verify = Literal["sample", "full", "none"]
+SAMPLE = 32  # images of which the detections are compared
+TIMED = 8  # images on which the time is measured
+# Half precision rounds boxes and scores; int8 is judged by its AP.
+TOLERANCES = {"fp32": Tolerance(), "fp16": Tolerance(0.95, 0.02, 0.98), "int8": Tolerance(0.9, 0.05, 0.0)}
+TRACED = (160, 224)  # height and width of an example where they may vary
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written, and how it compares with the detector.
+
+    Attributes:
+        file: path of the file.
+        description: the description that it contains.
+        bytes: size of the file, with its weights.
+        split: split of the images of the comparison.
+        parity: equality of the detections of a sample; None if not verified.
+        ap_before: AP of the detector on the split, in percent; None unless verified in full.
+        ap: AP of the file.
+        latency_before: time of a prediction with the detector; None if not verified.
+        latency: time of a prediction with the file.
+    """
+
+    file: str
+    description: ExportDescription
+    bytes: int
+    split: str = ""
+    parity: Parity | None = None
+    ap_before: float | None = None
+    ap: float | None = None
+    latency_before: Latency | None = None
+    latency: Latency | None = None
+
+    @property
+    def drop(self) -> float | None:
+        """Points of AP that the export costs."""
+        return None if self.ap is None or self.ap_before is None else self.ap_before - self.ap
+
+
+@dataclass(frozen=True)
+class _Task:
+    """An export: what, how, and on which images it is judged."""
+
+    graph: ExportGraph
+    path: Path
+    kind: str
+    verify: str
+    max_drop: float
+    simplify: bool
+    calibration_images: int
+    images: ExportImages | None
+
+    @property
+    def precision(self) -> str:
+        return self.graph.description.precision
+
+    def detector_of(self, runtime: Any) -> ExportedDetector:
+        return ExportedDetector(self.graph.description, runtime, self.path)
+
+    def samples(self) -> list[Any]:
+        """Prepared images for the calibration."""
+        assert self.images is not None
+        reference = self.detector_of(TorchRuntime(self.graph))
+        return [reference.prepare(image)[0] for image in self.images.training(self.calibration_images)]
+
+
+def export(
+    run: str | Path,
+    out: str | Path,
+    format: Format = "auto",  # noqa: A002
+    precision: Precision = "fp32",
+    nms: Nms = "inside",
+    dynamic: str = "auto",
+    height: int | None = None,
+    width: int | None = None,
+    white: int = 255,
+    data: str | None = None,
+    split: str | None = None,
+    verify: Verify = "sample",
+    max_drop: float = 1.0,
+    calibration_images: int = 200,
+    simplify: bool = True,
+    licence: str = "",
+    console: Console | None = None,
+) -> ExportReport:
+    """Export a trained detector to a file of another runtime, and compare both on real images.
+
+    A report is written beside the file, as FILE.json. If the file detects something else, nothing is written.
+
+    Args:
+        run: run directory, a torchvision model, or a detector of transformers.
+        out: file to write: .onnx, or .xml for OpenVINO (with its weights beside it in .bin).
+        format: onnx, openvino, or auto: by the suffix of `out`.
+        precision: fp32; fp16, which halves the file; or int8, which is quantised after calibration on training images.
+        nms: whether non-maximum suppression is inside the file; outside, the file gives all candidates.
+        dynamic: which of batch, height and width may vary, separated by commas, or none; auto: height and width, unless
+            the detector stretches images to a square.
+        height: height of the input in pixels where it is fixed; by default the detector's size.
+        width: width of the input in pixels, likewise.
+        white: value of a white pixel in the input, 255 or 1.
+        data: folder of a data set for calibration and comparison; by default the one that the run was trained on.
+        split: split for the comparison; by default the one that the run was evaluated on, of other data val, else test.
+        verify: sample compares the detections of 32 images; full also computes the AP of both on the whole split, as
+            int8 always does; none compares nothing.
+        max_drop: largest loss of AP by int8, in points; for OpenVINO, layers that cost more keep their precision.
+        calibration_images: number of training images for int8.
+        simplify: whether operations without effect are removed with onnxslim.
+        licence: licence of the weights, which is written into the file.
+        console: console for progress; None for no progress.
+
+    Returns:
+        What was written, and the comparison.
+
+    Raises:
+        InputError: an argument or the data is not valid, a package is missing, the file can't be written, or it does
+            not detect what the detector does.
+    """
+    for name, value, values in (("precision", precision, Precision), ("verify", verify, Verify)):
+        if value not in get_args(values):
+            raise unknown_name(f"value of --{name}", value, get_args(values))
+    at_least("calibration_images", calibration_images, 1)
+    if not 0 <= max_drop <= 100:
+        raise InputError(f"--max-drop must be in 0..100, not {max_drop:g}.")
+    path = Path(out)
+    kind = _format_of(path, format)
+    options = InputOptions(nms, dynamic, height, width, white)
+    detector = load_detector(run)
+    graph = ExportGraph(detector, describe(detector, options, precision, licence)).eval()
+    images = None
+    if verify != "none" or precision == "int8":
+        images = ExportImages.of(run, detector.info.classes, data, split, console)
+    verified = "full" if precision == "int8" and verify == "sample" else verify
+    task = _Task(graph, path, kind, verified, max_drop, simplify, calibration_images, images)
+    try:
+        with TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
+            report = _exported(task, Path(folder))
+    except OSError as error:
+        raise InputError(f"{path} can't be written ({error.strerror}).") from error
+    text = json.dumps(asdict(report) | {"drop": report.drop}, indent=2)
+    write_atomically(path.with_name(f"{path.name}.json"), (text + "\n").encode())
+    return report
+
+
+def _format_of(path: Path, given: str) -> str:
+    """The format of a file to write.
+
+    Raises:
+        InputError: it is unknown, does not fit the suffix, or the file can't be written there.
+    """
+    suffixes = {name: str(module.SUFFIX) for name, module in FORMATS.items()}
+    if given not in ("auto", *suffixes):
+        raise unknown_name("format", given, ("auto", *suffixes))
+    kind = given if given != "auto" else next((k for k, suffix in suffixes.items() if suffix == path.suffix), None)
+    if kind is None:
+        raise InputError(f"--out {path}: the file must end with {' or '.join(suffixes.values())}.")
+    if path.suffix != suffixes[kind]:
+        raise InputError(f"--out {path}: a file of {kind} must end with {suffixes[kind]}.")
+    if not path.parent.is_dir():
+        raise InputError(f"--out {path}: the folder {path.parent} does not exist.")
+    if path.is_dir():
+        raise InputError(f"--out {path} is a folder.")
+    return kind
+
+
+def _exported(task: _Task, folder: Path) -> ExportReport:
+    """Write into a temporary folder, compare, and move what was written."""
+    temporary = folder / task.path.name
+    WRITERS[task.kind](task, temporary)
+    parts = [part for part in (temporary, temporary.with_suffix(".bin")) if part.is_file()]
+    size = sum(part.stat().st_size for part in parts)
+    report = ExportReport(str(task.path), task.graph.description, size)
+    if task.verify != "none" and task.images is not None:
+        report = _compared(task, load_exported(temporary), report, task.images)
+    for part in parts:
+        shutil.move(part, task.path.with_suffix(part.suffix))
+    return report
+
+
+def _model(task: _Task) -> Any:
+    """The graph as a model of the package onnx."""
+    about = task.graph.description
+    size = about.height or TRACED[0], about.width or TRACED[1]
+    example: Tensor = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)) * about.white
+    model = onnx.traced(task.graph, example)
+    return onnx.simplified(model) if task.simplify else model
+
+
+def _write_onnx(task: _Task, path: Path) -> None:
+    model = _model(task)
+    if task.precision == "fp16":
+        model = onnx.halved(model)
+    elif task.precision == "int8":
+        model = onnx.quantised(model, task.samples(), path.parent)
+    onnx.write(model, task.graph.description, path)
+
+
+def _write_openvino(task: _Task, path: Path) -> None:
+    model = openvino.converted(_model(task), path.parent)
+    if task.precision == "int8":
+        samples, transformer = task.samples(), task.graph.description.nms_thresh is None
+        quantised = openvino.quantised(model.clone(), samples, transformer)
+        if task.verify != "none" and _too_inaccurate(task, quantised):
+            accuracy = partial(_accuracy, task)
+            quantised = openvino.quantised_accurately(model, samples, transformer, accuracy, task.max_drop / 100)
+        model = quantised
+    openvino.write(model, task.graph.description, path)
+
+
+WRITERS: dict[str, Callable[[_Task, Path], None]] = {"onnx": _write_onnx, "openvino": _write_openvino}
+
+
+def _accuracy(task: _Task, network: Any) -> float:
+    """AP of a compiled network of OpenVINO, 0..1."""
+    assert task.images is not None
+    return task.images.ap(task.detector_of(OpenVinoRuntime(network)), "Evaluating int8") / 100
+
+
+def _too_inaccurate(task: _Task, model: Any) -> bool:
+    assert task.images is not None
+    before = task.images.ap(task.graph.detector, "Evaluating the detector")
+    return before - 100 * _accuracy(task, compiled(model)) > task.max_drop
+
+
+def _compared(task: _Task, file: ExportedDetector, report: ExportReport, images: ExportImages) -> ExportReport:
+    """Compare the written file with the detector.
+
+    Raises:
+        InputError: they differ.
+    """
+    detector, tolerance = task.graph.detector, TOLERANCES[task.precision]
+    sample: Sequence[Tensor] = images.sample(SAMPLE)
+    parity = measure_parity(task.detector_of(TorchRuntime(task.graph)), file, sample, tolerance)
+    if parity.matched < tolerance.share:
+        raise InputError(
+            f"The exported file does not detect what the detector does: {parity.matched:.1%} of the detections in "
+            f"{parity.images} images are equal, and {tolerance.share:.0%} should be. Nothing was written."
+        )
+    before, after = measure_latency([detector, file], sample[:TIMED])
+    report = replace(report, split=images.split, parity=parity, latency_before=before, latency=after)
+    if task.verify != "full":
+        return report
+    ap_before, ap = images.ap(detector, "Evaluating the detector"), images.ap(file, "Evaluating the file")
+    if task.precision == "int8" and ap_before - ap > task.max_drop:
+        raise InputError(
+            f"int8 costs {ap_before - ap:.1f} points of AP ({ap_before:.1f} to {ap:.1f}), more than --max-drop "
+            f"{task.max_drop:g}. Nothing was written."
+        )
+    return replace(report, ap_before=ap_before, ap=ap)
