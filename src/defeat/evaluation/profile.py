@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from defeat.detector.base import Detector
 from defeat.detector.devices import wait_for
+from defeat.detector.teacher import Predictor
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,13 @@ def profile_model(
     if repeats < 1 or threads < 1:
         raise ValueError(f"Expected at least 1 repeat and 1 thread, found {repeats} and {threads}.")
     if image is None:
-        image = torch.randint(256, (3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        image = noise(size)
     if image.shape != (3, *size):
         raise ValueError(f"Expected an image of shape {(3, *size)}, found {tuple(image.shape)}.")
     device = next(model.parameters()).device
     image = image.to(device)
-    with _threads(threads):
-        seconds = _latencies(model, image, device, repeats, warmup)
+    with limited_threads(threads):
+        seconds = latencies(model, image, device, repeats, warmup)
         flops = count_flops(model, image)
     return Profile(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -89,6 +90,11 @@ def profile_model(
         threads=threads,
         device=str(device),
     )
+
+
+def noise(size: tuple[int, int]) -> Tensor:
+    """An image (3, H, W) uint8 of random pixels from a fixed seed, for its height and width."""
+    return torch.randint(256, (3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def count_flops(model: Detector, image: Tensor) -> int:
@@ -104,7 +110,16 @@ def count_flops(model: Detector, image: Tensor) -> int:
     return int(counter.get_total_flops())
 
 
-def _latencies(model: Detector, image: Tensor, device: torch.device, repeats: int, warmup: int) -> list[float]:
+def latencies(model: Predictor, image: Tensor, device: torch.device, repeats: int = 20, warmup: int = 3) -> list[float]:
+    """Wall time of predictions in seconds.
+
+    Args:
+        model: a detector on the device.
+        image: (3, H, W) uint8 RGB on the device.
+        device: the device.
+        repeats: timed predictions.
+        warmup: predictions before the first timed one.
+    """
     seconds = []
     for repeat in range(warmup + repeats):
         wait_for(device)
@@ -117,7 +132,8 @@ def _latencies(model: Detector, image: Tensor, device: torch.device, repeats: in
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def limited_threads(count: int) -> Iterator[None]:
+    """Let torch use a number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

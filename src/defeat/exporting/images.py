@@ -12,7 +12,7 @@ from defeat.data.source import EVALUATION_SPLITS
 from defeat.detector.teacher import Predictor
 from defeat.engine.checkpoint import RunDirectory
 from defeat.errors import InputError
-from defeat.evaluation.evaluator import Evaluator
+from defeat.evaluation.evaluator import EvaluationResult, Evaluator
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ class ExportImages:
         """As `sample`, of the training split."""
         return _spread(self.source.open("train", self.dataset.classes), count)
 
-    def ap(self, detector: Predictor, title: str) -> float:
-        """AP of a detector on the whole split, in percent; 0 if it is undefined.
+    def evaluate(self, detector: Predictor, title: str) -> EvaluationResult:
+        """Metrics of a detector on the whole split.
 
         Args:
             detector: the detector.
@@ -88,7 +88,11 @@ class ExportImages:
         for index in track(indices, title, console=self.console, disable=self.console is None, transient=True):
             image, target = self.dataset[index]
             evaluator.update([detector.predict([image])[0].cpu()], [target])
-        return evaluator.compute().metrics["AP"] or 0.0
+        return evaluator.compute()
+
+    def ap(self, detector: Predictor, title: str) -> float:
+        """AP of a detector on the whole split, in percent; 0 if it is undefined."""
+        return self.evaluate(detector, title).metrics["AP"] or 0.0
 
 
 def _spread(dataset: DetectionDataset, count: int) -> list[Tensor]:

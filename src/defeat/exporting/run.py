@@ -17,6 +17,7 @@ from defeat.detector import load_detector
 from defeat.detector.exported import FORMATS, ExportDescription, ExportedDetector, load_exported
 from defeat.detector.exported.openvino import OpenVinoRuntime, compiled
 from defeat.errors import InputError, unknown_name
+from defeat.evaluation.evaluator import EvaluationResult
 from defeat.exporting import onnx, openvino
 from defeat.exporting.graph import ExportGraph, TorchRuntime
 from defeat.exporting.images import ExportImages
@@ -43,10 +44,11 @@ class ExportReport:
         file: path of the file.
         description: the description that it contains.
         bytes: size of the file, with its weights.
-        split: split of the images of the comparison.
+        data: data set of the comparison.
+        split: its split.
         parity: equality of the detections of a sample; None if not verified.
-        ap_before: AP of the detector on the split, in percent; None unless verified in full.
-        ap: AP of the file.
+        evaluation_before: metrics of the detector on the split; None unless verified in full.
+        evaluation: metrics of the file.
         latency_before: time of a prediction with the detector; None if not verified.
         latency: time of a prediction with the file.
     """
@@ -54,12 +56,23 @@ class ExportReport:
     file: str
     description: ExportDescription
     bytes: int
+    data: str = ""
     split: str = ""
     parity: Parity | None = None
-    ap_before: float | None = None
-    ap: float | None = None
+    evaluation_before: EvaluationResult | None = None
+    evaluation: EvaluationResult | None = None
     latency_before: Latency | None = None
     latency: Latency | None = None
+
+    @property
+    def ap_before(self) -> float | None:
+        """AP of the detector, in percent."""
+        return None if self.evaluation_before is None else self.evaluation_before.metrics["AP"]
+
+    @property
+    def ap(self) -> float | None:
+        """AP of the file, in percent."""
+        return None if self.evaluation is None else self.evaluation.metrics["AP"]
 
     @property
     def drop(self) -> float | None:
@@ -166,7 +179,7 @@ def export(
             report = _exported(task, Path(folder))
     except OSError as error:
         raise InputError(f"{path} can't be written ({error.strerror}).") from error
-    text = json.dumps(asdict(report) | {"drop": report.drop}, indent=2)
+    text = json.dumps(asdict(report) | {"ap_before": report.ap_before, "ap": report.ap, "drop": report.drop}, indent=2)
     write_atomically(path.with_name(f"{path.name}.json"), (text + "\n").encode())
     return report
 
@@ -266,13 +279,18 @@ def _compared(task: _Task, file: ExportedDetector, report: ExportReport, images:
             f"{parity.images} images are equal, and {tolerance.share:.0%} should be. Nothing was written."
         )
     before, after = measure_latency([detector, file], sample[:TIMED])
-    report = replace(report, split=images.split, parity=parity, latency_before=before, latency=after)
+    report = replace(report, data=images.source.data, split=images.split, parity=parity)
+    report = replace(report, latency_before=before, latency=after)
     if task.verify != "full":
         return report
-    ap_before, ap = images.ap(detector, "Evaluating the detector"), images.ap(file, "Evaluating the file")
-    if task.precision == "int8" and ap_before - ap > task.max_drop:
+    report = replace(
+        report,
+        evaluation_before=images.evaluate(detector, "Evaluating the detector"),
+        evaluation=images.evaluate(file, "Evaluating the file"),
+    )
+    if task.precision == "int8" and report.drop is not None and report.drop > task.max_drop:
         raise InputError(
-            f"int8 costs {ap_before - ap:.1f} points of AP ({ap_before:.1f} to {ap:.1f}), more than --max-drop "
-            f"{task.max_drop:g}. Nothing was written."
+            f"int8 costs {report.drop:.1f} points of AP ({report.ap_before:.1f} to {report.ap:.1f}), more than "
+            f"--max-drop {task.max_drop:g}. Nothing was written."
         )
-    return replace(report, ap_before=ap_before, ap=ap)
+    return report

@@ -10,7 +10,15 @@ from defeat.errors import InputError
 from defeat.files import write_into
 from defeat.report.pictures import Gallery, example_strips, make_gallery
 from defeat.report.runs import RunSummary
-from defeat.report.sections import bar, curves_section, gallery_section, mistakes_section, shares_section, strip_card
+from defeat.report.sections import (
+    bar,
+    curves_section,
+    gallery_section,
+    mistakes_section,
+    shares_section,
+    strip_card,
+    trade_off_section,
+)
 from defeat.report.tables import COLUMNS, UNKNOWN, ComparisonRow, comparison_rows
 from defeat.report.verdict import Verdict, teacher_of, verdicts
 
@@ -21,13 +29,19 @@ METRICS = (
 )
 
 
-def write_report(runs: Sequence[RunSummary], path: str | Path, judged: Sequence[Verdict] | None = None) -> Path:
+def write_report(
+    runs: Sequence[RunSummary],
+    path: str | Path,
+    judged: Sequence[Verdict] | None = None,
+    exported: Sequence[RunSummary] = (),
+) -> Path:
     """Write the report of some runs.
 
     Args:
         runs: at least one run.
         path: the HTML file; its folder is created if it is missing.
         judged: the verdicts on these runs, if they are known already.
+        exported: exported files, which appear in the table of accuracy and cost.
 
     Returns:
         The path.
@@ -39,20 +53,23 @@ def write_report(runs: Sequence[RunSummary], path: str | Path, judged: Sequence[
     if not runs:
         raise ValueError("Expected at least one run to report on.")
     path = Path(path)
-    write_into(path.parent, path.name, render(runs, judged).encode())
+    write_into(path.parent, path.name, render(runs, judged, exported).encode())
     return path
 
 
-def render(runs: Sequence[RunSummary], judged: Sequence[Verdict] | None = None) -> str:
+def render(
+    runs: Sequence[RunSummary], judged: Sequence[Verdict] | None = None, exported: Sequence[RunSummary] = ()
+) -> str:
     """Render the whole page, with everything that comes from a run escaped."""
     judged = verdicts(runs) if judged is None else judged
-    rows = comparison_rows(runs, judged)
-    ordered = [row.run for row in rows]
+    rows = comparison_rows(runs, judged, exported)
+    ordered = [row.run for row in rows if row.run not in exported]
     sections = [
         _header(ordered),
         *(_verdict(verdict) for verdict in judged),
         "<h2>Accuracy and cost</h2>",
         _comparison(rows),
+        trade_off_section([row.run for row in rows]),
         _classes(ordered),
         mistakes_section(ordered),
         curves_section(ordered),

@@ -186,6 +186,37 @@ def read_run(folder: str | Path) -> RunSummary:
     )
 
 
+def read_export(path: str | Path) -> RunSummary:
+    """Read the report that `defeat export` wrote beside a file; metrics are empty unless it was verified in full.
+
+    Raises:
+        InputError: the file or its report is missing or damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist.")
+    report_path = path.with_name(f"{path.name}.json")
+    if not report_path.is_file():
+        raise InputError(f"{report_path} is missing: `defeat export` writes it beside the file; export again.")
+    report = _read_object(report_path)
+    about, evaluation = report.get("description"), report.get("evaluation")
+    about = about if isinstance(about, dict) else {}
+    evaluation = evaluation if isinstance(evaluation, dict) else {}
+    return RunSummary(
+        folder=path,
+        name=path.name,
+        command="export",
+        family=_text(about, "family"),
+        size=_integer(about, "size"),
+        method=_text(about, "precision"),
+        data=_text(report, "data"),
+        split=_text(report, "split"),
+        metrics=_figures(evaluation.get("metrics")),
+        images=_integer(evaluation, "images"),
+        model_bytes=_integer(report, "bytes"),
+    )
+
+
 def _check_files(folder: Path) -> None:
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; give the run directory (--out) of a training.")

@@ -69,6 +69,19 @@ def curves_section(runs: Sequence[RunSummary]) -> str:
     return "\n".join(parts)
 
 
+def trade_off_section(runs: Sequence[RunSummary]) -> str:
+    """AP over latency, a point per run and exported file; empty for less than two of them."""
+    known = [run for run in runs if run.latency_ms is not None and run.metrics.get("AP") is not None]
+    if len(known) < 2:
+        return ""
+    points = [
+        Line(run.name, [(run.latency_ms or 0.0, run.metrics.get("AP") or 0.0)], shade)
+        for shade, run in enumerate(known)
+    ]
+    chart = line_chart(points, "latency (ms)", "AP")
+    return f'<h2>Accuracy for the time</h2><div class="card plot">{legend(points)}{chart}</div>'
+
+
 def shares_section(runs: Sequence[RunSummary]) -> str:
     """Share of the distillation losses in the total loss and in the gradient; empty when no run logged it."""
     cards = []

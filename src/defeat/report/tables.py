@@ -112,8 +112,10 @@ class ComparisonRow:
     cells: tuple[str, ...]
 
 
-def comparison_rows(runs: Sequence[RunSummary], judged: Sequence[Verdict] = ()) -> list[ComparisonRow]:
-    """One row per run: teachers, baselines, distilled runs, each in the order given."""
+def comparison_rows(
+    runs: Sequence[RunSummary], judged: Sequence[Verdict] = (), exported: Sequence[RunSummary] = ()
+) -> list[ComparisonRow]:
+    """One row per run: teachers, baselines, distilled runs, each in the order given, and exported files."""
     closed = {verdict.distilled.folder: verdict.gap_closed for verdict in judged}
     rows = [
         ComparisonRow(
@@ -122,19 +124,26 @@ def comparison_rows(runs: Sequence[RunSummary], judged: Sequence[Verdict] = ()) 
             detector=" ".join(part for part in (run.family, run.backbone) if part) or UNKNOWN,
             cells=tuple(column.show(column.value(JudgedRun(run, closed.get(run.folder)))) for column in COLUMNS),
         )
-        for run, role in zip(runs, roles(runs), strict=True)
+        for run, role in zip(
+            (*runs, *exported), (*roles(runs), *(f"exported ({run.method})" for run in exported)), strict=True
+        )
     ]
     order = {"teacher": 0, BASELINE: 1}
-    return sorted(rows, key=lambda row: order.get(row.role, 2))
+    return sorted(rows, key=lambda row: 3 if row.run in exported else order.get(row.role, 2))
 
 
-def print_comparison(runs: Sequence[RunSummary], console: Console, judged: Sequence[Verdict] | None = None) -> None:
+def print_comparison(
+    runs: Sequence[RunSummary],
+    console: Console,
+    judged: Sequence[Verdict] | None = None,
+    exported: Sequence[RunSummary] = (),
+) -> None:
     """Print the table and the verdict on each distilled run.
 
     On a console too narrow for the table it is split into accuracy and cost.
     """
     judged = verdicts(runs) if judged is None else judged
-    rows = comparison_rows(runs, judged)
+    rows = comparison_rows(runs, judged, exported)
     whole = _table(rows, COLUMNS)
     if console.measure(whole, options=console.options.update(width=10_000)).maximum <= console.width:
         console.print(whole)

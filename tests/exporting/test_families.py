@@ -1,0 +1,51 @@
+"""Every family in every format detects what the detector does."""
+
+import pytest
+import torch
+
+from defeat.detector import load
+from defeat.exporting import export
+from defeat.exporting.parity import measure_parity
+from tests.detector.tiny import FAMILIES_IN_RUNS, STRETCHING, images
+from tests.exporting.tiny_exports import PICTURES, all_options, exported, saved
+
+pytest.importorskip("openvino")
+
+
+@pytest.mark.parametrize("suffix", [".onnx", pytest.param(".xml", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", FAMILIES_IN_RUNS)
+def test_a_file_detects_what_the_detector_does(family, suffix, tmp_path):
+    detector, path = exported(tmp_path, family, f"file{suffix}")
+    parity = measure_parity(detector, load(path), PICTURES)
+    assert parity.detections > 20
+    assert parity.matched >= 0.99
+    assert parity.largest_box_difference < 0.05
+
+
+@pytest.mark.parametrize("family", FAMILIES_IN_RUNS)
+def test_an_image_without_detections_gives_empty_tensors(family, tmp_path):
+    limits = {"score_thresh": 1.0, "box_score_thresh": 1.0}
+    saved(tmp_path / "run", family, options=all_options(family, **limits))
+    export(tmp_path / "run", tmp_path / "file.onnx", verify="none")
+    (found,) = load(tmp_path / "file.onnx").predict(PICTURES[:1])
+    assert found.boxes.shape == (0, 4)
+    assert len(found.scores) == len(found.labels) == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES_IN_RUNS)
+def test_candidates_outside_of_the_file_are_selected_alike_and_come_in_batches(family, tmp_path):
+    if family == "faster_rcnn":
+        pytest.skip("it has proposals")
+    detector, path = exported(tmp_path, family, nms="outside", dynamic="batch")
+    file = load(path)
+    side = detector.info.size
+    batch = torch.stack(images(*[(side, side)] * 3)).float().numpy()
+    together = file.runtime.run(batch)
+    one_by_one = [file.runtime.run(batch[[index]]) for index in range(3)]
+    assert together["scores"].shape == (3, together["boxes"].shape[1], 3)
+    for index, single in enumerate(one_by_one):
+        best = torch.from_numpy(together["scores"][index]).flatten().topk(20).values
+        assert torch.allclose(best, torch.from_numpy(single["scores"][0]).flatten().topk(20).values, atol=1e-4)
+    if family not in STRETCHING and not detector.info.square:
+        square = images((64, 64), (128, 128))  # fit the fixed input, 64 x 64
+        assert measure_parity(detector, file, square).matched >= 0.99
