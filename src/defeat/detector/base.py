@@ -164,10 +164,10 @@ class Detector(nn.Module, ABC):
 
     def forward_predict(self, batch: Batch) -> list[Detections]:
         """Detect objects in a prepared batch, in pixels of the original images; in eval mode."""
-        found = self.decode(self.raw(self.normalise(batch), batch.sizes), batch.sizes)
+        decoded = self.decode(self.raw(self.normalise(batch), batch.sizes), batch.sizes)
         return [
             replace(detections, boxes=resize_boxes(detections.boxes, list(size), list(original)))
-            for detections, size, original in zip(found, batch.sizes, batch.original_sizes, strict=True)
+            for detections, size, original in zip(decoded, batch.sizes, batch.original_sizes, strict=True)
         ]
 
     def part_of(self, name: str) -> str:

@@ -52,8 +52,8 @@ class ExportGraph(nn.Module):
         padded = self._padded(normalised(images / self.description.white, self.detector.info))
         raw = self.detector.raw(padded, [(height, width)])
         if self.description.nms == "inside":
-            (found,) = self.detector.decode(raw, [(height, width)])
-            return found.boxes, found.scores, found.labels
+            (detections,) = self.detector.decode(raw, [(height, width)])
+            return detections.boxes, detections.scores, detections.labels
         candidates = self.detector.candidates(raw)
         assert candidates is not None
         return candidates

@@ -60,17 +60,17 @@ def measure_parity(
         images: RGB, each (3, H, W) uint8.
         tolerance: when detections are the same.
     """
-    total, found, boxes, scores = 0, 0, [0.0], [0.0]
+    total, matched, boxes, scores = 0, 0, [0.0], [0.0]
     for image in images:
         (mine,), (theirs,) = first.predict([image]), second.predict([image])
         total += len(mine.boxes) + len(theirs.boxes)
         pairs = matched_detections(mine, theirs, tolerance)
-        found += 2 * len(pairs)
+        matched += 2 * len(pairs)
         if len(pairs):
             here, there = pairs.unbind(1)
             boxes.append(float((mine.boxes[here] - theirs.boxes[there]).abs().max()))
             scores.append(float((mine.scores[here] - theirs.scores[there]).abs().max()))
-    return Parity(len(images), total / 2, found / total if total else 1.0, max(boxes), max(scores))
+    return Parity(len(images), total / 2, matched / total if total else 1.0, max(boxes), max(scores))
 
 
 def matched_detections(mine: Detections, theirs: Detections, tolerance: Tolerance) -> Tensor:

@@ -122,8 +122,8 @@ class ExportedDetector:
         except Exception as error:  # of any type, raised by the runtime
             reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
             raise InputError(f"{self.path} can't be run on an image ({reason}).") from error
-        found = self.decode({name: torch.from_numpy(np.array(value)) for name, value in outputs.items()}, size)
-        return replace(found, boxes=resize_boxes(found.boxes, list(size), list(image.shape[-2:])))
+        detections = self.decode({name: torch.from_numpy(np.array(value)) for name, value in outputs.items()}, size)
+        return replace(detections, boxes=resize_boxes(detections.boxes, list(size), list(image.shape[-2:])))
 
     def decode(self, outputs: Mapping[str, Tensor], size: tuple[int, int]) -> Detections:
         """Convert the outputs for an image to detections in pixels of the input.

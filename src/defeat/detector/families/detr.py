@@ -172,9 +172,9 @@ class DETR(Detector):
         return raw[BOXES], raw[SCORES]
 
     def _select(self, scores: Tensor, boxes: Tensor, size: tuple[int, int]) -> Detections:
-        found = self.selection.select(scores, boxes, size)
-        kept = (found.boxes[:, 2:] > found.boxes[:, :2]).all(dim=1)
-        return Detections(found.boxes[kept], found.scores[kept], found.labels[kept])
+        best = self.selection.select(scores, boxes, size)
+        kept = (best.boxes[:, 2:] > best.boxes[:, :2]).all(dim=1)
+        return Detections(best.boxes[kept], best.scores[kept], best.labels[kept])
 
     def class_rows(self) -> dict[str, Tensor]:
         """Class layers of encoder and decoder have a row per class; so has the embedding of denoising, and one more."""

@@ -216,8 +216,8 @@ class FasterRCNN(Detector):
     def decode(self, raw: Raw, sizes: list[tuple[int, int]]) -> list[Detections]:
         """Select the detections, in pixels of the batch."""
         proposals = [raw["proposals"][raw["image"] == index] for index in range(len(sizes))]
-        found = self.roi_heads.postprocess_detections(raw["logits"], raw["deltas"], proposals, sizes)
-        return [Detections(boxes, scores, labels - 1) for boxes, scores, labels in zip(*found, strict=True)]
+        selected = self.roi_heads.postprocess_detections(raw["logits"], raw["deltas"], proposals, sizes)
+        return [Detections(boxes, scores, labels - 1) for boxes, scores, labels in zip(*selected, strict=True)]
 
     def class_rows(self) -> dict[str, Tensor]:
         """The two last layers of the second stage have one row, or four for boxes, per class and background."""
