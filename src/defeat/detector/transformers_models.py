@@ -43,6 +43,7 @@ class Checkpoint:
         size: side of its square input in pixels.
         mean: mean that its processor subtracts, for values in 0..1.
         std: standard deviation that it divides by.
+        antialias: whether it antialiases images that it shrinks.
         source: where it was read from: a folder, or `hf:ORG/NAME`.
     """
 
@@ -51,6 +52,7 @@ class Checkpoint:
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    antialias: bool
     source: str
 
     @property
@@ -307,7 +309,7 @@ def read_checkpoint(source: str | Path, family: str = "") -> Checkpoint:
     classes = tuple(str(fixed.id2label[label]) for label in range(fixed.num_labels))
     if len(set(classes)) < len(classes):
         classes = tuple(f"{name} ({label})" for label, name in enumerate(classes))
-    return Checkpoint(model, classes, *_input_of(processor, source, fixed), str(source))
+    return Checkpoint(model, classes, *_input_of(processor, source, fixed), _antialias(processor, kind), str(source))
 
 
 def _processor(name: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -333,6 +335,12 @@ def _input_of(
         return int(side), (0.0,) * 3, (1.0,) * 3
     mean, std = settings.get("image_mean") or IMAGENET_MEAN, settings.get("image_std") or IMAGENET_STD
     return int(side), tuple(mean), tuple(std)
+
+
+def _antialias(settings: Mapping[str, Any], kind: str) -> bool:
+    """Whether a processor antialiases: all do but that of RF-DETR, which is the default of its kind only."""
+    default = "RfDetr" if kind == "rf_detr" else ""
+    return not str(settings.get("image_processor_type") or default).startswith("RfDetr")
 
 
 def size_divisor(config: Any) -> int:

@@ -78,6 +78,8 @@ class RFDETROptions:
     """Detections with a lower score are dropped."""
     detections_per_img: int = bounded(100, 1)
     """Maximum number of detections per image."""
+    antialias: bool = True
+    """Whether images are antialiased when they are shrunk (the processor of RF-DETR in transformers: false)."""
     config: dict[str, Any] = field(default_factory=dict, metadata={"hidden": True})
     """Complete configuration of transformers, as a trained detector has it; it takes precedence."""
 
@@ -146,6 +148,7 @@ class LWDETR(SetDetector):
             score_thresh=options.score_thresh,
             detections_per_img=options.detections_per_img,
         )
+        self.antialias = options.antialias
         self.losses = GroupLosses(parts.config)
 
     def forward_train(self, batch: Batch, negative_weight: float = 1.0) -> DetectorOutput:
@@ -286,6 +289,6 @@ def from_checkpoint(checkpoint: Checkpoint) -> LWDETR:
         neck_channels=int(config.d_model),
         mean=checkpoint.mean,
         std=checkpoint.std,
-        options={**counts, **of_levels, "config": plain(config)},
+        options={**counts, **of_levels, "antialias": checkpoint.antialias, "config": plain(config)},
     )
     return _detector(parts, spec)
