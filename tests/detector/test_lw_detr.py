@@ -15,7 +15,9 @@ from defeat.detector.lw_detr_models import GroupedPredictions, cell_anchors, lw_
 from defeat.detector.options import with_teacher_values
 from defeat.detector.statistics import ObjectStatistics
 from defeat.detector.weights import IMAGENET_MEAN, IMAGENET_STD
+from defeat.distillation import build_method
 from defeat.errors import InputError
+from defeat.types import Progress
 from tests.detector.test_detr import centred, spread
 from tests.detector.tiny import (
     CLASSES,
@@ -222,6 +224,33 @@ def test_rf_detr_is_antialiased_by_the_processors_of_other_kinds(name, antialias
     settings |= {} if name is None else {"image_processor_type": name}
     (path / "preprocessor_config.json").write_text(json.dumps(settings))
     assert load(path).antialias is antialias
+
+
+def test_a_checkpoint_of_segmentation_is_loaded_as_a_detector(tmp_path):
+    from transformers import AutoConfig, RfDetrForInstanceSegmentation
+
+    config = detector_of("rf_detr", {}).spec.options["config"]
+    torch.manual_seed(3)
+    model = RfDetrForInstanceSegmentation(AutoConfig.for_model(**config))
+    model.save_pretrained(tmp_path)
+    processor_of("rf_detr", 64).save_pretrained(tmp_path)
+    loaded = load(tmp_path)
+    assert torch.equal(loaded.head.class_embed.weight, model.model.class_embed.weight)
+    assert torch.equal(loaded.head.query_feat.weight, model.model.model.query_feat.weight)
+
+
+@pytest.mark.parametrize("sizes", [[(64, 64)] * 2, [(64, 96), (48, 64)]])
+def test_a_teacher_with_patches_of_14_pixels_teaches_the_nearest_level(sizes):
+    student = tiny_detector("retinanet").train()
+    teacher = detector_of("rf_detr", {}, {"patch_size": 14}, seed=1).eval()
+    with pytest.raises(InputError, match="they share no level"):
+        build_method("imitation", student.info, teacher.info, {})
+    method = build_method("imitation", student.info, teacher.info, {"missing_levels": "nearest"})
+    batch = student.prepare(images(*sizes), [target([[8, 8, 40, 40]], [1], size) for size in sizes])
+    taught = teacher.forward_teacher(teacher.adopt(batch))
+    losses = method(student.forward_train(batch), taught, batch.targets, Progress(step=90, steps=100))
+    assert losses
+    assert all(loss.isfinite() and loss > 0 for loss in losses.values())
 
 
 @every_kind

@@ -25,11 +25,11 @@ Matches = list[tuple[Tensor, Tensor]]  # queries and objects of each image
 class GroupLosses:
     """Losses of the decoder's layers and of the cells where queries begin; each group of queries learns all objects.
 
-    In each group, queries are assigned to objects one to one, with the least total cost. The classification loss is
-    the IoU-aware binary cross entropy (section 3.1 of the paper; Cai et al., ICCV 2023): the target of an object's
-    class is t = s^alpha * u^(1 - alpha), of the score s and the IoU u of its query, and all other classes and queries
-    have the loss -s^2 log(1 - s). Boxes have the L1 loss of centre and size, relative to the image, and the generalised
-    IoU loss. All are divided by the number of objects in the batch (of each process) times that of groups.
+    In each group, queries are assigned to objects one to one, with the least total cost. The classification loss is the
+    IoU-aware binary cross entropy (Align-DETR: Cai et al., arXiv 2304.07527): the target of an object's class is
+    t = s^alpha * u^(1 - alpha), of the score s and the IoU u of its query, and all other classes and queries have the
+    loss -s^2 log(1 - s). Boxes have the L1 loss of centre and size, relative to the image, and the generalised IoU
+    loss. All are divided by the number of objects in the batch (of each process) times that of groups.
 
     Args:
         config: configuration of the model, with the costs of the assignment and the weights of the losses.

@@ -234,7 +234,7 @@ class GroupedPredictions:
 
 
 class GroupedHead(nn.Module):
-    """Decoder with groups of queries, which share its weights and do not see each other (Group DETR: ICCV 2023).
+    """Decoder with groups of queries, which share its weights and do not see each other (Group DETR, arXiv 2207.13085).
 
     In training there are several groups, each of which learns all objects; in eval mode there is the first one. A query
     begins with the box of one of the best cells of the neck's maps, and a learned feature.
@@ -264,10 +264,9 @@ class GroupedHead(nn.Module):
         cells = [self._cells(group, memory * inside, anchors) for group in range(groups)]
         first = [_best(logits, boxes, inside, count) for logits, boxes in cells]
         first_logits, first_boxes = (torch.cat(parts, dim=1) for parts in zip(*first, strict=True))
-        features, offsets = (
-            embedding.weight.unflatten(0, (self.groups, -1))[:groups, :count].flatten(0, 1)
-            for embedding in (self.query_feat, self.reference_point_embed)
-        )
+        rows = torch.arange(self.groups * self.queries, device=memory.device)
+        rows = rows.view(self.groups, self.queries)[:groups, :count].flatten()
+        features, offsets = self.query_feat(rows), self.reference_point_embed(rows)
         references = refined(first_boxes.detach(), offsets)  # (B, G * Q, 4)
         hidden = self._decoded(features.expand(len(memory), -1, -1), references, memory, levels)
         return GroupedPredictions(

@@ -1,4 +1,6 @@
-"""LW-DETR (Chen et al., 2024, arXiv 2406.03459) and RF-DETR (Robinson et al., 2025), from the modules of transformers.
+"""LW-DETR and RF-DETR, from the modules of transformers.
+
+LW-DETR: Chen et al., 2024, arXiv 2406.03459. RF-DETR: Robinson et al., 2025, arXiv 2511.09554.
 
 A plain vision transformer, a projector as neck, no encoder, and a decoder that learns with several groups of queries.
 """
@@ -64,7 +66,7 @@ class RFDETROptions:
     then fit; without data, they are the published ones.
     """
 
-    strides: ClassVar[tuple[int, ...]] = (16,)
+    strides: ClassVar[tuple[int, ...]] = (16,)  # by default
     optimizer: ClassVar[str] = "adamw"  # with which both were published
 
     queries: int | Literal["auto"] = fitted_to_data(QUERIES, "{} queries", from_teacher=True)
@@ -111,8 +113,6 @@ class RFDETROptions:
 @dataclass(frozen=True)
 class LWDETROptions(RFDETROptions):
     """Options of LW-DETR, see `RFDETROptions`."""
-
-    strides: ClassVar[tuple[int, ...]] = (8, 16, 32)
 
     levels: Levels = fitted_to_data(LEVELS, from_teacher=True)
     """Levels of the neck: P4 (stride 16) as in the published detectors tiny to medium, P3+P5 (strides 8 and 32) as in
