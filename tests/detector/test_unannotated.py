@@ -19,7 +19,7 @@ def detector(family, **options):
     if built.info.activation == "sigmoid" and "queries" not in built.info.offers:
         # With the usual bias, background has hardly any loss.
         torch.nn.init.zeros_(built.head.classification_head.cls_logits.bias)
-    if hasattr(built.head, "groups"):  # likewise
+    if "queries" in built.info.offers and hasattr(built.head, "groups"):  # likewise
         biases = {name: tensor for name, tensor in built.named_parameters() if name.endswith("bias")}
         for name in biases.keys() & built.class_rows().keys():
             torch.nn.init.zeros_(biases[name])
