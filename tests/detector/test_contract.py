@@ -173,7 +173,7 @@ def test_boxes_and_logits_are_float32_under_autocast(family):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = detector.forward_train(tiny_batch(detector))
         predictions = detector.predict(images((64, 96)))
-    assert output.neck[32].dtype == torch.bfloat16
+    assert output.neck[16].dtype == torch.bfloat16
     assert all(loss.dtype == torch.float32 for loss in output.losses.values())
     tensors = [detections.boxes for detections in predictions]
     if output.dense is not None:

@@ -11,13 +11,12 @@ from torch import nn
 
 from defeat.detector import DetectorSpec, build, load, save_model, transformers_models
 from defeat.detector.cells import cell_labels
-from defeat.detector.families.detr import DETROptions
+from defeat.detector.families.detr import KINDS, DETROptions
 from defeat.detector.statistics import ObjectStatistics
 from defeat.errors import InputError
 from tests.detector.tiny import (
     BACKBONE,
     CLASSES,
-    KINDS,
     images,
     keep_statistics,
     needs_transformers,
@@ -282,7 +281,9 @@ def test_a_folder_without_safetensors_or_of_another_model_is_refused(folder, tmp
     with pytest.raises(InputError, match="can't be loaded"):
         load(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "yolos", "num_labels": 3}))
-    with pytest.raises(InputError, match="of 'yolos', not of one of rt_detr, rt_detr_v2, d_fine, deimv2"):
+    with pytest.raises(
+        InputError, match="of 'yolos', not of one of rt_detr, rt_detr_v2, d_fine, deimv2, lw_detr, rf_detr"
+    ):
         load(tmp_path)
     with pytest.raises(InputError, match="is a d_fine, not a rt_detr"):
         build(DetectorSpec("rt_detr", BACKBONE, CLASSES, 64, 64), str(path))

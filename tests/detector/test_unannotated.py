@@ -19,6 +19,10 @@ def detector(family, **options):
     if built.info.activation == "sigmoid" and "queries" not in built.info.offers:
         # With the usual bias, background has hardly any loss.
         torch.nn.init.zeros_(built.head.classification_head.cls_logits.bias)
+    if "queries" in built.info.offers and hasattr(built.head, "groups"):  # likewise
+        biases = {name: tensor for name, tensor in built.named_parameters() if name.endswith("bias")}
+        for name in biases.keys() & built.class_rows().keys():
+            torch.nn.init.zeros_(biases[name])
     return keep_statistics(built)
 
 
@@ -32,9 +36,8 @@ def losses(family, targets, **options):
     if built.info.offers == {"dense"}:
         built.head.register_forward_hook(lambda module, given, found: setattr(built, "logits", found["cls_logits"]))
     if "queries" in built.info.offers:
-        built.head.register_forward_hook(
-            lambda module, given, found: setattr(built, "logits", found.intermediate_logits)
-        )
+        name = "logits" if hasattr(built.head, "groups") else "intermediate_logits"
+        built.head.register_forward_hook(lambda module, given, found: setattr(built, "logits", getattr(found, name)))
     output = built.forward_train(built.prepare(images(*SIZES)[: len(targets)], targets))
     return {name: loss.item() for name, loss in output.losses.items()}, (output, built)
 
@@ -73,9 +76,10 @@ def test_confident_boxes_are_learned_and_the_background_is_ignored(family):
     elif output.queries is not None:
         (gradient,) = torch.autograd.grad(output.losses["classification"], built.logits)
         touched = gradient.abs().sum(dim=3) > 0  # (B, L, Q)
-        # Of each layer with a loss, the one query of the confident box; in the annotated image all of them.
-        assert set(touched[1].sum(dim=1).tolist()) <= {0, 1}
-        assert touched[1, -1].sum() == 1
+        # Of each layer with a loss, the query of the confident box in each group; in the annotated image all of them.
+        groups = getattr(built.head, "groups", 1)
+        assert set(touched[1].sum(dim=1).tolist()) <= {0, groups}
+        assert touched[1, -1].sum() == groups
         assert touched[0, -1].all()
     else:
         proposals = output.proposals.labels[len(output.proposals.boxes[0]) :]

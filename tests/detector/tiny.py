@@ -11,7 +11,7 @@ from torch import Tensor
 
 from defeat.detector import FAMILIES as ALL_FAMILIES
 from defeat.detector import Detector, DetectorSpec, build, family_options
-from defeat.detector.transformers_models import KINDS
+from defeat.detector.transformers_models import KINDS, LW_KINDS
 from defeat.types import Target
 
 CLASSES = ("cat", "dog", "owl")
@@ -28,6 +28,8 @@ def of_transformers(kind: str, quick: str = QUICK_KIND) -> Any:
     return pytest.param(kind, marks=[needs_transformers, *[pytest.mark.slow] * (kind != quick)])
 
 
+# Families whose backbones are transformers of their own.
+TRANSFORMERS = dict.fromkeys(LW_KINDS, "vit_32x3")
 # Families with one backbone, whose neck has no width to choose.
 FIXED_BACKBONES = {name: found for name, found in {"ssdlite": "mobilenet_v3_large"}.items() if name in COMPOSED}
 STRETCHING = {"ssdlite"}  # composed families that resize images to a square
@@ -60,6 +62,8 @@ def pairs_of_families() -> list[Any]:
     ]
     marks = [needs_transformers, pytest.mark.slow]
     mixed = [(QUICK_KIND, "rt_detr"), ("rt_detr", "retinanet"), ("faster_rcnn", QUICK_KIND), ("deimv2", "rt_detr_v2")]
+    mixed += [("lw_detr", "lw_detr"), ("rf_detr", "lw_detr"), ("lw_detr", "retinanet"), ("retinanet", "rf_detr")]
+    mixed += [("d_fine", "rf_detr"), ("rf_detr", "rt_detr")]
     return pairs + [pytest.param(*pair, marks=marks) for pair in mixed]
 
 
@@ -69,7 +73,7 @@ SMALLER = {"box_representation_size": 16, "box_batch_size_per_image": 16, "rpn_b
 USUAL = {"anchor_sizes": [32, 64, 128, 256, 512], "topk_candidates": 1000, "head_norm": "none"}
 USUAL |= {"rpn_pre_nms_top_n_train": 2000, "rpn_post_nms_top_n_train": 2000}
 USUAL |= {"rpn_pre_nms_top_n_test": 1000, "rpn_post_nms_top_n_test": 1000}
-SMALLER |= {"queries": 20, "decoder_layers": 2, "denoising": 10}
+SMALLER |= {"queries": 20, "decoder_layers": 2, "denoising": 10, "groups": 2}
 UNSELECTIVE = {"score_thresh": 0.0, "box_score_thresh": 0.0}
 
 
@@ -93,6 +97,7 @@ def tiny_detector(family: str, backbone: str = BACKBONE, *, seed: int = 0, weigh
     settings: dict[str, Any] = {"classes": CLASSES, "size": 64, "max_size": 96, "neck_channels": 16}
     settings["options"] = tiny_options(family)
     settings |= spec
+    backbone = TRANSFORMERS.get(family, backbone)
     if family in FIXED_BACKBONES:
         backbone = FIXED_BACKBONES[family]
         if settings.pop("neck_channels") != 16:

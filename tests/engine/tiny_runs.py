@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from defeat.assembly.run import RunResult, run
 from defeat.assembly.settings import DistillSettings, TrainSettings
 from defeat.detector import save_model
-from tests.detector.tiny import BACKBONE, FIXED_BACKBONES, tiny_detector, tiny_options
+from tests.detector.tiny import BACKBONE, FIXED_BACKBONES, TRANSFORMERS, tiny_detector, tiny_options
 
 CLASSES = ("cross", "disc", "ring", "square", "star", "triangle")
 
@@ -21,7 +21,7 @@ def settings(out: Path, family: str = "retinanet", teacher: Path | None = None, 
         "data": "demo",
         "out": str(out),
         "detector": family,
-        "backbone": BACKBONE,
+        "backbone": TRANSFORMERS.get(family, BACKBONE),
         "size": 64,
         "max_size": 96,
         "neck_channels": 16,

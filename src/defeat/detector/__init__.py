@@ -9,14 +9,14 @@ from defeat.detector.base import Detector, DetectorSpec
 from defeat.detector.boxes import BoxFunction, BoxNetwork, BoxTeacher, PredictedBoxes, StoredBoxes
 from defeat.detector.description import default_max_size
 from defeat.detector.exported import ExportedDetector, is_exported, load_exported
-from defeat.detector.families import detr, faster_rcnn, fcos, gfl, retinanet, ssdlite
+from defeat.detector.families import detr, faster_rcnn, fcos, gfl, lw_detr, retinanet, ssdlite
 from defeat.detector.foreign_files import refusal
 from defeat.detector.model_files import load_model, save_model
 from defeat.detector.normalisation import Norm
 from defeat.detector.pretrained import load_torchvision, torchvision_name
 from defeat.detector.taps import TappedTeacher, candidate_taps
 from defeat.detector.teacher import Teacher
-from defeat.detector.transformers_models import is_checkpoint
+from defeat.detector.transformers_models import is_checkpoint, read_checkpoint
 from defeat.errors import InputError, unknown_name
 from defeat.settings import AUTO
 
@@ -54,6 +54,8 @@ FAMILIES = {
     "retinanet": (retinanet.build, retinanet.RetinaNetOptions),
     "ssdlite": (ssdlite.build, ssdlite.SSDliteOptions),
     **dict.fromkeys(detr.KINDS, (detr.build, detr.DETROptions)),
+    "lw_detr": (lw_detr.build, lw_detr.LWDETROptions),
+    "rf_detr": (lw_detr.build, lw_detr.RFDETROptions),
 }
 
 
@@ -162,10 +164,22 @@ def load_detector(source: str | Path, weights: str | Path | None = None) -> Dete
     if is_exported(source):
         raise InputError(f"{source} is an exported detector, which can only predict: give the run that it is from.")
     if is_checkpoint(source):
-        return detr.from_checkpoint(source).eval()
+        return load_transformers(source).eval()
     if Path(source).is_file():
         raise InputError(refusal(Path(source)))
     return load_model(Path(source), build_any).eval()
+
+
+def load_transformers(source: str | Path) -> Detector:
+    """Load a trained detector of transformers: a folder written by `save_pretrained`, or `hf:ORG/NAME`.
+
+    Raises:
+        InputError: it can't be loaded, or is not one of the families.
+    """
+    checkpoint = read_checkpoint(source)
+    make: Any = detr.from_checkpoint if checkpoint.kind in detr.KINDS else lw_detr.from_checkpoint
+    detector: Detector = make(checkpoint)
+    return detector
 
 
 def build_any(description: dict[str, Any]) -> Detector:

@@ -9,7 +9,8 @@ from defeat.types import Target
 def cell_centres(shape: tuple[int, int], device: torch.device) -> Tensor:
     """Centres x y of the cells of a level, row by row, relative to the image: (H * W, 2)."""
     rows, columns = ((torch.arange(count, device=device) + 0.5) / count for count in shape)
-    return torch.cartesian_prod(rows, columns).flip(1)
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    return torch.stack((x.flatten(), y.flatten()), dim=1)
 
 
 def cell_labels(target: Target, centres: Tensor, strides: Tensor, background: int) -> Tensor:

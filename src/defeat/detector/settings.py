@@ -13,10 +13,11 @@ class DetectorSettings(Checked):
 
     detector: str = setting(default="faster_rcnn", compared=False)
     """Family of the detector: faster_rcnn, fcos, gfl, retinanet, ssdlite, or with transformers rt_detr, rt_detr_v2,
-    d_fine or deimv2."""
+    d_fine, deimv2, lw_detr or rf_detr."""
     backbone: str = setting(default="resnet50", compared=False)
     """Name of the backbone: resnet18 to resnet152, resnet50_caffe to resnet152_caffe (with the stride in the 1 x 1
-    convolution), or any convolutional network of timm; mobilenet_v3_large for ssdlite, which has no other."""
+    convolution), or any convolutional network of timm; mobilenet_v3_large for ssdlite, which has no other; for
+    lw_detr and rf_detr vit_CHANNELSxLAYERS, such as vit_192x10."""
     size: int = setting(default=800, compared=False)
     """Short side of an image after resizing, in pixels; ssdlite and detectors of transformers stretch images to a
     square of this side."""

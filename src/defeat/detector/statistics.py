@@ -96,7 +96,7 @@ def paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
     upper, lower = torch.maximum(boxes[:, :2], others[:, :2]), torch.minimum(boxes[:, 2:], others[:, 2:])
     shared = (lower - upper).clamp(min=0).prod(dim=1)
     areas = [(corners[:, 2:] - corners[:, :2]).prod(dim=1) for corners in (boxes, others)]
-    return shared / (areas[0] + areas[1] - shared).clamp(min=1e-6)
+    return shared / (areas[0] + areas[1] - shared).clamp(min=1e-20)
 
 
 def fit_sides(

@@ -17,9 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from defeat.detector.weights import IMAGENET_MEAN, IMAGENET_STD
 from defeat.errors import InputError, quoted
 
-KINDS = ("rt_detr", "rt_detr_v2", "d_fine", "deimv2")
+RT_KINDS = ("rt_detr", "rt_detr_v2", "d_fine", "deimv2")
+LW_KINDS = ("lw_detr", "rf_detr")
+KINDS = (*RT_KINDS, *LW_KINDS)
 HUB_PREFIX = "hf:"  # marks the name of a model of the hub where a folder or a run directory is expected
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PREPROCESSOR = "preprocessor_config.json"
@@ -40,6 +43,8 @@ class Checkpoint:
         size: side of its square input in pixels.
         mean: mean that its processor subtracts, for values in 0..1.
         std: standard deviation that it divides by.
+        antialias: whether it antialiases images that it shrinks.
+        source: where it was read from: a folder, or `hf:ORG/NAME`.
     """
 
     model: nn.Module
@@ -47,6 +52,14 @@ class Checkpoint:
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    antialias: bool
+    source: str
+
+    @property
+    def kind(self) -> str:
+        """Model type, one of `KINDS`."""
+        model: Any = self.model
+        return str(model.config.model_type)
 
 
 @dataclass(frozen=True)
@@ -144,10 +157,10 @@ def configuration(
     decoder_layers: int,
     denoising: int,
 ) -> dict[str, Any]:
-    """Configuration of a model with a timm backbone; what is not given here has the default of its kind.
+    """Configuration of one of `RT_KINDS` with a timm backbone; what is not given here has the default of its kind.
 
     Args:
-        kind: model type, one of `KINDS`.
+        kind: model type, one of `RT_KINDS`.
         backbone: name of a timm network.
         indices: which of its feature maps are used, at strides 8, 16 and 32.
         channels: their channels.
@@ -240,6 +253,8 @@ def _kind(config: Mapping[str, Any]) -> str:
 
 def _for_any_size(config: Any) -> Any:
     """A configuration whose positions are computed for each batch: equal at the size that it names."""
+    if config.model_type in LW_KINDS:  # which interpolate theirs
+        return config
     config.anchor_image_size = None
     config.eval_size = None
     if config.num_feature_levels != len(config.feat_strides):
@@ -255,14 +270,15 @@ def is_checkpoint(source: str | Path) -> bool:
     return (folder / CONFIG).is_file() and not (folder / "model.json").is_file()
 
 
-def read_checkpoint(source: str | Path) -> Checkpoint:
+def read_checkpoint(source: str | Path, family: str = "") -> Checkpoint:
     """Load a trained model; its weights are read from safetensors only, and no code of it is run.
 
     Args:
         source: a folder written by `save_pretrained`, or `hf:ORG/NAME`.
+        family: the kind that it must have; empty for any.
 
     Raises:
-        InputError: it is not a detector of `KINDS`, can't be reached, or is incomplete.
+        InputError: it is not a detector of `KINDS`, or of the family, can't be reached, or is incomplete.
     """
     name = str(source).removeprefix(HUB_PREFIX)
     local = not str(source).startswith(HUB_PREFIX)
@@ -274,6 +290,8 @@ def read_checkpoint(source: str | Path) -> Checkpoint:
         with _quiet(transformers):
             config = transformers.AutoConfig.from_pretrained(name, **options)
             kind = _kind({"model_type": config.model_type})
+            if family not in ("", kind):
+                raise InputError(f"it is a {kind}, not a {family}.")
             fixed = _for_any_size(config)
             model, report = transformers.AutoModelForObjectDetection.from_pretrained(
                 name, config=fixed, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **options
@@ -291,7 +309,7 @@ def read_checkpoint(source: str | Path) -> Checkpoint:
     classes = tuple(str(fixed.id2label[label]) for label in range(fixed.num_labels))
     if len(set(classes)) < len(classes):
         classes = tuple(f"{name} ({label})" for label, name in enumerate(classes))
-    return Checkpoint(model, classes, *_input_of(processor, source))
+    return Checkpoint(model, classes, *_input_of(processor, source, fixed), _antialias(processor, kind), str(source))
 
 
 def _processor(name: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -304,19 +322,42 @@ def _processor(name: str, options: dict[str, Any]) -> dict[str, Any]:
     return dict(settings)
 
 
-def _input_of(settings: Mapping[str, Any], source: object) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
+def _input_of(
+    settings: Mapping[str, Any], source: object, config: Any
+) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
     """Side of the input, mean and standard deviation, of the settings of a processor."""
+    divisor = size_divisor(config)
     size = settings.get("size") or {"height": SIDE, "width": SIDE}
     side = size.get("height")
-    if side is None or side != size.get("width") or side % DIVISOR:
-        raise InputError(f"{source} resizes to {size}: only squares with a side that is a multiple of {DIVISOR} work.")
-    if not settings.get("do_normalize"):
+    if side is None or side != size.get("width") or side % divisor:
+        raise InputError(f"{source} resizes to {size}: only squares with a side that is a multiple of {divisor} work.")
+    if not settings.get("do_normalize", config.model_type in LW_KINDS):
         return int(side), (0.0,) * 3, (1.0,) * 3
-    return int(side), tuple(settings["image_mean"]), tuple(settings["image_std"])
+    mean, std = settings.get("image_mean") or IMAGENET_MEAN, settings.get("image_std") or IMAGENET_STD
+    return int(side), tuple(mean), tuple(std)
+
+
+def _antialias(settings: Mapping[str, Any], kind: str) -> bool:
+    """Whether a processor antialiases: all do but that of RF-DETR, which is the default of its kind only."""
+    default = "RfDetr" if kind == "rf_detr" else ""
+    return not str(settings.get("image_processor_type") or default).startswith("RfDetr")
+
+
+def size_divisor(config: Any) -> int:
+    """Number of pixels of which the sides of images are a multiple, for a configuration of transformers.
+
+    All windows of a transformer's attention have the same number of patches.
+    """
+    if config.model_type not in LW_KINDS:
+        return DIVISOR
+    body = config.backbone_config
+    windows = getattr(body, "num_windows_side", body.num_windows)  # per side
+    coarsest = 1 / min(getattr(config, "projector_scale_factors", None) or [1.0])
+    return math.lcm(body.patch_size * windows, round(body.patch_size * coarsest))
 
 
 def taken_apart(model: Any) -> Parts:
-    """Separate a model into body, neck and head, which then own its modules.
+    """Separate a model of `RT_KINDS` into body, neck and head, which then own its modules.
 
     Args:
         model: a model of `model_of` or `read_checkpoint`; it can't be used afterwards.

@@ -43,8 +43,9 @@ def traced(graph: ExportGraph, example: torch.Tensor) -> Any:
     content: Any = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of tracing: what is constant here was tested with other images
+        graph.eval()(example)  # tensors that a detector keeps for a size become constants
         torch.onnx.export(
-            graph.eval(),
+            graph,
             (example,),
             content,
             dynamo=False,

@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor
@@ -212,11 +213,27 @@ def _exported(task: _Task, folder: Path) -> ExportReport:
     parts = [part for part in (temporary, temporary.with_suffix(".bin")) if part.is_file()]
     size = sum(part.stat().st_size for part in parts)
     report = ExportReport(str(task.path), task.graph.description, size)
+    if task.graph.description.batch is None:
+        _require_batches(load_exported(temporary))
     if task.verify != "none" and task.images is not None:
         report = _compared(task, load_exported(temporary), report, task.images)
     for part in parts:
         shutil.move(part, task.path.with_suffix(part.suffix))
     return report
+
+
+def _require_batches(file: ExportedDetector) -> None:
+    """Refuse a file whose number of images can't vary after all.
+
+    Raises:
+        InputError: two images at a time fail.
+    """
+    about = file.description
+    image = np.zeros((2, 3, about.height or TRACED[0], about.width or TRACED[1]), dtype=np.float32)
+    try:
+        file.runtime.run(image)
+    except Exception as error:  # of any type, raised by the runtime
+        raise InputError(f"--dynamic batch: the network of {about.family} takes one image at a time.") from error
 
 
 def _model(task: _Task) -> Any:

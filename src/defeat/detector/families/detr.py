@@ -6,23 +6,30 @@ ICLR 2025, arXiv 2410.13842. DEIMv2: Huang et al., 2025, arXiv 2509.20787.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from defeat.detector.backbone import Backbone, parameters_up_to, timm_body
-from defeat.detector.base import Detector, DetectorSpec, info_of, output_of, valid_cells
-from defeat.detector.cells import cell_centres, cell_labels
+from defeat.detector.base import DetectorSpec
 from defeat.detector.normalisation import apply_norm
 from defeat.detector.options import automatic, bounded, fitted_to_data, require_valid, with_usual_values
-from defeat.detector.selection import BOXES, SCORES, Raw, Selection
+from defeat.detector.set_detector import (
+    SetDetector,
+    corners_in_pixels,
+    relative_labels,
+    require_family,
+    require_size,
+    tensor_size,
+    with_classes,
+)
 from defeat.detector.set_losses import SetLosses
 from defeat.detector.statistics import ObjectStatistics
 from defeat.detector.transformers_models import (
     DIVISOR,
-    KINDS,
+    RT_KINDS,
+    Checkpoint,
     Parts,
     configuration,
     is_checkpoint,
@@ -34,11 +41,11 @@ from defeat.detector.transformers_models import (
 )
 from defeat.detector.weights import find_weights
 from defeat.errors import InputError
-from defeat.types import Batch, DensePredictions, Detections, DetectorOutput, Maps, Queries, Target
+from defeat.types import Batch, DetectorOutput, Maps, Queries
 
+KINDS = RT_KINDS
 STRIDES = (8, 16, 32)
 QUERIES = 300  # of published configurations
-BORDER = 1e-2  # cells whose centre is nearer to the border, relative to the image, predict nothing
 
 __all__ = ["KINDS", "DETROptions", "build", "from_checkpoint"]
 
@@ -84,12 +91,8 @@ class DETROptions:
         return replace(self, **{name: value for name, value in values.items() if name in names})
 
 
-class DETR(Detector):
-    """A set of object queries, refined by decoder layers; a sigmoid per class, and no non-maximum suppression.
-
-    Images are stretched to a square. The encoder's maps are the neck; its scores and boxes at every cell are `dense`.
-    The decoder computes in float32 also under autocast: half precision would move boxes by pixels.
-    """
+class DETR(SetDetector):
+    """A set of object queries, refined by decoder layers; the encoder's maps are the neck."""
 
     def __init__(self, parts: Parts, backbone: Backbone, spec: DetectorSpec, options: DETROptions) -> None:
         """Create it from the parts of a model of transformers.
@@ -100,25 +103,17 @@ class DETR(Detector):
             spec: description of the detector.
             options: options of the family.
         """
-        super().__init__()
-        self.backbone = backbone
-        self.head = parts.head
-        self.losses = SetLosses(parts.config, parts.loss)
-        self.queries, self.layers = int(parts.config.num_queries), int(parts.config.decoder_layers)
-        cells = sum((spec.size // stride) ** 2 for stride in backbone.neck_channels)
-        self.selection = Selection(options.score_thresh, min(options.detections_per_img, self.queries, cells))
-        self.spec = spec
-        self.info = info_of(
+        super().__init__(
             spec,
             backbone,
-            max_size=spec.size,
+            parts.head,
             size_divisor=DIVISOR,
-            activation="sigmoid",
-            background="none",
-            offers=frozenset({"dense", "queries"}),
-            anchors=f"{list(backbone.neck_channels)} cells of a square",
-            square=True,
+            queries=int(parts.config.num_queries),
+            score_thresh=options.score_thresh,
+            detections_per_img=options.detections_per_img,
         )
+        self.losses = SetLosses(parts.config, parts.loss)
+        self.queries, self.layers = int(parts.config.num_queries), int(parts.config.decoder_layers)
 
     def forward_train(self, batch: Batch, negative_weight: float = 1.0) -> DetectorOutput:
         """Compute the losses and the fields that methods read.
@@ -132,8 +127,8 @@ class DETR(Detector):
         """
         assert self.training, "forward_train needs the training mode"
         maps = self.forward_maps(batch)
-        labels = [_relative(target, batch) for target in batch.training_targets]
-        output = self._decode(batch.images.device, maps, labels)
+        labels = [relative_labels(target, batch) for target in batch.training_targets]
+        output = self._decode(maps, labels)
         annotated = [target.annotated for target in batch.targets]
         losses = self.losses(output, labels, annotated, negative_weight)
         # Distributed training needs a gradient for every weight: without objects there is no denoising, and
@@ -141,7 +136,7 @@ class DETR(Detector):
         losses["classification"] = losses["classification"] + 0 * output.intermediate_logits.sum()
         if (embedding := getattr(self.head, "denoising_class_embed", None)) is not None:
             losses["denoising"] = losses["denoising"] + 0 * embedding.weight.sum()
-        return self._output(batch, losses, maps, output)
+        return self._output(batch, losses, maps, self._queries(batch, output), _cells(output))
 
     def teach(self, batch: Batch, maps: Maps) -> DetectorOutput:
         """Return the feature maps, the encoder's predictions at every cell, and the queries of all layers."""
@@ -149,32 +144,15 @@ class DETR(Detector):
         training = decoder.training
         decoder.training = True  # of this module only: D-FINE predicts classes in all of its layers
         try:
-            output = self._decode(batch.images.device, maps)
+            output = self._decode(maps)
         finally:
             decoder.training = training
-        return self._output(batch, {}, maps, output)
+        return self._output(batch, {}, maps, self._queries(batch, output), _cells(output))
 
-    def raw(self, images: Tensor, sizes: list[tuple[int, int]]) -> Raw:
-        """Scores and boxes of the queries of the last layer."""
-        output = self._decode(images.device, Maps(*self.backbone(images)))
-        boxes = _corners(output.intermediate_reference_points[:, -1], images)
-        return {SCORES: output.intermediate_logits[:, -1].sigmoid(), BOXES: boxes}
-
-    def decode(self, raw: Raw, sizes: list[tuple[int, int]]) -> list[Detections]:
-        """Select the highest scores over all queries and classes, in pixels of the batch."""
-        return [
-            self._select(scores, boxes, size)
-            for scores, boxes, size in zip(raw[SCORES], raw[BOXES], sizes, strict=True)
-        ]
-
-    def candidates(self, raw: Raw) -> tuple[Tensor, Tensor]:
-        """Boxes and scores of all queries."""
-        return raw[BOXES], raw[SCORES]
-
-    def _select(self, scores: Tensor, boxes: Tensor, size: tuple[int, int]) -> Detections:
-        best = self.selection.select(scores, boxes, size)
-        kept = (best.boxes[:, 2:] > best.boxes[:, :2]).all(dim=1)
-        return Detections(best.boxes[kept], best.scores[kept], best.labels[kept])
+    def final_predictions(self, maps: Maps) -> tuple[Tensor, Tensor]:
+        """Class logits (B, Q, K) and boxes (B, Q, 4) of the last decoder layer."""
+        output = self._decode(maps)
+        return output.intermediate_logits[:, -1], output.intermediate_reference_points[:, -1]
 
     def class_rows(self) -> dict[str, Tensor]:
         """Class layers of encoder and decoder have a row per class; so has the embedding of denoising, and one more."""
@@ -188,7 +166,7 @@ class DETR(Detector):
                 rows[name] = torch.cat([classes, torch.tensor([len(classes)])])
         return rows
 
-    def _decode(self, device: torch.device, maps: Maps, labels: list[dict[str, Tensor]] | None = None) -> Any:
+    def _decode(self, maps: Maps, labels: list[dict[str, Tensor]] | None = None) -> Any:
         """Run everything after the encoder; with labels, denoising queries come first."""
         head: Any = self.head
         levels = [level.float() for level in maps.neck.values()]
@@ -196,20 +174,11 @@ class DETR(Detector):
         head.config.num_queries = min(self.queries, cells)
         head.encoder.maps = levels
         try:
-            with torch.autocast(device.type, enabled=False):
+            with torch.autocast(levels[0].device.type, enabled=False):
                 return head(None, inputs_embeds=levels[0], labels=labels)
         finally:
             head.encoder.maps = []
             head.config.num_queries = self.queries
-
-    def _output(self, batch: Batch, losses: dict[str, Tensor], maps: Maps, output: Any) -> DetectorOutput:
-        return output_of(
-            batch,
-            maps,
-            losses,
-            dense=self._dense(batch, maps, output),
-            queries=self._queries(batch, output),
-        )
 
     def _queries(self, batch: Batch, output: Any) -> Queries:
         count = output.enc_topk_logits.shape[1]  # queries before the last ones are those of denoising
@@ -222,47 +191,15 @@ class DETR(Detector):
             corners = corners[:, -self.layers :, -count:].transpose(0, 1).unflatten(-1, (4, -1))
         else:
             corners = None
-        return Queries(logits, _corners(boxes, batch.images), _size(batch.images), corners)
-
-    def _dense(self, batch: Batch, maps: Maps, output: Any) -> DensePredictions:
-        shapes = {stride: (level.shape[-2], level.shape[-1]) for stride, level in maps.neck.items()}
-        device = batch.images.device
-        centres = torch.cat([cell_centres(shape, device) for shape in shapes.values()])  # (N, 2), relative
-        counts = torch.tensor([height * width for height, width in shapes.values()], device=device)
-        strides = torch.tensor(list(shapes), device=device).repeat_interleave(counts)
-        inside = torch.cat([valid.flatten(1) for valid in valid_cells(batch, maps.neck).values()], dim=1)
-        inside = inside & ((centres > BORDER) & (centres < 1 - BORDER)).all(dim=1)
-        height, width = _size(batch.images)
-        pixels = centres * centres.new_tensor([width, height])
-        labels = torch.stack([cell_labels(target, pixels, strides, batch.classes) for target in batch.targets])
-        return DensePredictions(
-            logits=output.enc_outputs_class,
-            boxes=_corners(output.enc_outputs_coord_logits.detach().sigmoid(), batch.images),
-            labels=torch.where(inside, labels, -1),
-            strides=strides,
-        )
+        return Queries(logits, corners_in_pixels(boxes, batch.images), tensor_size(batch.images), corners)
 
 
-def _size(images: Tensor) -> tuple[int, int]:
-    return int(images.shape[-2]), int(images.shape[-1])
+def _cells(output: Any) -> tuple[Tensor, Tensor]:
+    """Class logits (B, N, K) and boxes (B, N, 4) at the encoder's cells."""
+    return output.enc_outputs_class, output.enc_outputs_coord_logits.detach().sigmoid()
 
 
-def _corners(boxes: Tensor, images: Tensor) -> Tensor:
-    """Convert boxes (..., 4) from centre and size, relative to the batch's tensor, to corners in its pixels."""
-    height, width = _size(images)
-    centre, size = boxes[..., :2], boxes[..., 2:]
-    return torch.cat([centre - size / 2, centre + size / 2], dim=-1) * boxes.new_tensor([width, height] * 2)
-
-
-def _relative(target: Target, batch: Batch) -> dict[str, Tensor]:
-    """Labels of an image as the models read them: centre and size of boxes, relative to the batch's tensor."""
-    height, width = _size(batch.images)
-    corners = target.boxes / target.boxes.new_tensor([width, height] * 2)
-    upper, lower = corners[:, :2], corners[:, 2:]
-    return {"class_labels": target.labels, "boxes": torch.cat([(upper + lower) / 2, lower - upper], dim=1)}
-
-
-def build(spec: DetectorSpec, weights: str) -> DETR:
+def build(spec: DetectorSpec, weights: str) -> SetDetector:
     """Build a detector from its description.
 
     Args:
@@ -273,10 +210,10 @@ def build(spec: DetectorSpec, weights: str) -> DETR:
     Raises:
         InputError: the size or the configuration is not valid, or the weights don't match.
     """
-    if spec.size % DIVISOR:
-        raise InputError(f"--size of {spec.family} must be a multiple of {DIVISOR}, not {spec.size}.")
+    require_size(spec, DIVISOR)
     if weights not in ("none", "auto") and is_checkpoint(weights):
-        return _with_classes(from_checkpoint(weights), spec, weights)
+        checkpoint = read_checkpoint(weights, spec.family)
+        return with_classes(from_checkpoint(checkpoint), spec, weights, _rebuilt)
     options: Any = with_usual_values(DETROptions(**spec.options))
     if options.config:
         return _configured(spec, options)
@@ -299,11 +236,16 @@ def build(spec: DetectorSpec, weights: str) -> DETR:
     return _configured(spec, replace(options, config=config), body)
 
 
+def _rebuilt(spec: DetectorSpec) -> DETR:
+    """Build a detector with random weights from a description with a complete configuration."""
+    options: Any = with_usual_values(DETROptions(**spec.options))
+    return _configured(spec, options)
+
+
 def _configured(spec: DetectorSpec, options: DETROptions, body: nn.Module | None = None) -> DETR:
     """Build a detector from a complete configuration; its weights are random but for those of a body, if given."""
     config = options.config
-    if config.get("model_type") != spec.family:
-        raise InputError(f"the configuration is that of {config.get('model_type')}, not of {spec.family}.")
+    require_family(spec.family, config)
     if config.get("encoder_hidden_dim") != spec.neck_channels:
         config = with_width(config, spec.neck_channels)
         spec = replace(spec, options={**spec.options, "config": config})
@@ -336,21 +278,17 @@ def _stages(body: nn.Module) -> Sequence[str]:
     return [str(entry["module"]) for entry in features.info]
 
 
-def from_checkpoint(source: str | Path) -> DETR:
-    """Load a trained detector of transformers.
+def from_checkpoint(checkpoint: Checkpoint) -> DETR:
+    """Make a detector of a trained model of transformers.
 
     Args:
-        source: a folder written by `save_pretrained`, or `hf:ORG/NAME`.
-
-    Raises:
-        InputError: it can't be loaded, or is not one of the families.
+        checkpoint: the model, of one of `KINDS`.
     """
-    checkpoint = read_checkpoint(source)
     model: Any = checkpoint.model
     config = model.config
     spec = DetectorSpec(
         family=config.model_type,
-        backbone=str(source),
+        backbone=checkpoint.source,
         classes=checkpoint.classes,
         size=checkpoint.size,
         max_size=checkpoint.size,
@@ -362,32 +300,3 @@ def from_checkpoint(source: str | Path) -> DETR:
     )
     options: Any = with_usual_values(DETROptions(**spec.options))
     return _detector(taken_apart(model), spec, options)
-
-
-@torch.no_grad()
-def _with_classes(trained: DETR, spec: DetectorSpec, source: str) -> DETR:
-    """A detector for other classes with all other weights of a trained one; rows of equal classes are kept."""
-    if trained.spec.family != spec.family:
-        raise InputError(f"--weights {source} is a {trained.spec.family}, not a {spec.family}.")
-    own = ("classes", "size", "max_size", "frozen_stages")
-    changed: dict[str, Any] = {name: getattr(spec, name) for name in own}
-    values = {name: value for name, value in spec.options.items() if name in ("score_thresh", "detections_per_img")}
-    spec = replace(trained.spec, **changed, options={**trained.spec.options, **values})
-    options: Any = with_usual_values(DETROptions(**spec.options))
-    student = _configured(spec, options)
-    labels = {name: label for label, name in enumerate(trained.info.classes)}
-    kept = [(label, labels[name]) for label, name in enumerate(spec.classes) if name in labels]
-    state, rows = student.state_dict(), student.class_rows()
-    for name, tensor in trained.state_dict().items():
-        if name not in rows:
-            state[name].copy_(tensor)
-        else:
-            for new, old in kept:
-                state[name][new] = tensor[old]
-    others = [name for name in spec.classes if name not in labels]
-    if others:
-        student.notes = (
-            f"{source}: all weights are kept but those of the classes; {len(kept)} of {len(spec.classes)} classes have "
-            f"the checkpoint's, and {len(others)} start anew, such as {others[0]}.",
-        )
-    return student

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from defeat.detector import load_transformers
 from defeat.detector.base import Detector
-from defeat.detector.families import detr
 from defeat.detector.transformers_models import is_checkpoint
 
 NAME = "transformers"
@@ -23,4 +23,4 @@ def read_folder(source: str | Path) -> Detector:
     Raises:
         InputError: it can't be loaded, or is not one of our families.
     """
-    return detr.from_checkpoint(source)
+    return load_transformers(source)
