@@ -7,7 +7,8 @@ from typing import Any
 
 from defeat.detector.base import Detector, DetectorSpec
 from defeat.detector.description import default_max_size
-from defeat.detector.families import detr, faster_rcnn, fcos, gfl, retinanet
+from defeat.detector import libreyolo_models
+from defeat.detector.families import detr, faster_rcnn, fcos, gfl, retinanet, yolo9
 from defeat.detector.foreign_files import refusal
 from defeat.detector.model_files import load_model, save_model
 from defeat.detector.normalisation import Norm
@@ -41,6 +42,7 @@ FAMILIES = {
     "fcos": (fcos.build, fcos.FCOSOptions),
     "gfl": (gfl.build, gfl.GFLOptions),
     "retinanet": (retinanet.build, retinanet.RetinaNetOptions),
+    "yolo9": (yolo9.build, yolo9.YOLO9Options),
     **dict.fromkeys(detr.KINDS, (detr.build, detr.DETROptions)),
 }
 
@@ -118,8 +120,8 @@ def load(source: str | Path, weights: str | Path | None = None) -> Detector:
     """Load a trained detector, in eval mode.
 
     Args:
-        source: a run directory, a torchvision model such as `torchvision:retinanet_resnet50_fpn`, or a detector of
-            transformers: a folder written by `save_pretrained`, or `hf:ORG/NAME`.
+        source: a run directory, a torchvision model such as `torchvision:retinanet_resnet50_fpn`, a checkpoint of a
+            LibreYOLO YOLOv9, or a detector of transformers: a folder written by `save_pretrained`, or `hf:ORG/NAME`.
         weights: for a torchvision model, a file with its state dict, instead of the published weights.
 
     Raises:
@@ -132,6 +134,8 @@ def load(source: str | Path, weights: str | Path | None = None) -> Detector:
         raise InputError("A file of weights can be given for a torchvision model only; a run contains its own.")
     if is_checkpoint(source):
         return detr.from_checkpoint(source).eval()
+    if libreyolo_models.is_checkpoint(source):
+        return yolo9.from_checkpoint(source).eval()
     if Path(source).is_file():
         raise InputError(refusal(Path(source)))
     return load_model(Path(source), build_any).eval()
