@@ -194,7 +194,7 @@ def test_another_checkpoint_is_refused_with_one_sentence(changes, message, tmp_p
 def test_an_unknown_backbone_names_the_valid_ones():
     with pytest.raises(InputError, match="yolo9_t"):
         build("yolo9", "none", backbone="yolo9_x", classes=CLASSES)
-    with pytest.raises(InputError, match="--neck-channels 64: the widths of yolo9 are fixed"):
+    with pytest.raises(InputError, match="--neck-channels 64: its backbone fixes the widths of yolo9"):
         build(DetectorSpec("yolo9", "yolo9_t", CLASSES, neck_channels=64), "none")
 
 

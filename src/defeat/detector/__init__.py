@@ -5,9 +5,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from defeat.detector import libreyolo_models
 from defeat.detector.base import Detector, DetectorSpec
 from defeat.detector.description import default_max_size
-from defeat.detector import libreyolo_models
 from defeat.detector.families import detr, faster_rcnn, fcos, gfl, retinanet, yolo9
 from defeat.detector.foreign_files import refusal
 from defeat.detector.model_files import load_model, save_model

@@ -104,7 +104,7 @@ def network(backbone: str, classes: int, class_channels: int = 0) -> Parts:
         model = modules.LibreYOLO9Model(SIZES[backbone], REG_MAX, classes)
     config = modules.YOLO9_CONFIGS[SIZES[backbone]]
     head = model.head
-    if class_channels:
+    if class_channels:  # by private functions, as no public way exists
         with torch.device("cpu"):
             head.cv3 = head._build_class_towers(
                 config["head_channels"], class_channels, classes

@@ -291,7 +291,7 @@ def build(spec: DetectorSpec, weights: str) -> YOLO9:
     """
     if spec.neck_channels != USUAL_NECK:
         raise InputError(
-            f"--neck-channels {spec.neck_channels}: the widths of yolo9 are fixed by its backbone; leave the option out."
+            f"--neck-channels {spec.neck_channels}: its backbone fixes the widths of yolo9; leave the option out."
         )
     if weights in ("none", "auto"):
         return _built(spec)
