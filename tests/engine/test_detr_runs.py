@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import yaml
 
 from defeat.assembly.automatic import optimizer_advice
 from defeat.detector import load, save_model
@@ -45,6 +46,13 @@ def test_a_run_with_another_optimiser_than_the_published_says_so(tmp_path):
     assert optimizer_advice(settings(tmp_path, "d_fine")) == [
         "d_fine was published with adamw, not sgd: give --optimizer adamw."
     ]
+
+
+def test_by_default_the_optimiser_is_the_published_one(small_demo, tmp_path):
+    folder = tiny_run(tmp_path / "run", "d_fine", optimizer="auto", lr="auto", max_steps=1).folder
+    written = yaml.safe_load((folder / "config.yaml").read_text())
+    assert (written["optimizer"], written["lr"]) == ("adamw", pytest.approx(1e-4))  # for 2 images per step
+    assert optimizer_advice(settings(tmp_path, "d_fine", optimizer="auto")) == []
 
 
 def test_a_student_of_the_same_family_inherits_encoder_and_decoder(small_demo, tmp_path):

@@ -24,6 +24,7 @@ NECKS = {512: 256, 256: 128, 0: 64}  # lowest short side in pixels: channels
 REFERENCE_IMAGES = 8  # images per step for the learning rates below
 SGD_RATE, ADAMW_RATE = 0.01, 2e-4
 NUMBERS = ("neck_channels", "lr")
+NAMES = {"schedule": "step", "optimizer": "sgd"}  # values of runs begun by versions in which they were not `auto`
 
 Settings = TypeVar("Settings", bound=TrainSettings)
 
@@ -64,7 +65,12 @@ class Choices:
         if not self.to_dict() or not self.announced:
             return ""
         parts = [", ".join(summaries(family_options(self.family), self.options))] if self.options else []
-        texts = {"neck_channels": "neck {} channels", "lr": "lr {:g}", "schedule": "schedule {}"}
+        texts = {
+            "neck_channels": "neck {} channels",
+            "optimizer": "optimizer {}",
+            "lr": "lr {:g}",
+            "schedule": "schedule {}",
+        }
         parts.append(", ".join(texts[name].format(value) for name, value in self.numbers.items()))
         return "; ".join(part for part in parts if part)
 
@@ -95,8 +101,11 @@ def choose(settings: TrainSettings, training: DetectionDataset, teacher: Teacher
     if automatic(options):
         width = int(replace(settings, **numbers).number("neck_channels"))
         options = options.fitted(object_statistics(training, settings.size, settings.long_side), width)
+    optimizer = settings.optimizer
+    if optimizer == AUTO:
+        optimizer = numbers["optimizer"] = published_optimizer(settings.detector)
     if settings.lr == AUTO:
-        numbers["lr"] = learning_rate(settings.batch_size * settings.processes, settings.optimizer)
+        numbers["lr"] = learning_rate(settings.batch_size * settings.processes, optimizer)
     if settings.schedule == AUTO:
         numbers["schedule"] = chosen_schedule(settings, settings.patience is not None)
     chosen = {name: getattr(options, name) for name in names}
@@ -117,8 +126,9 @@ def as_begun(settings: TrainSettings, begun: Mapping[str, Any]) -> Choices:
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             numbers[name] = settings.number(name)
-    if settings.schedule == AUTO:
-        numbers["schedule"] = begun.get("schedule", "step")
+    for name, earlier in NAMES.items():
+        if getattr(settings, name) == AUTO:
+            numbers[name] = begun.get(name, earlier)
     if getattr(settings, "inherit", None) == AUTO:
         numbers["inherit"] = begun.get("inherit", "none")
     chosen = {name: recorded[name] for name in names if name in recorded}
@@ -151,7 +161,7 @@ def is_chosen(settings: TrainSettings) -> bool:
 def _open(settings: TrainSettings) -> list[str]:
     """Names of the settings of the run that are `auto`; a detector without a pyramid has no width to choose."""
     fixed = () if has_pyramid(settings.detector) else ("neck_channels",)
-    return [name for name in (*NUMBERS, "schedule") if name not in fixed and getattr(settings, name) == AUTO]
+    return [name for name in (*NUMBERS, *NAMES) if name not in fixed and getattr(settings, name) == AUTO]
 
 
 def has_pyramid(family: str) -> bool:
@@ -171,12 +181,17 @@ def neck_channels(settings: TrainSettings, teacher: TeacherNetwork | None = None
 
 def optimizer_advice(settings: TrainSettings) -> list[str]:
     """A sentence where the family was published with another optimiser than that of the settings; else empty."""
-    published = getattr(family_options(settings.detector), "optimizer", settings.optimizer)
-    if published == settings.optimizer:
+    published = published_optimizer(settings.detector)
+    if settings.optimizer == AUTO or published == settings.optimizer or published == "sgd":
         return []
     return [
         f"{settings.detector} was published with {published}, not {settings.optimizer}: give --optimizer {published}."
     ]
+
+
+def published_optimizer(family: str) -> str:
+    """The optimiser with which detectors of a family were published: `sgd` or `adamw`."""
+    return str(getattr(family_options(family), "optimizer", "sgd"))
 
 
 def learning_rate(images: int, optimizer: str = "sgd") -> float:

@@ -190,7 +190,7 @@ def _disk_bytes(experiment: Experiment, lines: int) -> int:
     student = sum(weight.numel() for weight in experiment.student.parameters())
     method = 0 if trained is None else sum(weight.numel() for weight in trained.parameters())
     detections = 0 if experiment.evaluation is None else len(experiment.evaluation) * 100 * 6 * FLOAT_BYTES
-    moments = 1 if optimisation.optimizer == "sgd" else 2  # numbers that the optimiser keeps per weight
+    moments = 2 if optimisation.optimizer == "adamw" else 1  # numbers that the optimiser keeps per weight
     weights = FLOAT_BYTES * (student + (1 + moments) * (student + method))
     if optimisation.ema is not None:
         weights += FLOAT_BYTES * student

@@ -31,8 +31,9 @@ class OptimisationSettings(Checked):
     """Maximum number of optimiser steps; the run ends there even within an epoch."""
     batch_size: int = setting(default=8)
     """Images per step on each device."""
-    optimizer: Literal["sgd", "adamw"] = setting(default="sgd")
-    """Optimiser: sgd or adamw."""
+    optimizer: Literal["auto", "sgd", "adamw"] = setting(default=AUTO, usual="sgd")
+    """Optimiser: sgd or adamw; auto for the one with which the detector was published, adamw for those of transformers
+    and sgd for others."""
     lr: float | Literal["auto"] = setting(default=AUTO, usual=0.01)
     """Learning rate after warm-up; auto for 0.01 (sgd, in proportion to the images per step) or 0.0002 (adamw, in
     proportion to their square root) with 8 images per step on all devices together."""
@@ -119,7 +120,7 @@ def build_optimizer(student: Detector, method: Method | None, settings: Optimisa
         settings: optimiser and learning rates.
     """
     trained = nn.ModuleList([part for part in (student, method) if part is not None])
-    decays = settings.norm_decay and settings.optimizer == "sgd"
+    decays = settings.norm_decay and settings.optimizer != "adamw"
     body = student.body_parameters() if settings.backbone_lr_factor != 1 else ()
     lr = settings.number("lr")
     groups = parameter_groups(trained, settings.weight_decay, decays, body, lr * settings.backbone_lr_factor)
