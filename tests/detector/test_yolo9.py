@@ -1,7 +1,6 @@
 """YOLOv9: what it computes is what LibreYOLO computes, and its checkpoints are read."""
 
 import builtins
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -10,12 +9,9 @@ from torch import nn
 from defeat.detector import DetectorSpec, build, libreyolo_models, load, save_model
 from defeat.detector.families.yolo9 import GREY
 from defeat.errors import InputError
-from tests.detector.tiny import CLASSES, images, target
+from tests.detector.tiny import CLASSES, images, needs_libreyolo, target
 
-pytestmark = [
-    pytest.mark.skipif(find_spec("libreyolo") is None, reason="libreyolo is missing: pip install defeat[yolo]"),
-    pytest.mark.slow,
-]
+pytestmark = [needs_libreyolo, pytest.mark.slow]
 
 
 def detector(size=64, classes=CLASSES, **options):

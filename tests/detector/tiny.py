@@ -18,8 +18,12 @@ CLASSES = ("cat", "dog", "owl")
 needs_transformers = pytest.mark.skipif(
     find_spec("transformers") is None, reason="transformers is missing: pip install defeat[transformers]"
 )
+YOLO = "yolo9"
+needs_libreyolo = pytest.mark.skipif(
+    find_spec("libreyolo") is None, reason="libreyolo is missing: pip install defeat[yolo]"
+)
 # Composed of torchvision's parts: with anchors or proposals, and with the aspect ratio of the image.
-COMPOSED = tuple(family for family in ALL_FAMILIES if family not in KINDS)
+COMPOSED = tuple(family for family in ALL_FAMILIES if family not in (*KINDS, YOLO))
 QUICK_KIND = "d_fine"  # the only family of transformers in the fast tests
 
 
@@ -29,7 +33,8 @@ def of_transformers(kind: str, quick: str = QUICK_KIND) -> Any:
 
 
 # Families with one backbone, whose neck has no width to choose.
-FIXED_BACKBONES = {name: found for name, found in {"ssdlite": "mobilenet_v3_large"}.items() if name in COMPOSED}
+FIXED_BACKBONES = {"ssdlite": "mobilenet_v3_large", YOLO: "yolo9_t"}
+FIXED_BACKBONES = {name: backbone for name, backbone in FIXED_BACKBONES.items() if name in ALL_FAMILIES}
 STRETCHING = {"ssdlite"}  # composed families that resize images to a square
 KEEPING = [name for name in COMPOSED if name not in STRETCHING]
 WITH_PYRAMID = [name for name in COMPOSED if name not in FIXED_BACKBONES]
@@ -38,11 +43,13 @@ FITTED_ANCHORS = [
     family for family in COMPOSED if "anchor_sizes" in {field.name for field in fields(family_options(family))}
 ]
 _FIRST = ("faster_rcnn", "retinanet")  # of which all whole runs and pairs are fast tests
-FAMILIES = [*COMPOSED, *map(of_transformers, KINDS)]
+_OF_YOLO = pytest.param(YOLO, marks=[needs_libreyolo, pytest.mark.slow])
+FAMILIES = [*COMPOSED, *map(of_transformers, KINDS), _OF_YOLO]
 FAMILIES_IN_RUNS = [  # whole runs take seconds each
     *_FIRST,
     *[pytest.param(family, marks=pytest.mark.slow) for family in COMPOSED if family not in _FIRST],
     *[of_transformers(kind, "") for kind in KINDS],
+    _OF_YOLO,
 ]
 
 
@@ -60,6 +67,8 @@ def pairs_of_families() -> list[Any]:
     ]
     marks = [needs_transformers, pytest.mark.slow]
     mixed = [(QUICK_KIND, "rt_detr"), ("rt_detr", "retinanet"), ("faster_rcnn", QUICK_KIND), ("deimv2", "rt_detr_v2")]
+    of_yolo = [(YOLO, YOLO), (YOLO, "retinanet"), ("fcos", YOLO)]
+    pairs += [pytest.param(*pair, marks=[needs_libreyolo, pytest.mark.slow]) for pair in of_yolo]
     return pairs + [pytest.param(*pair, marks=marks) for pair in mixed]
 
 
@@ -76,7 +85,7 @@ UNSELECTIVE = {"score_thresh": 0.0, "box_score_thresh": 0.0}
 def with_backbones(backbones: Sequence[str]) -> list[tuple[str, str]]:
     """All pairs of a family and a backbone that it can have."""
     pairs = [(family, backbone) for family in WITH_PYRAMID for backbone in backbones]
-    return pairs + list(FIXED_BACKBONES.items())
+    return pairs + [pair for pair in FIXED_BACKBONES.items() if pair[0] in COMPOSED]
 
 
 def tiny_options(family: str, **more: Any) -> dict[str, Any]:
