@@ -20,3 +20,15 @@ def shared_folder(variable: str, default: str) -> Path:
             pytest.fail(reason)
         pytest.skip(reason)
     return folder
+
+
+def shared_model(name: str) -> Path:
+    """Return a model file in the folder `models` beside that of the shared data sets; as `shared_folder` if missing."""
+    data = shared_folder("DEFEAT_DATA", "../shared/data")
+    path = data.parent / "models" / name
+    if not path.is_file():
+        reason = f"no file {path}"
+        if os.environ.get("CI", "").lower() == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return path

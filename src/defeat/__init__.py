@@ -12,7 +12,18 @@ if TYPE_CHECKING:
     from defeat.assembly.replay import replay
     from defeat.benchmark import bench
     from defeat.data import DetectionDataset, open_dataset
-    from defeat.detector import Detector, DetectorSpec, TappedTeacher, Teacher, build, candidate_taps, load
+    from defeat.detector import (
+        BoxFunction,
+        BoxTeacher,
+        Detector,
+        DetectorSpec,
+        TappedTeacher,
+        Teacher,
+        build,
+        candidate_taps,
+        load,
+    )
+    from defeat.detector.importers import import_checkpoint
     from defeat.distillation import Method
     from defeat.engine.fit import RunResult
     from defeat.errors import InputError
@@ -24,6 +35,8 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "BoxFunction",
+    "BoxTeacher",
     "DetectionDataset",
     "Detections",
     "Detector",
@@ -43,6 +56,7 @@ __all__ = [
     "compare",
     "distill",
     "evaluate",
+    "import_checkpoint",
     "load",
     "methods",
     "open_dataset",
@@ -53,6 +67,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BoxFunction": "defeat.detector",
+    "BoxTeacher": "defeat.detector",
     "DetectionDataset": "defeat.data",
     "Detections": "defeat.types",
     "Detector": "defeat.detector",
@@ -72,6 +88,7 @@ _HOMES = {
     "compare": "defeat.report.compare",
     "distill": "defeat.api",
     "evaluate": "defeat.inference.evaluate",
+    "import_checkpoint": "defeat.detector.importers",
     "load": "defeat.detector",
     "open_dataset": "defeat.data",
     "plan": "defeat.api",

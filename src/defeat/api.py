@@ -11,7 +11,7 @@ from defeat.assembly.run import run
 from defeat.assembly.settings import DistillSettings, TrainSettings
 from defeat.data import DetectionDataset
 from defeat.data.objects import ImagesWithBoxes
-from defeat.detector import Detector, TeacherNetwork
+from defeat.detector import BoxTeacher, Detector, TeacherNetwork
 from defeat.distillation import Method
 from defeat.engine.fit import RunResult
 from defeat.errors import InputError
@@ -41,9 +41,10 @@ class DistillArguments(DistillSettings, TrainArguments):
     """Arguments of `distill` and `plan`."""
 
     data: Data = setting(role=Role.SOURCE, compared=False)  # type: ignore[assignment]
-    teacher: str | TeacherNetwork = setting(role=Role.SOURCE)  # type: ignore[assignment]
+    teacher: str | TeacherNetwork | BoxTeacher = setting(role=Role.SOURCE)  # type: ignore[assignment]
     """Run directory of the teacher, a torchvision model such as torchvision:fasterrcnn_resnet50_fpn_v2, a `Detector`,
-    or any network as a `TappedTeacher`."""
+    or any network as a `TappedTeacher`; or a teacher that only gives boxes, for `unlabelled`: boxes:FILE, a results
+    file of COCO, onnx:FILE, a `BoxTeacher`, or a function as a `BoxFunction`."""
     method: str | Method | MethodFactory = setting(default="defeat", role=Role.CELL)  # type: ignore[assignment]
     """Name of a distillation method, a `Method` built with `student.info` and `teacher.info`, or a function that builds
     one of these two."""

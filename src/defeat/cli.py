@@ -107,6 +107,21 @@ def data(arguments: Sequence[str]) -> int:
     return 0
 
 
+def import_checkpoint(arguments: Sequence[str]) -> int:
+    """Turn a detector of another tool into a run directory."""
+    from defeat.detector.importers import import_checkpoint as function
+
+    imported = function(**_keywords("import", arguments, function))
+    info = imported.detector.info
+    for note in imported.notes:
+        sys.stderr.write(f"defeat: {note}\n")
+    sys.stdout.write(
+        f"{imported.folder} contains the {info.family} of {imported.tool} with {len(info.classes)} classes: "
+        f"`defeat evaluate {imported.folder} --data PATH` shows whether it detects what it should.\n"
+    )
+    return 0
+
+
 def taps(arguments: Sequence[str]) -> int:
     """List the feature maps of your own network, for --teacher-taps."""
     from defeat.inference.taps import print_taps
@@ -154,6 +169,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "predict": predict,
     "compare": compare,
     "bench": bench,
+    "import": import_checkpoint,
     "taps": taps,
     "methods": methods,
     "recipes": recipes,

@@ -246,8 +246,8 @@ class DetectorInfo:
         classes: names of the K classes, in the order of the labels.
         neck: channels of the neck's feature maps by stride.
         backbone: channels of the backbone's feature maps by stride.
-        size: short side of an image after resizing, in pixels. 0, only for a `TappedTeacher`: it has no input size, and
-            takes the student's batch without resizing.
+        size: short side of an image after resizing, in pixels. 0, only for a teacher without an input size:
+            a `TappedTeacher`, which takes the student's batch without resizing, or one that only gives boxes.
         max_size: upper limit of the long side, in pixels; 0 if `size` is 0.
         size_divisor: the padded height and width are multiples of this.
         mean: mean of R, G, B that the detector subtracts, for values in 0..1.

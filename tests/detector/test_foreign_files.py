@@ -50,6 +50,7 @@ def test_a_checkpoint_of_another_tool_is_named_with_a_way_to_use_it(tmp_path, co
     message = refused(tmp_path / "best.pth")
     assert f"is a checkpoint of {tool}" in message
     assert "--teacher-taps" in message
+    assert (f"`defeat import {tmp_path / 'best.pth'} --out RUN`" in message) == (tool != "Lightning")
 
 
 class Planted:

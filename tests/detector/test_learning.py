@@ -24,7 +24,7 @@ def scenes():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["fcos", "gfl"])
+@pytest.mark.parametrize("family", ["fcos", "gfl", "ssdlite"])
 def test_a_detector_that_learns_two_scenes_by_heart_finds_their_objects(family):
     # A neck of 32 channels and a body with group normalisation: batch statistics of two images differ from the running.
     detector = tiny_detector(family, "resnet18", neck_channels=32, norm="gn", size=64, max_size=96)

@@ -5,10 +5,18 @@ import math
 import pytest
 import torch
 from torch import nn
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import AnchorGenerator
 
 from defeat.detector.base import torchvision_targets
-from defeat.detector.published import AlignedPooling, ExactAnchors, one_stage_loss, second_stage_loss
+from defeat.detector.published import (
+    AlignedPooling,
+    ExactAnchors,
+    LimitedBoxCoder,
+    build_anchors,
+    one_stage_loss,
+    second_stage_loss,
+)
 from tests.detector.tiny import FITTED_ANCHORS as FAMILIES
 from tests.detector.tiny import tiny_batch, tiny_detector, tiny_options
 
@@ -21,6 +29,27 @@ def test_exact_anchors_have_the_given_area_and_ratio():
     assert (width * height).tolist() == pytest.approx([100, 400, 100, 400])
     assert (height / width).tolist() == pytest.approx([0.5, 0.5, 2, 2])
     assert torch.equal(anchors.round(), AnchorGenerator(((10.0, 20.0),), ((0.5, 2.0),)).cell_anchors[0])
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_exact_strides_do_not_depend_on_the_size_of_the_image(exact):
+    # A map of 2 x 3 cells at stride 64 of an image of 128 x 160: inferred are 160 // 3 = 53 pixels between anchors.
+    generator = build_anchors(((10.0,),), (64,), rounded=False, exact_strides=exact)
+    batch = ImageList(torch.zeros(2, 3, 128, 160), [(128, 160)] * 2)
+    first, second = generator(batch, [torch.zeros(2, 1, 2, 3)])
+    assert torch.equal(first, second)
+    centres = (first[::3, :2] + first[::3, 2:]) / 2
+    x = [0, 64, 128] if exact else [0, 53, 106]
+    assert centres.tolist() == [[column, row] for row in (0, 64) for column in x]
+
+
+def test_limited_boxes_shrink_as_much_as_they_can_grow():
+    # Width and height 100, of which the logarithm changes by -10 and 10: limits are 1000/16 and its inverse.
+    boxes = LimitedBoxCoder((1.0, 1.0, 2.0, 2.0)).decode_single(
+        torch.tensor([[0.0, 0.0, -20.0, 20.0]]), torch.tensor([[0.0, 0.0, 100.0, 100.0]])
+    )
+    assert (boxes[0, 2] - boxes[0, 0]).item() == pytest.approx(1.6, rel=1e-4)
+    assert (boxes[0, 3] - boxes[0, 1]).item() == pytest.approx(6250, rel=1e-4)
 
 
 def ramp(stride, side=64):

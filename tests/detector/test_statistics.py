@@ -107,10 +107,14 @@ def test_fitting_replaces_auto_and_keeps_given_values(family):
             assert getattr(make_options(family, given).fitted(squares(20), 64), field.name) == field.metadata["usual"]
 
 
-def test_a_head_is_normalised_if_a_group_has_several_channels():
+def test_a_head_is_normalised_in_groups_of_several_channels():
     options = make_options("retinanet", {})
-    norms = {width: options.fitted(squares(20), width).head_norm for width in (16, 24, 32, 64, 256)}
-    assert norms == {16: "none", 24: "gn", 32: "none", 64: "gn", 256: "gn"}
+    norms = {width: options.fitted(squares(20), width).head_norm for width in (1, 16, 32, 256)}
+    assert norms == {1: "none", 16: "gn", 32: "gn", 256: "gn"}
+    for width, groups in {16: 8, 24: 8, 32: 16, 64: 32, 256: 32}.items():
+        detector = tiny_detector("retinanet", neck_channels=width, options=tiny_options("retinanet", head_norm="gn"))
+        norms = [layer for layer in detector.head.modules() if isinstance(layer, torch.nn.GroupNorm)]
+        assert {norm.num_groups for norm in norms} == {groups}
 
 
 def test_small_images_get_fewer_proposals_and_crowded_ones_more():

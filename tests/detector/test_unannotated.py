@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.detector.tiny import FAMILIES, images, keep_statistics, target, tiny_detector, tiny_options
+from tests.detector.tiny import FAMILIES, YOLO, images, keep_statistics, target, tiny_detector, tiny_options
 
 SIZES = [(64, 64)] * 2
 BOXES = [[8.0, 8.0, 40.0, 40.0], [30.0, 20.0, 60.0, 60.0]]
@@ -16,9 +16,11 @@ def detector(family, **options):
     everything = {"rpn_batch_size_per_image": 10_000, "box_batch_size_per_image": 10_000, "box_positive_fraction": 1.0}
     everything |= {"denoising": 0}
     built = tiny_detector(family, norm="frozen", options=tiny_options(family, **everything | options)).train()
-    if built.info.activation == "sigmoid" and not built.info.square:
+    if built.info.activation == "sigmoid" and "queries" not in built.info.offers:
         # With the usual bias, background has hardly any loss.
-        torch.nn.init.zeros_(built.head.classification_head.cls_logits.bias)
+        for name in built.class_rows():
+            if name.endswith("bias"):
+                torch.nn.init.zeros_(built.get_parameter(name))
     return keep_statistics(built)
 
 
@@ -29,9 +31,18 @@ def unannotated(boxes=(), labels=(), certain=()):
 
 def losses(family, targets, **options):
     built = detector(family, **options)
-    if "dense" in built.info.offers and not built.info.square:
+    if family == YOLO:
+        predict = built._predict
+
+        def watched(*arguments):
+            predictions = predict(*arguments)
+            built.logits = predictions.logits
+            return predictions
+
+        built._predict = watched
+    elif built.info.offers == {"dense"}:
         built.head.register_forward_hook(lambda module, given, found: setattr(built, "logits", found["cls_logits"]))
-    if built.info.square:
+    if "queries" in built.info.offers:
         built.head.register_forward_hook(
             lambda module, given, found: setattr(built, "logits", found.intermediate_logits)
         )

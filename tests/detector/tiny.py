@@ -95,16 +95,44 @@ def tiny_options(family: str, **more: Any) -> dict[str, Any]:
 
 
 def tiny_detector(family: str, backbone: str = BACKBONE, *, seed: int = 0, weights: str = "none", **spec: Any):
-    """A detector with short side 64, long side 96 and 16 neck channels; SSDlite with sides of 64 and its own widths."""
+    """A detector with short side 64, long side 96 and 16 neck channels.
+
+    SSDlite and YOLOv9 have sides of 64 and widths of their own: for any other number than 16, the former has half the
+    channels at stride 32, and the latter is the next larger one.
+    """
     settings: dict[str, Any] = {"classes": CLASSES, "size": 64, "max_size": 96, "neck_channels": 16}
     settings["options"] = tiny_options(family)
     settings |= spec
     if family in FIXED_BACKBONES:
         backbone = FIXED_BACKBONES[family]
-        del settings["neck_channels"]
+        if settings.pop("neck_channels") != 16:
+            if family == YOLO:
+                backbone = "yolo9_s"
+            else:
+                settings["options"] = {"reduced_tail": True} | settings["options"]
     torch.manual_seed(seed)
     detector: Detector = build(DetectorSpec(family, backbone, **settings), weights)
+    if family in FIXED_BACKBONES and weights == "none":
+        _fit_statistics(detector)
     return detector
+
+
+@torch.no_grad()
+def _fit_statistics(detector: Detector) -> None:
+    """Give batch normalisation the statistics of a few images: with its initial ones, features would vanish."""
+
+    def fit(norm: Any, inputs: tuple[Tensor, ...]) -> None:
+        variance, mean = torch.var_mean(inputs[0], dim=(0, 2, 3), correction=0)
+        norm.running_var.copy_(variance)
+        norm.running_mean.copy_(mean)
+
+    norms = [module for module in detector.modules() if getattr(module, "running_var", None) is not None]
+    hooks = [norm.register_forward_pre_hook(fit) for norm in norms]
+    training = detector.training
+    detector.eval().forward_teacher(detector.prepare(images(*[(64, 64)] * 8)))
+    detector.train(training)
+    for hook in hooks:
+        hook.remove()
 
 
 def keep_statistics(detector: Any) -> Any:

@@ -7,6 +7,7 @@ import torch
 from rich.console import Console
 
 from defeat.assembly.automatic import Choices, choose, optimizer_advice
+from defeat.assembly.box_teachers import as_network, for_box_teacher, kind_of, named_box_teacher, stored_sample
 from defeat.assembly.earlier import recorded_settings
 from defeat.assembly.foreign import tapped_teacher
 from defeat.assembly.inheriting import inherit_from
@@ -17,10 +18,10 @@ from defeat.assembly.unlabelled import detect_unlabelled
 from defeat.data import DetectionDataset
 from defeat.data.dataset import shared_images
 from defeat.data.source import EVALUATION_SPLITS, DataSource
-from defeat.detector import Detector, DetectorSpec, TeacherNetwork, build, load
+from defeat.detector import BoxNetwork, Detector, DetectorSpec, TeacherNetwork, build, load
 from defeat.detector.devices import moved
 from defeat.detector.frozen import frozen
-from defeat.detector.teacher import can_predict
+from defeat.detector.teacher import PREDICT, STORED
 from defeat.detector.weights import mismatches
 from defeat.distillation import Method, build_method, renamed_classes
 from defeat.distillation.class_map import listed
@@ -39,14 +40,18 @@ class Lessons:
     """What is known about teacher and student before the first step.
 
     Attributes:
+        kind: what the teacher is, in words.
         inherited: weights that the student inherited from the teacher.
         teacher_ap50: AP50 of the teacher on a sample of the training images, 0..100; None where it was not measured.
         doubts: reasons to expect little from the teacher, in sentences.
+        notes: what a teacher that only gives boxes changes or leaves out, in sentences.
     """
 
+    kind: str
     inherited: Inheritance
     teacher_ap50: float | None = None
     doubts: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,18 +99,22 @@ def assemble(
     shared = None if evaluation is None else shared_images(training, evaluation)
     for warning in [] if evaluation is None else evaluation_warnings(evaluation, shared or 0):
         console.print(warning, style="yellow", highlight=False, markup=False)
-    teacher = given.teacher
+    teacher = None if given.teacher is None else as_network(given.teacher)
     if isinstance(settings, DistillSettings) and teacher is None:
-        teacher = load_teacher(settings)
+        teacher = load_teacher(settings, console)
+    box_notes: tuple[str, ...] = ()
+    if isinstance(settings, DistillSettings) and isinstance(teacher, BoxNetwork):
+        settings, box_notes = for_box_teacher(settings, given.method)
     choices = choose(settings, training, teacher)
     settings = choices.applied(settings)
     student = _student(settings, training, given)
-    for note in [*student.notes, *optimizer_advice(settings)]:
+    for note in [*student.notes, *optimizer_advice(settings), *box_notes]:
         console.print(note, style="yellow", highlight=False, markup=False)
     distillation, lessons = None, None
     if isinstance(settings, DistillSettings) and teacher is not None:
         method = pair(student, teacher, settings, console, given.method)
         distillation, lessons = _distillation(settings, student, teacher, method, training, console, unlabelled)
+        lessons = replace(lessons, notes=box_notes)
     experiment = Experiment(
         student=student,
         training=training,
@@ -128,12 +137,19 @@ def record_of(settings: TrainSettings) -> Record:
     return Record(command, settings.to_dict(), FREE_IN_RESUMED, recorded_settings, settings.resume)
 
 
-def load_teacher(settings: DistillSettings) -> TeacherNetwork:
+def load_teacher(settings: DistillSettings, console: Console | None = None) -> TeacherNetwork:
     """Load the teacher that the settings name.
+
+    Args:
+        settings: settings of the run.
+        console: where to print notes about its files; None for nowhere.
 
     Raises:
         InputError: it can't be loaded.
     """
+    boxes = named_box_teacher(settings, console or Console(quiet=True))
+    if boxes is not None:
+        return boxes
     if settings.teacher_taps is not None:
         return tapped_teacher(settings.teacher, settings.teacher_taps)
     return load(settings.teacher, settings.teacher_weights)
@@ -200,12 +216,14 @@ def _distillation(
     unlabelled: int | None,
 ) -> tuple[Distillation, Lessons]:
     inherited = inherit_from(teacher, student, method.classes, settings, console)
-    accuracy = None
+    accuracy, unchecked = None, "" if teacher.capabilities & {PREDICT, STORED} else "gives no detections"
     if not settings.allow_weak_teacher:
+        sample, stored = stored_sample(teacher, training, TEACHER_SAMPLE, settings.unlabelled)
         with moved(teacher, training_device(settings)):
-            accuracy = require_accurate_teacher(teacher, method.classes, training.evenly_spaced(TEACHER_SAMPLE))
-    if not can_predict(teacher):
-        note = "The teacher gives no detections: whether it detects anything on the data was not checked."
+            accuracy = require_accurate_teacher(teacher, method.classes, sample, stored=stored)
+        unchecked = unchecked if sample else "has no detections of the training images"
+    if unchecked:
+        note = f"The teacher {unchecked}: whether it detects anything on the data was not checked."
         console.print(note, style="yellow", highlight=False)
     doubts = tuple(teacher_doubts(settings.teacher, teacher, student, settings.epochs, accuracy))
     for doubt in doubts:
@@ -222,7 +240,7 @@ def _distillation(
         cache=settings.cache,
         dtype=lower_precision(settings),
     )
-    return distillation, Lessons(inherited, accuracy, doubts)
+    return distillation, Lessons(kind_of(teacher), inherited, accuracy, doubts)
 
 
 def check_devices(settings: TrainSettings) -> None:

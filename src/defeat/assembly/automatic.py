@@ -101,7 +101,7 @@ def choose(settings: TrainSettings, training: DetectionDataset, teacher: Teacher
     if automatic(options):
         width = int(replace(settings, **numbers).number("neck_channels"))
         options = options.fitted(object_statistics(training, settings.size, settings.long_side), width)
-    optimizer = settings.optimizer
+    optimizer: str = settings.optimizer
     if optimizer == AUTO:
         optimizer = numbers["optimizer"] = published_optimizer(settings.detector)
     if settings.lr == AUTO:

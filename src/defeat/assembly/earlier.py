@@ -1,11 +1,14 @@
 """Runs of earlier versions: what their files do not name has the value that it had then."""
 
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, asdict, fields
 from typing import Any
 
 from defeat.assembly.settings import DistillSettings, TrainSettings
+from defeat.detector import make_options
+from defeat.detector.options import with_usual_values
 from defeat.distillation import method_defaults
+from defeat.errors import InputError
 from defeat.settings import usual_value
 
 # Method options whose default was another in version 0.1.
@@ -42,12 +45,32 @@ def earlier_options(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in complete.items()}
 
 
+def earlier_detector_options(family: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """All options of a detector family, given those that a file names; the others have their values without data.
+
+    Args:
+        family: name of the family; one that is not known has no other options than those given.
+        options: that the file names.
+
+    Returns:
+        By name, with lists for tuples, as files have them.
+    """
+    try:
+        defaults = asdict(with_usual_values(make_options(family, {})))
+    except InputError:  # an object of Python
+        defaults = {}
+    complete = {**defaults, **options}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in complete.items()}
+
+
 def recorded_settings(content: Mapping[str, Any]) -> dict[str, Any]:
     """All settings of a run, given the content of its `config.yaml`, with `command`."""
     command = content.get("command", "train")
     kind = DistillSettings if command == "distill" else TrainSettings
     usual = earlier_defaults()
     values = {field.name: usual[field.name] for field in fields(kind) if field.name in usual} | dict(content)
+    options = values["detector_options"] if isinstance(values["detector_options"], Mapping) else {}  # else damaged
+    values["detector_options"] = earlier_detector_options(str(values["detector"]), options)
     if command == "distill":
         values["method_options"] = earlier_options(str(values["method"]), values["method_options"] or {})
     return values | {"command": command}

@@ -23,6 +23,21 @@ def own_network(name: str) -> nn.Module:
     Raises:
         InputError: the module or the function doesn't exist, fails, or doesn't return a network.
     """
+    network = own_object(name)
+    if not isinstance(network, nn.Module):
+        raise InputError(f"{name} returns a {type(network).__name__}, not an nn.Module.")
+    return network
+
+
+def own_object(name: str) -> Any:
+    """Build an object by calling a function of user code; this runs that code.
+
+    Args:
+        name: `package.module:factory` or `file.py:factory`; the factory takes no argument.
+
+    Raises:
+        InputError: the module or the function doesn't exist, or fails.
+    """
     home, colon, factory = name.rpartition(":")
     if not colon or not factory.isidentifier():
         raise InputError(f"{name} names no function: give package.module:factory, or file.py:factory.")
@@ -31,12 +46,9 @@ def own_network(name: str) -> nn.Module:
         known = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
         raise unknown_name(f"function of {home}", factory, known)
     try:
-        network = getattr(module, factory)()
+        return getattr(module, factory)()
     except Exception as error:  # raised by user code
         raise InputError(f"{name} failed: {type(error).__name__}: {error}") from error
-    if not isinstance(network, nn.Module):
-        raise InputError(f"{name} returns a {type(network).__name__}, not an nn.Module.")
-    return network
 
 
 def tapped_teacher(name: str, taps: str) -> TappedTeacher:

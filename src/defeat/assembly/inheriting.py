@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from defeat.assembly.settings import DistillSettings
-from defeat.detector import Detector, TeacherNetwork
+from defeat.detector import BoxNetwork, Detector, TeacherNetwork
 from defeat.distillation import ClassMap
 from defeat.distillation.inheritance import Inheritance, inherit
 from defeat.engine.checkpoint import RunDirectory
@@ -32,14 +32,13 @@ def inherit_from(
     """
     if settings.resume and RunDirectory(settings.out).checkpoint.is_file():
         return _read(Path(settings.out) / FILE)
+    missing = "only gives boxes" if isinstance(teacher, BoxNetwork) else "is not a detector of this library"
     if isinstance(teacher, Detector):
         inherited = inherit(student, teacher, classes, settings.inherit)
     elif settings.inherit in ("none", "auto"):
-        inherited = Inheritance(reason="the teacher is not a detector of this library")
+        inherited = Inheritance(reason=f"the teacher {missing}")
     else:
-        raise InputError(
-            f"--inherit {settings.inherit} is not possible: the teacher is not a detector of this library."
-        )
+        raise InputError(f"--inherit {settings.inherit} is not possible: the teacher {missing}.")
     for sentence in inherited.describe():
         console.print(sentence, highlight=False, markup=False)
     return inherited

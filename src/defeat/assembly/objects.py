@@ -9,7 +9,7 @@ from defeat.assembly.settings import TrainSettings
 from defeat.data import DetectionDataset
 from defeat.data.images import MAX_PIXELS
 from defeat.data.objects import ImagesWithBoxes, ObjectDataset
-from defeat.detector import Detector, TeacherNetwork
+from defeat.detector import BoxFunction, BoxTeacher, Detector, TeacherNetwork
 from defeat.distillation import Method
 from defeat.errors import InputError
 from defeat.types import DetectorInfo
@@ -23,14 +23,14 @@ class Objects:
 
     Attributes:
         student: the detector to train, with its weights.
-        teacher: a trained detector.
+        teacher: a trained detector, or an object that only gives boxes.
         method: a method built for this pair, or a callable that builds one from both detectors' info.
         data: images to train on.
         eval_data: images to evaluate on; without it, a run whose `data` is an object is not evaluated.
     """
 
     student: Detector | None = None
-    teacher: TeacherNetwork | None = None
+    teacher: TeacherNetwork | BoxTeacher | None = None
     method: Method | MethodFactory | None = None
     data: DetectionDataset | ImagesWithBoxes | None = None
     eval_data: DetectionDataset | ImagesWithBoxes | None = None
@@ -102,5 +102,7 @@ def name_of(thing: object) -> str:
     """Name of an object in a run directory."""
     if isinstance(thing, partial):
         thing = thing.func
+    if isinstance(thing, BoxFunction):
+        thing = thing.function
     named = thing if hasattr(thing, "__qualname__") else type(thing)
     return f"<{named.__module__}.{named.__qualname__}>"

@@ -77,7 +77,8 @@ class Plan:
 
     Attributes:
         data: the splits to train and to evaluate on.
-        teacher: the large detector.
+        teacher: the large detector; one that only gives boxes has no size and no weights.
+        teacher_kind: what the teacher is, in words.
         student: the small one.
         teacher_ap50: AP50 of the teacher on a sample of the training images; None where it was not measured.
         levels: pairs of levels, and what adapts the student's channels.
@@ -102,6 +103,7 @@ class Plan:
 
     data: list[PlannedData]
     teacher: PlannedDetector
+    teacher_kind: str
     student: PlannedDetector
     teacher_ap50: float | None
     levels: list[LevelPair]
@@ -161,6 +163,7 @@ def _planned(assembly: Assembly, experiment: Experiment, cost: RunCost) -> Plan:
     return Plan(
         data=data,
         teacher=_detector(loaded.teacher.to(experiment.student.device), evaluation),
+        teacher_kind=lessons.kind,
         student=_detector(experiment.student, evaluation),
         teacher_ap50=lessons.teacher_ap50,
         levels=method.levels,
@@ -179,6 +182,7 @@ def _planned(assembly: Assembly, experiment: Experiment, cost: RunCost) -> Plan:
             *optimizer_advice(assembly.settings),
             *method.classes.describe(),
             *method.notes,
+            *lessons.notes,
             *lessons.doubts,
             *_warnings(data, cost),
         ],

@@ -50,6 +50,7 @@ def _run(settings: TrainSettings, directory: RunDirectory, console: Console, giv
     if lessons is not None:
         inherited = lessons.inherited
         start_files[inheriting.FILE] = asdict(inherited)
+        extra_results["teacher_kind"] = lessons.kind
         extra_results["inherited"] = {"parts": inherited.parts, "parameters": inherited.parameters}
     result = fit(
         experiment, directory, console, start_time=start_time, start_files=start_files, extra_results=extra_results

@@ -21,6 +21,7 @@ from defeat.settings import Checked, Role, at_least, names_of, option, setting, 
 
 DistillPrecision = Literal["run", "bf16"]
 Inherit = Literal["none", "neck", "neck+head", "auto"]
+BOX_FILES = ("boxes", "onnx")  # `--teacher boxes:FILE`, `--teacher onnx:FILE`
 
 
 @settings_part
@@ -41,13 +42,20 @@ class DistillationSettings(Checked):
     """Distillation."""
 
     teacher: str = setting(role=Role.SOURCE)
-    """Run directory of the teacher, a torchvision model such as torchvision:fasterrcnn_resnet50_fpn_v2, or a detector
-    of transformers: a folder written by save_pretrained, or hf:ORG/NAME."""
+    """Run directory of the teacher, a torchvision model such as torchvision:fasterrcnn_resnet50_fpn_v2, a detector of
+    transformers (a folder written by save_pretrained, or hf:ORG/NAME; `defeat import` makes a run directory of other
+    tools' checkpoints); or a teacher that only gives boxes, for --unlabelled: boxes:FILE, a results file of COCO;
+    onnx:FILE, a detector in ONNX; or FILE.py:FACTORY, a function that returns an object with `classes` and
+    `predict`."""
     teacher_weights: str | None = setting(default=None)
     """With a torchvision teacher, a file with its state dict, instead of the published weights."""
     teacher_taps: str | None = setting(default=None)
     """YAML file that names the layers of your own network whose outputs are its feature maps, see `defeat taps`;
     --teacher is then package.module:factory or file.py:factory, and that code is run."""
+    teacher_description: str | None = setting(default=None, role=Role.SOURCE)
+    """What belongs to a teacher that only gives boxes: with boxes:FILE a COCO file with the images and categories of
+    its ids; with onnx:FILE a YAML file with classes, preparation of images and layout of the outputs, see
+    docs/training.md."""
     distill_precision: DistillPrecision = setting(default="run")
     """Precision of the teacher's maps and the adaptation layers: run, as --precision, or bf16, which takes half the
     time or less on a CPU that supports it."""
@@ -83,6 +91,8 @@ class DistillationSettings(Checked):
         """Refuse values that can't work; replace the path of `class_map` by its content."""
         if self.balance is not None and not 0 < self.balance < float("inf"):
             raise InputError(f"--balance must be above 0, not {self.balance}; without it the weights stay as they are.")
+        if self.teacher_description is not None and not self.teacher.startswith(("boxes:", "onnx:")):
+            raise InputError("--teacher-description belongs to --teacher boxes:FILE or onnx:FILE.")
         at_least("unlabelled_ratio", self.unlabelled_ratio, 0, 100)
         if self.pseudo_labels is not None and not 0 < self.pseudo_labels <= 1:
             raise InputError(f"--pseudo-labels must be a score above 0, at most 1, not {self.pseudo_labels}.")
@@ -163,6 +173,16 @@ class DistillSettings(DistillationSettings, TrainSettings):
 
 # Settings that a resumed run may change.
 FREE_IN_RESUMED = frozenset([*names_of(DistillSettings, Role.OUTPUT), "out", "resume"])
+
+
+def gives_boxes(teacher: str, taps: str | None) -> bool:
+    """Whether `--teacher` names a teacher that only gives boxes.
+
+    Args:
+        teacher: the value of `--teacher`.
+        taps: that of `--teacher-taps`.
+    """
+    return teacher.startswith(tuple(f"{name}:" for name in BOX_FILES)) or (taps is None and ".py:" in teacher)
 
 
 def read_class_map(text: str) -> dict[str, str | None]:

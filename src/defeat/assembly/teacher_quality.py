@@ -40,7 +40,7 @@ def teacher_doubts(
     teacher_size, student_size = (
         sum(weight.numel() for weight in network.parameters()) for network in (teacher, student)
     )
-    if teacher_size < LARGER * student_size:
+    if 0 < teacher_size < LARGER * student_size:  # 0: a teacher that only gives boxes
         doubts.append(
             f"The teacher has {teacher_size / 1e6:.1f} M parameters and the student {student_size / 1e6:.1f} M: a "
             "teacher of nearly the student's size leads by little. Take a larger --backbone for the teacher."

@@ -16,9 +16,9 @@ from defeat.assembly.settings import DistillSettings
 from defeat.data import DetectionDataset
 from defeat.data.problems import Problems
 from defeat.data.unlabelled import UnlabelledImages, pseudo_labelled_dataset
-from defeat.detector import TeacherNetwork
+from defeat.detector import BoxNetwork, TeacherNetwork
 from defeat.detector.devices import moved
-from defeat.detector.teacher import can_predict
+from defeat.detector.teacher import PREDICT, STORED, StoredTeacher, can_predict, has_stored
 from defeat.distillation import ClassMap
 from defeat.engine.checkpoint import is_writer
 from defeat.engine.devices import training_device
@@ -47,10 +47,11 @@ def detect_unlabelled(
         The images with the teacher's detections, marked as not annotated.
 
     Raises:
-        InputError: the folder holds no image, an image can't be read, or the run directory can't be written.
+        InputError: the folder holds no image, an image can't be read, the run directory can't be written, or nothing
+            would be learned from a teacher that only gives boxes.
     """
     assert settings.unlabelled is not None
-    if not can_predict(teacher):
+    if not teacher.capabilities & {PREDICT, STORED}:
         raise InputError("--unlabelled needs a teacher that gives detections: this one has only feature maps.")
     images = UnlabelledImages(
         settings.unlabelled, Problems(settings.on_bad_data, console, max_pixels=settings.max_pixels)
@@ -67,12 +68,23 @@ def detect_unlabelled(
             _write(path, key, detections)
     threshold = min(REGION_SCORE, settings.pseudo_labels or 1.0)
     confident = [_above(of_image, threshold) for of_image in detections]
+    certain = sum(int((of_image.scores >= (settings.pseudo_labels or 2)).sum()) for of_image in confident)
+    if isinstance(teacher, BoxNetwork) and not certain and first is None:
+        raise _nothing_learned(settings, detections)
     if first is None:
-        certain = sum(int((of_image.scores >= (settings.pseudo_labels or 2)).sum()) for of_image in confident)
         learned = f", of which {certain} are pseudo-labels" if settings.pseudo_labels else ""
         boxes = sum(len(of_image.scores) for of_image in confident)
         console.print(f"unlabelled: {boxes} objects detected in {len(confident)} images{learned}.", highlight=False)
     return pseudo_labelled_dataset(images, classes.student, confident, settings.pseudo_labels)
+
+
+def _nothing_learned(settings: DistillSettings, detections: Sequence[Detections]) -> InputError:
+    best = max((float(of_image.scores.max()) for of_image in detections if len(of_image.scores)), default=None)
+    which = "none of a class of the student" if best is None else f"the best has a score of {best:.2f}"
+    return InputError(
+        f"The teacher gives no box with a score of --pseudo-labels {settings.pseudo_labels:g} in the images of "
+        f"{settings.unlabelled} ({which}), so that nothing would be learned from it."
+    )
 
 
 def _above(detections: Detections, threshold: float) -> Detections:
@@ -89,15 +101,34 @@ def _detect(
     first: int | None,
 ) -> list[Detections]:
     count = len(images) if first is None else min(first, len(images))
+    if has_stored(teacher):
+        return [classes.detections(of_image) for of_image in _stored(teacher, images, count, console)]
     numbers = track(range(count), "Detecting in images without annotations", console=console, transient=True)
     with moved(teacher, training_device(settings)):
+        assert can_predict(teacher)
         return [classes.detections(teacher.predict([images[number]])[0].cpu()) for number in islice(numbers, count)]
+
+
+def _stored(teacher: StoredTeacher, images: UnlabelledImages, count: int, console: Console) -> list[Detections]:
+    """Detections that a teacher made before, in the first images; an image that it has not seen has none."""
+    stored = teacher.stored(images.names, images.sizes)
+    missing = [name for name, detections in zip(images.names, stored, strict=True) if detections is None]
+    if len(missing) == len(images):
+        raise InputError(
+            f"The teacher has no detections of any image in {images.folder}, such as {missing[0]}: are its boxes for "
+            "these images? File names must be equal."
+        )
+    if missing:
+        share = f"{len(missing)} of {len(images)} images"
+        note = f"unlabelled: the teacher has no detections of {share}, such as {missing[0]}."
+        console.print(note, style="yellow", highlight=False, markup=False)
+    nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    return [detections or nothing for detections in stored[:count]]
 
 
 def _key(images: UnlabelledImages, teacher: TeacherNetwork, classes: ClassMap) -> str:
     """Hash of everything that decides what the teacher detects."""
-    names = [path.relative_to(images.folder).as_posix() for path in images.paths]
-    text = repr((names, images.sizes, classes, fingerprint(teacher)))
+    text = repr((images.names, images.sizes, classes, fingerprint(teacher)))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from defeat.assembly.earlier import earlier_defaults, earlier_options
+from defeat.assembly.earlier import earlier_defaults, earlier_detector_options, earlier_options
 from defeat.assembly.settings import DistillSettings, TrainSettings
 from defeat.distillation import METHODS, find_method, method_defaults
 from defeat.engine.checkpoint import RunDirectory
@@ -181,6 +181,9 @@ class Matrix:
         """
         free = FREE_SETTINGS + SOURCE_SETTINGS if other_machine else FREE_SETTINGS
         now, before = _plain(self.settings), _plain(earlier_defaults() | other.settings)
+        for settings in (now, before):
+            family, options = settings.get("detector", ""), settings.get("detector_options") or {}
+            settings["detector_options"] = earlier_detector_options(family, options)
         changed = [
             f"{name} was {before.get(name)!r} and is {now[name]!r}"
             for name in now

@@ -13,7 +13,7 @@ from defeat.assembly.assemble import load_teacher
 from defeat.assembly.automatic import Choices, as_begun, choose, is_chosen
 from defeat.assembly.estimate import RunCost, estimate_run
 from defeat.assembly.run import run
-from defeat.assembly.settings import DistillSettings, TrainSettings
+from defeat.assembly.settings import DistillSettings, TrainSettings, gives_boxes
 from defeat.benchmark.arguments import BenchArguments, ComparisonSettings
 from defeat.benchmark.jobs import require_jobs, train_in_parallel
 from defeat.benchmark.matrix import PLAN, Cell, Matrix, chosen_cells, variants_of
@@ -111,6 +111,11 @@ def _settings_of(arguments: dict[str, Any]) -> tuple[ComparisonSettings, Distill
             kind = type(values[name]).__name__
             raise InputError(f"{name} must be a path or a name, not a {kind}, because each cell loads it again.")
     names = {field.name for field in fields(ComparisonSettings)}
+    if gives_boxes(values["teacher"], values.get("teacher_taps")):
+        raise InputError(
+            "bench compares methods, and a teacher that only gives boxes has none: compare a run of `defeat distill` "
+            "with one of `defeat train` by `defeat compare`."
+        )
     own = {name: value for name, value in values.items() if name in names}
     shared = {name: value for name, value in values.items() if name not in names}
     return ComparisonSettings(**own), DistillSettings(**shared)

@@ -15,6 +15,11 @@ from defeat.errors import InputError
 from defeat.types import Detections
 
 
+def image_paths(folder: str | Path) -> list[Path]:
+    """The images of a folder and its subfolders, sorted."""
+    return sorted(path for path in Path(folder).rglob("*") if is_image(path) and path.is_file())
+
+
 class UnlabelledImages:
     """The images of a folder and its subfolders, sorted by path.
 
@@ -39,7 +44,7 @@ class UnlabelledImages:
         self.max_pixels = problems.max_pixels
         if not self.folder.is_dir():
             raise InputError(f"{folder} is not a folder: --unlabelled expects a folder of images.")
-        candidates = sorted(path for path in self.folder.rglob("*") if is_image(path) and path.is_file())
+        candidates = image_paths(self.folder)
         self.paths: list[Path] = []
         self.sizes: list[tuple[int, int]] = []
         for path in problems.track(candidates):
@@ -54,6 +59,11 @@ class UnlabelledImages:
             looked_for = f"looked for {', '.join(IMAGE_SUFFIXES)} in it and its subfolders"
             raise problems.no_usable_image(folder, f"{folder} contains no image; {looked_for}.")
         self.problems = problems.report(len(self.paths))
+
+    @property
+    def names(self) -> list[str]:
+        """Path of each image relative to the folder."""
+        return [path.relative_to(self.folder).as_posix() for path in self.paths]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -75,8 +85,8 @@ def pseudo_labelled_dataset(
         min_score: boxes with a lower score are marked difficult, so that they are not learned; None for all boxes.
     """
     samples, first = [], 0
-    for number, (path, size, boxes) in enumerate(zip(images.paths, images.sizes, detections, strict=False)):
-        name = path.relative_to(images.folder).as_posix()
+    rows = zip(images.paths, images.names, images.sizes, detections, strict=False)
+    for number, (path, name, size, boxes) in enumerate(rows):
         samples.append(Sample(str(path), name, number, size, True, first, first + len(boxes.labels)))
         first += len(boxes.labels)
     scores = torch.cat([boxes.scores for boxes in detections])

@@ -7,8 +7,9 @@ from typing import Any
 
 from defeat.detector import libreyolo_models
 from defeat.detector.base import Detector, DetectorSpec
+from defeat.detector.boxes import BoxFunction, BoxNetwork, BoxTeacher, PredictedBoxes, StoredBoxes
 from defeat.detector.description import default_max_size
-from defeat.detector.families import detr, faster_rcnn, fcos, gfl, retinanet, yolo9
+from defeat.detector.families import detr, faster_rcnn, fcos, gfl, retinanet, ssdlite, yolo9
 from defeat.detector.foreign_files import refusal
 from defeat.detector.model_files import load_model, save_model
 from defeat.detector.normalisation import Norm
@@ -21,8 +22,14 @@ from defeat.settings import AUTO
 
 __all__ = [
     "FAMILIES",
+    "BoxFunction",
+    "BoxNetwork",
+    "BoxTeacher",
     "Detector",
     "DetectorSpec",
+    "MapsNetwork",
+    "PredictedBoxes",
+    "StoredBoxes",
     "TappedTeacher",
     "Teacher",
     "TeacherNetwork",
@@ -34,7 +41,8 @@ __all__ = [
     "save_model",
 ]
 
-TeacherNetwork = Detector | TappedTeacher  # a teacher that is an nn.Module
+MapsNetwork = Detector | TappedTeacher  # a teacher that has feature maps
+TeacherNetwork = MapsNetwork | BoxNetwork  # any teacher; all are an nn.Module
 
 # A family is a file with `build(spec, weights)` and an options dataclass, and an entry here.
 FAMILIES = {
@@ -43,6 +51,7 @@ FAMILIES = {
     "gfl": (gfl.build, gfl.GFLOptions),
     "retinanet": (retinanet.build, retinanet.RetinaNetOptions),
     "yolo9": (yolo9.build, yolo9.YOLO9Options),
+    "ssdlite": (ssdlite.build, ssdlite.SSDliteOptions),
     **dict.fromkeys(detr.KINDS, (detr.build, detr.DETROptions)),
 }
 

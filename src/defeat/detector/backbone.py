@@ -10,9 +10,11 @@ from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.resnet import Bottleneck
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelP6P7
 
@@ -28,6 +30,8 @@ from defeat.detector.weights import (
 from defeat.errors import InputError, unknown_name
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+CAFFE = "_caffe"  # ends the name of a ResNet whose stages begin with a 1 x 1 convolution of stride 2
+CAFFE_RESNETS = tuple(name + CAFFE for name in RESNETS[2:])
 Maps = dict[int, Tensor]
 
 
@@ -113,15 +117,28 @@ class UpperLevels(LastLevelP6P7):  # type: ignore[misc] # torchvision has no typ
 
     In bfloat16 on CPU, the weight gradient of such a convolution on a feature map of one cell, as small images have it,
     reads uninitialised memory (seen with torch 2.15).
+
+    Args:
+        body_channels: channels of the body's last level.
+        neck_channels: channels of the pyramid.
+        source: P6 is computed from the last level of the `neck`, or of the `body`.
+        activation: whether P6 passes a ReLU before P7 is computed.
     """
+
+    def __init__(self, body_channels: int, neck_channels: int, source: str = "neck", activation: bool = True) -> None:
+        super().__init__(body_channels if source == "body" else neck_channels, neck_channels)
+        self.use_P5 = source == "neck"
+        self.activation = activation
 
     def forward(self, pyramid: list[Tensor], body: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
         """Append two levels and their names to the pyramid, finest first."""
         on_cpu = pyramid[-1].device.type == "cpu"
-        top, last = ([maps[-1].float() if on_cpu else maps[-1]] for maps in (pyramid, body))
+        dtype = self.p6.weight.dtype
+        top, last = ([maps[-1].to(dtype) if on_cpu else maps[-1]] for maps in (pyramid, body))
         with torch.autocast("cpu", enabled=False) if on_cpu else nullcontext():
-            upper, names = super().forward(top, last, names)
-        return pyramid + upper[1:], names  # the lower levels are unchanged
+            p6 = self.p6(top[0] if self.use_P5 else last[0])
+            p7 = self.p7(F.relu(p6) if self.activation else p6)
+        return [*pyramid, p6, p7], [*names, "p6", "p7"]
 
 
 def build_backbone(
@@ -138,7 +155,9 @@ def build_backbone(
     """Build a body with a feature pyramid network.
 
     Args:
-        name: `resnet18` to `resnet152` (torchvision), or any timm network with NCHW feature maps at `strides`.
+        name: `resnet18` to `resnet152` (torchvision), `resnet50_caffe` to `resnet152_caffe` (with the stride of each
+            stage in its first convolution, as in the original networks), or any timm network with NCHW feature maps at
+            `strides`.
         strides: strides of the body's feature maps that the pyramid uses, e.g. 4, 8, 16, 32.
         weights: `auto`, `none` or a file (see `find_weights`).
         norm: `bn`, `syncbn`, `bn_eval`, `frozen` or `gn` (see `apply_norm`), for the body.
@@ -151,7 +170,7 @@ def build_backbone(
         InputError: unknown name, unsuitable network, or weights that do not match.
     """
     source = find_weights(name, weights)
-    if name in RESNETS:
+    if name in (*RESNETS, *CAFFE_RESNETS):
         body, channels, stages = _torchvision_body(name, strides, source)
         mean: Sequence[float] = IMAGENET_MEAN
         std: Sequence[float] = IMAGENET_STD
@@ -181,10 +200,17 @@ def parameters_up_to(body: nn.Module, stages: Sequence[str]) -> Iterator[tuple[s
 def _torchvision_body(
     name: str, strides: Sequence[int], source: WeightSource
 ) -> tuple[nn.Module, dict[int, int], list[str]]:
+    caffe = name.endswith(CAFFE)
+    if caffe and source.kind == "download":
+        raise InputError(f"There are no weights of {name!r} to download: give --weights none, or a file.")
     try:
-        network = torchvision.models.get_model(name, weights="DEFAULT" if source.kind == "download" else None)
+        architecture = name.removesuffix(CAFFE)
+        network = torchvision.models.get_model(architecture, weights="DEFAULT" if source.kind == "download" else None)
     except OSError as error:
         raise no_download(name, error) from error
+    for block in network.modules() if caffe else ():
+        if isinstance(block, Bottleneck):
+            block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
     if source.path is not None:
         fit_state_dict(network, read_state_dict(source.path), source.path, ("fc",))
     layers = {4: "layer1", 8: "layer2", 16: "layer3", 32: "layer4"}
@@ -214,7 +240,7 @@ def timm_body(
     name = name.removeprefix("timm:")
     if not timm.is_model(name):
         near = get_close_matches(name, timm.list_models(), n=5)  # there are more than a thousand
-        error = unknown_name("backbone", name, {*RESNETS, *near})
+        error = unknown_name("backbone", name, {*RESNETS, *CAFFE_RESNETS, *near})
         raise InputError(f"{error} Other convolutional networks of timm.list_models() are valid, too.")
     probe = _probe(name)
     reductions, channels, layout = probe.reductions, probe.channels, probe.layout

@@ -300,7 +300,8 @@ def valid_cells(batch: Batch, maps: dict[int, Tensor]) -> dict[int, Tensor]:
 
 def describe_anchors(strides: Iterable[int], generator: AnchorGenerator) -> str:
     """Describe everything that determines the anchors of an image; equal texts mean equal anchors."""
-    return f"{list(strides)} {generator.sizes} {generator.aspect_ratios} {type(generator).__name__}"
+    kind = f"{type(generator).__name__}{' rounded' * getattr(generator, 'rounded', False)}"
+    return f"{list(strides)} {generator.sizes} {generator.aspect_ratios} {kind}"
 
 
 def torchvision_targets(targets: Sequence[Target], first_label: int) -> list[dict[str, Tensor]]:

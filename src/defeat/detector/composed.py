@@ -12,12 +12,14 @@ FIVE_LEVELS = (8, 16, 32, 64, 128)  # strides of a pyramid from P3 to P7
 TORCHVISION_CHANNELS = 256  # of the pyramids of torchvision's models
 
 
-def five_levels(spec: DetectorSpec, weights: str) -> Backbone:
-    """Build a body with the pyramid of one-stage detectors: P3 to P5 from the body, P6 and P7 from P5.
+def five_levels(spec: DetectorSpec, weights: str, source: str = "neck", activation: bool = True) -> Backbone:
+    """Build a body with the pyramid of one-stage detectors: P3 to P5, and two more levels.
 
     Args:
         spec: description of the detector.
         weights: of the backbone (see `find_weights`).
+        source: of P6, see `UpperLevels`.
+        activation: between P6 and P7, see `UpperLevels`.
     """
     return build_backbone(
         spec.backbone,
@@ -26,7 +28,7 @@ def five_levels(spec: DetectorSpec, weights: str) -> Backbone:
         norm=spec.norm,
         neck_channels=spec.neck_channels,
         frozen_stages=spec.frozen_stages,
-        extra_blocks=lambda last, neck: UpperLevels(neck, neck),
+        extra_blocks=lambda last, neck: UpperLevels(last, neck, source, activation),
         extra_strides=FIVE_LEVELS[3:],
     )
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 
 from defeat.detector.base import Detector
+from defeat.detector.boxes import BoxNetwork
 from defeat.detector.taps import TappedTeacher
 from defeat.errors import InputError
 
@@ -30,7 +31,7 @@ def choose_device(device: str) -> torch.device:
 
 
 @contextmanager
-def moved(detector: Detector | TappedTeacher, device: torch.device) -> Iterator[None]:
+def moved(detector: Detector | TappedTeacher | BoxNetwork, device: torch.device) -> Iterator[None]:
     """Move a detector to a device temporarily."""
     before = detector.device
     detector.to(device)

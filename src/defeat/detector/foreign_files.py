@@ -8,18 +8,29 @@ OWN_NETWORK = (
     "build its network in a function of your own and give --teacher package.module:factory with --teacher-taps "
     "(`defeat taps` lists its layers)"
 )
-TORCHVISION = "give --teacher torchvision:{name} --teacher-weights {path}"
+IMPORTED = "`defeat import {path} --out RUN` makes a run directory of it"
+ARCHITECTURES = IMPORTED + " if it is a {names}; for another architecture, " + OWN_NETWORK
+MMDETECTION = ARCHITECTURES.replace("{names}", "Faster R-CNN, RetinaNet, FCOS or GFL on a ResNet")
+DETECTRON2 = ARCHITECTURES.replace("{names}", "Faster R-CNN or RetinaNet on a ResNet with a feature pyramid")
+STATE_DICT = "give --teacher torchvision:{name} --teacher-weights {path}"
+TORCHVISION = f"{IMPORTED}, or {STATE_DICT}"
 # What a checkpoint contains, the tool that wrote it, and how to use its detector as a teacher; the first match counts.
 KINDS: tuple[tuple[tuple[bytes, ...], str, str], ...] = (
     ((b"ultralytics",), "Ultralytics", OWN_NETWORK),
     ((b"yolox",), "YOLOX", OWN_NETWORK),
-    ((b"mmengine",), "MMDetection 3", OWN_NETWORK),
-    ((b"bbox_head.",), "MMDetection", OWN_NETWORK),
-    ((b"roi_head.bbox_head",), "MMDetection", OWN_NETWORK),
-    ((b"neck.lateral_convs.",), "MMDetection", OWN_NETWORK),
-    ((b"proposal_generator.",), "Detectron2", OWN_NETWORK),
+    ((b"mmengine",), "MMDetection 3", MMDETECTION),
+    ((b"bbox_head.",), "MMDetection", MMDETECTION),
+    ((b"roi_head.bbox_head",), "MMDetection", MMDETECTION),
+    ((b"neck.lateral_convs.",), "MMDetection", MMDETECTION),
+    ((b"proposal_generator.",), "Detectron2", DETECTRON2),
+    ((b"backbone.bottom_up.",), "Detectron2", DETECTRON2),
     ((b"roi_heads.box_head.fc6",), "torchvision", TORCHVISION.format(name="fasterrcnn_resnet50_fpn", path="{path}")),
-    ((b"roi_heads.box_head.",), "torchvision", TORCHVISION.format(name="fasterrcnn_resnet50_fpn_v2", path="{path}")),
+    ((b"roi_heads.box_head.",), "torchvision", STATE_DICT.format(name="fasterrcnn_resnet50_fpn_v2", path="{path}")),
+    (
+        (b"head.classification_head.module_list.", b"backbone.extra."),
+        "torchvision",
+        TORCHVISION.format(name="ssdlite320_mobilenet_v3_large", path="{path}"),
+    ),
     (
         (b"head.regression_head.bbox_ctrness.",),
         "torchvision",

@@ -11,6 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from defeat.detector.base import Detector
+from defeat.detector.boxes import BoxNetwork
 from defeat.detector.taps import TappedTeacher
 
 CONVOLUTIONS = (nn.Conv2d, Conv2dSame)  # others compute their weights in each forward pass
@@ -19,14 +20,20 @@ PROBE = (1, 3, 128, 128)
 TOLERANCE = 1e-3  # relative to the largest value of a feature map
 
 
-def frozen(detector: Detector | TappedTeacher, dtype: torch.dtype | None = None) -> Detector | TappedTeacher:
+def frozen(
+    detector: Detector | TappedTeacher | BoxNetwork, dtype: torch.dtype | None = None
+) -> Detector | TappedTeacher | BoxNetwork:
     """Copy a teacher for inference: eval mode, no gradients, batch normalisation folded into convolutions.
+
+    A teacher that only gives boxes is returned: it has no weights, and sessions of ONNX Runtime can't be copied.
 
     Args:
         detector: teacher to copy.
         dtype: precision of backbone and neck of the copy; None for that of their weights. The feature maps are float32
             in either case.
     """
+    if isinstance(detector, BoxNetwork):
+        return detector
     copy = deepcopy(detector).eval().requires_grad_(False)
     if not isinstance(copy, Detector):
         copy.dtype = dtype

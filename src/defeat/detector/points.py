@@ -110,7 +110,12 @@ def fitted_candidates(statistics: ObjectStatistics) -> int:
 
 
 def select_detections(
-    scores: Tensor, boxes: Tensor, per_level: Sequence[int], size: tuple[int, int], options: Any
+    scores: Tensor,
+    boxes: Tensor,
+    per_level: Sequence[int],
+    size: tuple[int, int],
+    options: Any,
+    factors: Tensor | None = None,
 ) -> Detections:
     """Select the detections of an image: a threshold, the best of each level, and non-maximum suppression per class.
 
@@ -120,6 +125,7 @@ def select_detections(
         per_level: number of points of each level.
         size: valid height and width of the image.
         options: with `score_thresh`, `topk_candidates` (per level), `nms_thresh` and `detections_per_img`.
+        factors: (N,) in 0..1, with which the scores are multiplied after threshold and choice of candidates.
     """
     classes = scores.shape[1]
     chosen = []  # flat indices of point and class
@@ -133,5 +139,7 @@ def select_detections(
     candidates = torch.cat(chosen)
     point, labels = candidates // classes, candidates % classes
     kept_scores, kept_boxes = scores.flatten()[candidates], clip_boxes_to_image(boxes[point], size)
+    if factors is not None:
+        kept_scores = kept_scores * factors[point]
     keep = batched_nms(kept_boxes, kept_scores, labels, options.nms_thresh)[: options.detections_per_img]
     return Detections(kept_boxes[keep], kept_scores[keep], labels[keep])

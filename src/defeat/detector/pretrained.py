@@ -5,7 +5,7 @@ from pathlib import Path
 from torchvision.models import get_model, get_model_weights
 
 from defeat.detector.base import Detector
-from defeat.detector.families import faster_rcnn, fcos, retinanet
+from defeat.detector.families import faster_rcnn, fcos, retinanet, ssdlite
 from defeat.detector.weights import read_state_dict
 from defeat.errors import InputError, unknown_name
 
@@ -16,6 +16,7 @@ CONVERTERS = {
     "fcos_resnet50_fpn": fcos.from_torchvision,
     "retinanet_resnet50_fpn": retinanet.from_torchvision,
     "retinanet_resnet50_fpn_v2": retinanet.from_torchvision,
+    "ssdlite320_mobilenet_v3_large": ssdlite.from_torchvision,
 }
 
 # By the beginning of a name: the tensor whose length gives the number of classes of a checkpoint (with background), and
@@ -24,6 +25,7 @@ CLASS_TENSORS = {
     "fasterrcnn": ("roi_heads.box_predictor.cls_score.bias", 1),
     "fcos": ("head.classification_head.cls_logits.bias", 1),
     "retinanet": ("head.classification_head.cls_logits.bias", 9),
+    "ssdlite320": ("head.classification_head.module_list.0.1.bias", 6),
 }
 
 

@@ -12,13 +12,14 @@ class DetectorSettings(Checked):
     """Detector."""
 
     detector: str = setting(default="faster_rcnn", compared=False)
-    """Family of the detector: faster_rcnn, fcos, gfl, retinanet, or with transformers rt_detr, rt_detr_v2, d_fine or
-    deimv2."""
+    """Family of the detector: faster_rcnn, fcos, gfl, retinanet, ssdlite, or with transformers rt_detr, rt_detr_v2,
+    d_fine or deimv2."""
     backbone: str = setting(default="resnet50", compared=False)
-    """Name of the backbone: resnet18 to resnet152, or any convolutional network of timm."""
+    """Name of the backbone: resnet18 to resnet152, resnet50_caffe to resnet152_caffe (with the stride in the 1 x 1
+    convolution), or any convolutional network of timm; mobilenet_v3_large for ssdlite, which has no other."""
     size: int = setting(default=800, compared=False)
-    """Short side of an image after resizing, in pixels; a detector of transformers stretches images to a square of this
-    side."""
+    """Short side of an image after resizing, in pixels; ssdlite and detectors of transformers stretch images to a
+    square of this side."""
     max_size: int | None = setting(default=None)
     """Upper limit of the long side in pixels; by default 5/3 of the short side."""
     norm: Norm = setting(default="bn")

@@ -9,12 +9,13 @@ from defeat.types import Batch, Detections, DetectorInfo, DetectorOutput, Maps
 
 PREDICT = "predict"  # `predict(images)` returns detections
 MAPS = "maps"  # `forward_maps(batch)` returns only the feature maps, so that they can be cached
-CAPABILITIES = frozenset({PREDICT, MAPS})
+STORED = "stored"  # `stored(names, sizes)` returns detections that were made before
+CAPABILITIES = frozenset({PREDICT, MAPS, STORED})
 
 
 @runtime_checkable
 class Teacher(Protocol):
-    """A trained network that a student learns from, such as a `Detector` or a `TappedTeacher`.
+    """A trained network that a student learns from, such as a `Detector`, a `TappedTeacher` or a `BoxNetwork`.
 
     A step that needs a missing capability is omitted with a note, or refused if a method requires it.
     """
@@ -56,6 +57,23 @@ class PredictingTeacher(Teacher, Protocol):
         """Detect objects in RGB images, each (3, H, W), uint8 in 0..255 or float32 in 0..1; sorted by score."""
 
 
+class StoredTeacher(Teacher, Protocol):
+    """A teacher with the capability `STORED`."""
+
+    def stored(self, names: Sequence[str], sizes: Sequence[tuple[int, int]]) -> list[Detections | None]:
+        """Detections of images, sorted by score; None for an image that it has not seen.
+
+        Args:
+            names: paths of the images, relative to their folder.
+            sizes: height and width of each in pixels.
+        """
+
+    def has_seen(
+        self, names: Sequence[str], sizes: Sequence[tuple[int, int]], others: Sequence[str] = ()
+    ) -> list[bool]:
+        """Whether it has detections of each image, and none of `others` is the same image to it."""
+
+
 class MapsTeacher(Teacher, Protocol):
     """A teacher with the capability `MAPS`."""
 
@@ -77,3 +95,8 @@ def can_predict(teacher: Teacher) -> TypeGuard[PredictingTeacher]:
 def gives_maps(teacher: Teacher) -> TypeGuard[MapsTeacher]:
     """Whether a teacher can compute only its feature maps."""
     return MAPS in teacher.capabilities
+
+
+def has_stored(teacher: Teacher) -> TypeGuard[StoredTeacher]:
+    """Whether a teacher has detections of images that it knows by their names."""
+    return STORED in teacher.capabilities

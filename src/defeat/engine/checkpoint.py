@@ -127,7 +127,7 @@ class RunDirectory:
             return  # killed before it had written its settings
         before = self.read_config()
         if self.checkpoint.is_file():
-            before = dict(record.recorded(before))
+            before, content = dict(record.recorded(before)), dict(record.recorded(content))
         checked = content.keys() - record.free - set(LENGTH)
         changed = list(_changes(before, {name: value for name, value in content.items() if name in checked}))
         if changed:

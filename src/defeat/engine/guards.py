@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
-from defeat.detector import Detector, TeacherNetwork
+from defeat.detector import BoxNetwork, Detector, TeacherNetwork
 from defeat.detector.teacher import can_predict
 from defeat.distillation import Method
 from defeat.distillation.class_map import ClassMap
@@ -73,7 +73,11 @@ def require_finite_weights(module: nn.Module, step: int) -> None:
 
 
 def require_accurate_teacher(
-    teacher: TeacherNetwork, classes: ClassMap, images: Sequence[tuple[Tensor, Target]], floor: float = 1.0
+    teacher: TeacherNetwork,
+    classes: ClassMap,
+    images: Sequence[tuple[Tensor, Target]],
+    floor: float = 1.0,
+    stored: Sequence[Detections] | None = None,
 ) -> float | None:
     """Refuse a teacher that detects next to nothing.
 
@@ -82,23 +86,29 @@ def require_accurate_teacher(
         classes: maps the teacher's classes to the classes of the data.
         images: a sample of the data.
         floor: minimum AP50 on the sample, in percent.
+        stored: the teacher's detections of these images, if it has them already.
 
     Returns:
-        AP50 on the sample, in percent; None where it can't be measured, because the teacher can't predict or has no
-        class names.
+        AP50 on the sample, in percent; None where it can't be measured, because the teacher can't predict, has no class
+        names, or there is no image.
 
     Raises:
         InputError: AP50 is below the floor, or the teacher has none of the student's classes.
     """
-    if not any(teacher.info.classes) or not can_predict(teacher):
+    if not any(teacher.info.classes) or (stored is None and not can_predict(teacher)):
         return None
     if not classes.pairs:
-        raise InputError(
-            f"{' '.join(classes.describe())} Or give --allow-weak-teacher to imitate its feature maps all the same."
-        )
+        has_maps = not isinstance(teacher, BoxNetwork)
+        advice = " Or give --allow-weak-teacher to imitate its feature maps all the same." if has_maps else ""
+        raise InputError(f"{' '.join(classes.describe())}{advice}")
+    if not images:
+        return None
     evaluator = Evaluator(classes.student)
-    for image, target in images:
-        evaluator.update([classes.detections(teacher.predict([image])[0].cpu())], [target])
+    if stored is None:
+        assert can_predict(teacher)
+        stored = [teacher.predict([image])[0].cpu() for image, _ in images]
+    for (_, target), detections in zip(images, stored, strict=True):
+        evaluator.update([classes.detections(detections)], [target])
     accuracy = evaluator.compute().metrics["AP50"] or 0.0
     if accuracy < floor:
         raise InputError(

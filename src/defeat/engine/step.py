@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from defeat.detector import Detector
+from defeat.detector import BoxNetwork, Detector
 from defeat.engine.experiment import Distillation
 from defeat.engine.teacher_cache import TeacherCache
 from defeat.types import Batch, DetectorOutput, Progress
@@ -40,6 +40,7 @@ def step_losses(
         if cache is None:
             teacher_output = teacher.forward_teacher(teacher.adopt(batch), method.needs)
         else:
+            assert not isinstance(teacher, BoxNetwork)  # which `open_cache` refuses
             teacher_output = cache.output(teacher, batch, method.needs)
     output = student.forward_train(batch, method.negative_weight(progress))
     return output, method(output, teacher_output, batch.targets, progress)

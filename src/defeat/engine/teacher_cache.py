@@ -16,7 +16,7 @@ from torch import Tensor
 
 from defeat.data import DetectionDataset
 from defeat.data.transforms import Augmentation
-from defeat.detector import Detector, TeacherNetwork
+from defeat.detector import BoxNetwork, Detector, MapsNetwork
 from defeat.distillation import Method
 from defeat.distillation.processes import process_count
 from defeat.engine.experiment import CacheFolder, Experiment
@@ -73,7 +73,7 @@ class TeacherCache:
         self.left = float("inf") if limit is None else (limit - _bytes_in(folder)) / process_count()
         self.full = False
 
-    def output(self, teacher: TeacherNetwork, batch: Batch, reads: Collection[str]) -> DetectorOutput:
+    def output(self, teacher: MapsNetwork, batch: Batch, reads: Collection[str]) -> DetectorOutput:
         """The teacher's output for a student's batch.
 
         Args:
@@ -120,7 +120,7 @@ class TeacherCache:
         self.left -= len(content)
 
     @torch.no_grad()
-    def _compute(self, teacher: TeacherNetwork, batch: Batch, indices: Sequence[int]) -> list[StoredMaps]:
+    def _compute(self, teacher: MapsNetwork, batch: Batch, indices: Sequence[int]) -> list[StoredMaps]:
         """Compute the maps of some images of a batch; on a GPU, images of equal padded size in one pass."""
         groups: dict[tuple[int, int, int], list[int]] = {}
         for index in indices:
@@ -151,13 +151,16 @@ def open_cache(experiment: Experiment, console: Console) -> TeacherCache | None:
         console: where to report the size.
 
     Raises:
-        InputError: the folder can't be written, or the teacher's maps of an image depend on the rest of the batch.
+        InputError: the folder can't be written, the teacher has no maps, or those of an image depend on the rest of the
+            batch.
     """
     distillation = experiment.distillation
     if distillation is None or distillation.cache is None:
         return None
     views = require_views(experiment.augmentation)
     teacher, parts = distillation.teacher, cached_parts(distillation.method)
+    if isinstance(teacher, BoxNetwork):
+        raise InputError("--cache-teacher keeps feature maps, and this teacher only gives boxes: leave it out.")
     if teacher.info.size and teacher.info.square != experiment.student.info.square:
         raise InputError(
             "--cache-teacher can't keep the maps of this pair: only one of the two detectors keeps the aspect ratio of "
@@ -205,7 +208,7 @@ def _folder(cache: CacheFolder, key: str) -> Path:
 
 def cache_size(
     student: Detector,
-    teacher: TeacherNetwork,
+    teacher: MapsNetwork,
     parts: Collection[str],
     datasets: Sequence[DetectionDataset],
     views: int,

@@ -187,7 +187,7 @@ def recipe_card(run: RunSummary) -> str:
         "epochs": run.epochs,
         "steps": run.steps,
         "image size": run.size,
-        "teacher": run.teacher,
+        "teacher": " ".join(filter(None, (run.teacher, run.teacher_kind and f"({run.teacher_kind})"))),
         "commit": run.commit,
         "versions": _pairs(run.versions),
         "machine": _pairs(run.machine),

@@ -40,6 +40,8 @@ def print_plan(plan: Plan, console: Console) -> None:
         print_table(console, ("level", "student stride", "teacher stride", "channels", "adaptation"), levels)
     console.print(Text(f"classes: {_class_text(plan.classes)}"))
     ap50 = UNKNOWN if plan.teacher_ap50 is None else f"{plan.teacher_ap50:.1f}"
+    if plan.teacher_kind != "detector":
+        console.print(Text(f"teacher gives {plan.teacher_kind}"))
     console.print(
         f"teacher: AP50 {ap50} on a sample of the training images (higher if it was trained on them)",
         highlight=False,
@@ -73,8 +75,9 @@ def _problems(plan: Plan) -> list[str]:
 def _detector_row(role: str, detector: PlannedDetector) -> tuple[str, ...]:
     levels = " ".join(f"{stride}x{channels}" for stride, channels in detector.neck.items())
     parameters, gflops = decimal(detector.parameters / 1e6, 2), decimal(detector.gflops)
-    name = f"{role}: {detector.family}, {detector.backbone_name}"
-    return (name, str(detector.size or "as the student"), str(detector.classes), parameters, gflops, levels)
+    name = f"{role}: {', '.join(filter(None, (detector.family, detector.backbone_name)))}"
+    size = str(detector.size or ("as the student" if detector.neck else UNKNOWN))
+    return (name, size, str(detector.classes), parameters if detector.parameters else UNKNOWN, gflops, levels)
 
 
 def _adaptation(level: LevelPair) -> str:

@@ -31,6 +31,7 @@ class RunSummary:
         size: short side of an image after resizing, in pixels.
         method: the distillation method.
         teacher: run directory of the teacher, or a torchvision model.
+        teacher_kind: what the teacher was, in words, such as `detector`.
         fingerprint: hash of the detector's weights.
         teacher_fingerprint: hash of the teacher's weights.
         settings: content of `config.yaml`.
@@ -65,6 +66,7 @@ class RunSummary:
     size: int | None = None
     method: str | None = None
     teacher: str | None = None
+    teacher_kind: str = ""
     fingerprint: str = ""
     teacher_fingerprint: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
@@ -155,6 +157,7 @@ def read_run(folder: str | Path) -> RunSummary:
         size=_integer(model, "size"),
         method=_text(results, "method") or None,
         teacher=_text(results, "teacher") or None,
+        teacher_kind=_text(results, "teacher_kind"),
         fingerprint=_text(results, "fingerprint"),
         teacher_fingerprint=_text(results, "teacher_fingerprint"),
         settings=RunDirectory(folder).read_config(),

@@ -62,18 +62,26 @@ class Verdict:
 def roles(runs: Sequence[RunSummary]) -> list[str]:
     """Role of each run: `teacher`, `baseline` or `distilled (METHOD)`; `detector` where no run is distilled.
 
+    A run without a method whose student learned pseudo-labels is `distilled (pseudo-labels)`.
+
     A run is a teacher when its weights taught one of the distilled runs, even if its folder has moved.
     """
     distilled = [run for run in runs if run.command == "distill"]
     names = []
     for run in runs:
         if run.command == "distill":
-            names.append(f"distilled ({run.method or 'unknown method'})")
+            names.append(f"distilled ({_method(run)})")
         elif any(_taught(run, student) for student in distilled):
             names.append("teacher")
         else:
             names.append(BASELINE if distilled else "detector")
     return names
+
+
+def _method(run: RunSummary) -> str:
+    if run.method == "none" and run.settings.get("pseudo_labels") is not None:
+        return "pseudo-labels"
+    return run.method or "unknown method"
 
 
 def differences(run: RunSummary, other: RunSummary) -> list[str]:

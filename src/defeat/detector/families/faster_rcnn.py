@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
@@ -30,8 +29,10 @@ from defeat.detector.composed import converted_backbone, converted_spec
 from defeat.detector.options import automatic, bounded, fitted_to_data, require_valid, with_usual_values
 from defeat.detector.published import (
     AlignedPooling,
-    ExactAnchors,
+    LimitedBoxCoder,
     ProposalNetwork,
+    build_anchors,
+    initialise_convolutions,
     initialise_pyramid,
     initialise_second_stage,
     second_stage_loss,
@@ -83,12 +84,23 @@ class FasterRCNNOptions:
     """Box loss of both stages: smooth_l1 (torchvision) or l1 (published configurations)."""
     round_anchors: bool = True
     """Whether the corners of anchors are rounded to whole pixels (published: false)."""
+    exact_strides: bool = False
+    """Whether anchors are at a distance of exactly the stride, instead of image over feature map (MMDetection and
+    Detectron2: true)."""
+    limited_shrinking: bool = False
+    """Whether predicted boxes shrink at most to 16/1000 of their anchor or proposal (MMDetection: true)."""
+    smallest_proposal: float = bounded(1e-3, 1e-9, 1000.0)
+    """Proposals with a side of less than this many pixels are dropped (MMDetection and Detectron2: 1e-9)."""
+    antialias: bool = True
+    """Whether images are antialiased when they are shrunk (torchvision and MMDetection: false)."""
     aligned_pooling: bool = False
     """Whether RoIAlign is aligned, without a shift of half a pixel (published: true)."""
     sampling_ratio: int = bounded(2, 0)
     """Sampling points of RoIAlign per cell in each direction; 0 for adaptive (published)."""
-    initialisation: Literal["torchvision", "published"] = "torchvision"
-    """Initialisation of pyramid and second stage: torchvision or published."""
+    initialisation: Literal["he", "torchvision", "published"] = "he"
+    """Initialisation: that of torchvision, with the convolution of the RPN after He et al. (ICCV 2015), which makes it
+    learn much faster (he); that of torchvision, with a deviation of 0.01 (torchvision); or the same, with pyramid and
+    second stage as published (published)."""
 
     def __post_init__(self) -> None:
         """Refuse invalid options."""
@@ -140,7 +152,12 @@ class FasterRCNN(Detector):
         super().__init__()
         self.backbone = backbone
         self.rpn = ProposalNetwork.of(core.rpn, options.box_loss)
+        self.rpn.min_size = options.smallest_proposal
         self.roi_heads = core.roi_heads
+        if options.limited_shrinking:
+            for part in (self.rpn, self.roi_heads):
+                part.box_coder = LimitedBoxCoder(part.box_coder.weights)
+        self.antialias = options.antialias
         self.box_loss = options.box_loss
         for head in (self.rpn.head, self.roi_heads.box_predictor):
             head.register_forward_hook(_in_float32)
@@ -286,10 +303,11 @@ def build(spec: DetectorSpec, weights: str) -> FasterRCNN:
         extra_strides=STRIDES[-1:],
     )
     width, classes = options.box_representation_size, len(spec.classes) + 1
-    anchors = AnchorGenerator if options.round_anchors else ExactAnchors
     core = TorchvisionFasterRCNN(
         _Channels(spec.neck_channels),
-        rpn_anchor_generator=anchors(tuple((size,) for size in options.anchor_sizes), ((0.5, 1.0, 2.0),) * 5),
+        rpn_anchor_generator=build_anchors(
+            tuple((size,) for size in options.anchor_sizes), STRIDES, options.round_anchors, options.exact_strides
+        ),
         rpn_pre_nms_top_n_train=options.rpn_pre_nms_top_n_train,
         rpn_post_nms_top_n_train=options.rpn_post_nms_top_n_train,
         rpn_pre_nms_top_n_test=options.rpn_pre_nms_top_n_test,
@@ -306,7 +324,9 @@ def build(spec: DetectorSpec, weights: str) -> FasterRCNN:
     )
     if options.aligned_pooling:
         core.roi_heads.box_roi_pool = AlignedPooling(strides, POOLED, options.sampling_ratio)
-    if options.initialisation == "published":
+    if options.initialisation == "he":
+        initialise_convolutions(core.rpn.head.conv)
+    elif options.initialisation == "published":
         initialise_pyramid(backbone.fpn)
         initialise_second_stage(core.roi_heads.box_head, core.roi_heads.box_predictor)
     return FasterRCNN(core, backbone, spec, options)
@@ -324,6 +344,4 @@ def from_torchvision(core: TorchvisionFasterRCNN, classes: tuple[str, ...], name
     """Convert a torchvision model with its weights."""
     backbone = converted_backbone(core, STRIDES)
     spec = converted_spec(core, "faster_rcnn", name, classes)
-    detector = FasterRCNN(core, backbone, spec, with_usual_values(FasterRCNNOptions()))
-    detector.antialias = False
-    return detector
+    return FasterRCNN(core, backbone, spec, with_usual_values(FasterRCNNOptions(antialias=False)))

@@ -25,7 +25,15 @@ from defeat.detector.base import Detector, DetectorSpec, info_of, output_of
 from defeat.detector.composed import FIVE_LEVELS, converted_backbone, converted_spec, five_levels
 from defeat.detector.normalisation import GroupNorm
 from defeat.detector.options import automatic, bounded, fitted_to_data, require_valid, with_usual_values
-from defeat.detector.points import Assignment, PaddedTargets, assign_objects, fitted_candidates, group_count
+from defeat.detector.points import (
+    Assignment,
+    PaddedTargets,
+    assign_objects,
+    fitted_candidates,
+    group_count,
+    select_detections,
+)
+from defeat.detector.published import StrideAnchors
 from defeat.detector.statistics import ObjectStatistics
 from defeat.types import Batch, DensePredictions, Detections, DetectorOutput, Maps
 
@@ -52,6 +60,21 @@ class FCOSOptions:
     """Maximum number of detections per image."""
     topk_candidates: int | Literal["auto"] = fitted_to_data(1000, "{} candidates per level")
     """Maximum number of candidates per level before non-maximum suppression."""
+    score: Literal["root", "product"] = "root"
+    """Score of a detection: root, sqrt(class score x centerness); or product, class score x centerness, where the
+    threshold and the number of candidates are for the class score alone (published)."""
+    points: Literal["corners", "centres"] = "corners"
+    """Points are at multiples of the stride (corners, torchvision), or half a stride further (centres, published)."""
+    distances: Literal["linear", "exponential"] = "linear"
+    """Distances to the sides are max(0, output) strides, or exp(output) pixels (first version of the paper)."""
+    level_scales: bool = False
+    """Whether each level has a learned factor for the output of the distances (published: true)."""
+    centerness_branch: Literal["boxes", "classes"] = "boxes"
+    """The branch that predicts centerness: boxes, or classes (first version of the paper)."""
+    p6_activation: bool = True
+    """Whether P6 passes a ReLU before P7 is computed."""
+    antialias: bool = True
+    """Whether images are antialiased when they are shrunk (torchvision and MMDetection: false)."""
 
     def __post_init__(self) -> None:
         """Refuse invalid options."""
@@ -65,11 +88,20 @@ class FCOSOptions:
 
 
 class Head(nn.Module):
-    """Classification, box regression and centerness at every point, with the names of torchvision's head."""
+    """Classification, box regression and centerness at every point, with the names of torchvision's head.
 
-    def __init__(self, classification_head: nn.Module, regression_head: nn.Module) -> None:
+    Args:
+        classification_head: `conv` and `cls_logits`.
+        regression_head: `conv`, `bbox_reg` and `bbox_ctrness`.
+        options: options of the family.
+    """
+
+    def __init__(self, classification_head: nn.Module, regression_head: nn.Module, options: FCOSOptions) -> None:
         super().__init__()
         self.classification_head, self.regression_head = classification_head, regression_head
+        self.exponential = options.distances == "exponential"
+        self.centerness_of_classes = options.centerness_branch == "classes"
+        self.scales = nn.Parameter(torch.ones(len(STRIDES))) if options.level_scales else None
 
     def forward(self, levels: list[Tensor]) -> dict[str, Tensor]:
         """Predict for L feature maps (B, C, H, W).
@@ -78,10 +110,24 @@ class Head(nn.Module):
             `cls_logits` (B, N, K), `bbox_regression` (B, N, 4): distances to left, top, right and bottom in strides, 0
             or more; and `bbox_ctrness` (B, N, 1) logits.
         """
-        regression, centerness = self.regression_head(levels)
-        outputs = {"cls_logits": self.classification_head(levels), "bbox_regression": regression}
+        outputs = [self._predict(index, level) for index, level in enumerate(levels)]
+        return {name: torch.cat([output[name] for output in outputs], dim=1) for name in outputs[0]}
+
+    def _predict(self, index: int, level: Tensor) -> dict[str, Tensor]:
+        classification: Any = self.classification_head
+        regression: Any = self.regression_head
+        classes, boxes = classification.conv(level), regression.conv(level)
+        outputs = {
+            "cls_logits": classification.cls_logits(classes),
+            "bbox_regression": regression.bbox_reg(boxes),
+            "bbox_ctrness": regression.bbox_ctrness(classes if self.centerness_of_classes else boxes),
+        }
         # Convert to float32 also under autocast: half precision would move decoded boxes by pixels.
-        return {name: output.float() for name, output in {**outputs, "bbox_ctrness": centerness}.items()}
+        flat = {name: output.flatten(2).mT.float() for name, output in outputs.items()}
+        sides = flat["bbox_regression"]
+        if self.scales is not None:
+            sides = sides * self.scales[index]
+        return flat | {"bbox_regression": sides.exp() / STRIDES[index] if self.exponential else F.relu(sides)}
 
 
 class FCOS(Detector):
@@ -118,6 +164,7 @@ class FCOS(Detector):
         self.score_thresh, self.nms_thresh = options.score_thresh, options.nms_thresh
         assert isinstance(options.topk_candidates, int)
         self.detections_per_img, self.topk_candidates = options.detections_per_img, options.topk_candidates
+        self.score, self.antialias = options.score, options.antialias
         self.first_label = first_label
         self.spec = spec
         self.info = info_of(
@@ -126,7 +173,7 @@ class FCOS(Detector):
             activation="sigmoid",
             background="none",
             offers=frozenset({"dense"}),
-            anchors=f"FCOS points {list(backbone.neck_channels)} {anchor_generator.sizes}",
+            anchors=f"FCOS {options.points} {list(backbone.neck_channels)} {anchor_generator.sizes}",
         )
 
     def forward_train(self, batch: Batch, negative_weight: float = 1.0) -> DetectorOutput:
@@ -150,11 +197,26 @@ class FCOS(Detector):
         head, points = self._predictions(batch, maps)
         head = {**head, "cls_logits": head["cls_logits"][..., self.first_label :]}
         per_level = self._per_level(maps.neck)
-        split_head = {name: list(output.split(per_level, dim=1)) for name, output in head.items()}
-        outputs = self._select(split_head, [list(points.split(per_level))] * len(batch.sizes), batch.sizes)
+        if self.score == "product":
+            outputs = self._select_by_product(head, points, per_level, batch.sizes)
+        else:
+            split_head = {name: list(output.split(per_level, dim=1)) for name, output in head.items()}
+            selected = self._select(split_head, [list(points.split(per_level))] * len(batch.sizes), batch.sizes)
+            outputs = [Detections(output["boxes"], output["scores"], output["labels"]) for output in selected]
         return [
-            Detections(resize_boxes(output["boxes"], size, original), output["scores"], output["labels"])
+            replace(output, boxes=resize_boxes(output.boxes, size, original))
             for output, size, original in zip(outputs, batch.sizes, batch.original_sizes, strict=True)
+        ]
+
+    def _select_by_product(
+        self, head: dict[str, Tensor], points: Tensor, per_level: list[int], sizes: list[tuple[int, int]]
+    ) -> list[Detections]:
+        scores, centerness = head["cls_logits"].sigmoid(), head["bbox_ctrness"].sigmoid()[..., 0]
+        boxes = self.box_coder.decode(head["bbox_regression"], points)
+        images = zip(scores, boxes, centerness, sizes, strict=True)
+        return [
+            select_detections(image_scores, image_boxes, per_level, size, self, factors)
+            for image_scores, image_boxes, factors, size in images
         ]
 
     def class_rows(self) -> dict[str, Tensor]:
@@ -269,23 +331,26 @@ def centerness_targets(distances: Tensor) -> Tensor:
 def build(spec: DetectorSpec, weights: str) -> FCOS:
     """Build a detector from its description; `weights` are those of the backbone (see `find_weights`)."""
     options: Any = with_usual_values(FCOSOptions(**spec.options))
-    backbone = five_levels(spec, weights)
+    backbone = five_levels(spec, weights, activation=options.p6_activation)
     norm, channels = partial(GroupNorm, group_count(spec.neck_channels)), spec.neck_channels
     classification = torchvision_fcos.FCOSClassificationHead(channels, 1, len(spec.classes), norm_layer=norm)
-    head = Head(classification, torchvision_fcos.FCOSRegressionHead(channels, 1, norm_layer=norm))
-    return FCOS(backbone, head, _squares(), spec, options)
+    head = Head(classification, torchvision_fcos.FCOSRegressionHead(channels, 1, norm_layer=norm), options)
+    return FCOS(backbone, head, _squares(options), spec, options)
 
 
-def _squares() -> AnchorGenerator:
-    return AnchorGenerator(tuple((stride,) for stride in STRIDES), ((1.0,),) * len(STRIDES))
+def _squares(options: FCOSOptions) -> AnchorGenerator:
+    sizes, ratios = tuple((stride,) for stride in STRIDES), ((1.0,),) * len(STRIDES)
+    if options.points == "corners":
+        return AnchorGenerator(sizes, ratios)
+    squares = StrideAnchors(sizes, ratios, STRIDES)
+    squares.cell_anchors = [square - square[:, :2].repeat(1, 2) for square in squares.cell_anchors]
+    return squares
 
 
 def from_torchvision(core: torchvision_fcos.FCOS, classes: tuple[str, ...], name: str) -> FCOS:
     """Convert a torchvision model with its weights."""
     backbone = converted_backbone(core, STRIDES)
     spec = converted_spec(core, "fcos", name, classes)
-    head = Head(core.head.classification_head, core.head.regression_head)
-    options = with_usual_values(FCOSOptions())
-    detector = FCOS(backbone, head, core.anchor_generator, spec, options, first_label=1)
-    detector.antialias = False
-    return detector
+    options = with_usual_values(FCOSOptions(antialias=False))
+    head = Head(core.head.classification_head, core.head.regression_head, options)
+    return FCOS(backbone, head, core.anchor_generator, spec, options, first_label=1)

@@ -64,6 +64,10 @@ class GFLOptions:
     """Maximum number of detections per image."""
     topk_candidates: int | Literal["auto"] = fitted_to_data(1000, "{} candidates per level")
     """Maximum number of candidates per level before non-maximum suppression."""
+    p6_activation: bool = True
+    """Whether P6 passes a ReLU before P7 is computed (MMDetection: false)."""
+    antialias: bool = True
+    """Whether images are antialiased when they are shrunk (MMDetection: false)."""
 
     def __post_init__(self) -> None:
         """Refuse invalid options."""
@@ -169,6 +173,7 @@ class GFL(Detector):
         self.backbone = backbone
         self.head = head
         self.options = options
+        self.antialias = options.antialias
         self.spec = spec
         self.info = info_of(
             spec,
@@ -344,7 +349,7 @@ def _iou(boxes: Tensor, others: Tensor) -> Tensor:
 def build(spec: DetectorSpec, weights: str) -> GFL:
     """Build a detector from its description; `weights` are those of the backbone (see `find_weights`)."""
     options: Any = with_usual_values(GFLOptions(**spec.options))
-    backbone = five_levels(spec, weights)
+    backbone = five_levels(spec, weights, activation=options.p6_activation)
     norm, channels = partial(GroupNorm, group_count(spec.neck_channels)), spec.neck_channels
     classification = FCOSClassificationHead(channels, 1, len(spec.classes), TOWER, norm_layer=norm)
     return GFL(backbone, Head(classification, RegressionHead(channels, options.reg_max, norm)), spec, options)

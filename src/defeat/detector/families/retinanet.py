@@ -29,7 +29,7 @@ from defeat.detector.composed import FIVE_LEVELS, converted_backbone, converted_
 from defeat.detector.normalisation import GroupNorm
 from defeat.detector.options import automatic, bounded, fitted_to_data, require_valid, with_usual_values
 from defeat.detector.points import fitted_candidates, group_count
-from defeat.detector.published import ExactAnchors, initialise_pyramid, one_stage_loss
+from defeat.detector.published import LimitedBoxCoder, build_anchors, initialise_pyramid, one_stage_loss
 from defeat.detector.statistics import ObjectStatistics, fit_sides
 from defeat.errors import InputError
 from defeat.types import Batch, DensePredictions, Detections, DetectorOutput, Maps, Target
@@ -72,6 +72,17 @@ class RetinaNetOptions:
     those of the whole batch (batch, published configurations)."""
     round_anchors: bool = True
     """Whether sides and corners of anchors are rounded to whole pixels (published: false)."""
+    exact_strides: bool = False
+    """Whether anchors are at a distance of exactly the stride, instead of image over feature map (MMDetection and
+    Detectron2: true)."""
+    limited_shrinking: bool = False
+    """Whether predicted boxes shrink at most to 16/1000 of their anchor (MMDetection: true)."""
+    p6_source: Literal["neck", "body"] = "neck"
+    """P6 is computed from the last level of the neck (torchvision), or of the body (published)."""
+    p6_activation: bool = True
+    """Whether P6 passes a ReLU before P7 is computed (MMDetection: false)."""
+    antialias: bool = True
+    """Whether images are antialiased when they are shrunk (torchvision and MMDetection: false)."""
     initialisation: Literal["torchvision", "published"] = "torchvision"
     """Initialisation of the pyramid: torchvision or published."""
 
@@ -127,7 +138,8 @@ class RetinaNet(Detector):
         self.head = head
         self.anchor_generator = anchor_generator
         self.proposal_matcher = Matcher(options.fg_iou_thresh, options.bg_iou_thresh, allow_low_quality_matches=True)
-        self.box_coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
+        self.box_coder = (LimitedBoxCoder if options.limited_shrinking else BoxCoder)(weights=(1.0, 1.0, 1.0, 1.0))
+        self.antialias = options.antialias
         self.score_thresh, self.nms_thresh = options.score_thresh, options.nms_thresh
         assert isinstance(options.topk_candidates, int)
         self.detections_per_img, self.topk_candidates = options.detections_per_img, options.topk_candidates
@@ -265,20 +277,20 @@ class RetinaNet(Detector):
         return torch.stack(labels)
 
 
-def _anchor_generator(sizes: tuple[int, ...], rounded: bool) -> AnchorGenerator:
-    octaves = tuple(tuple(size * octave for octave in OCTAVES) for size in sizes)
-    if rounded:
+def _anchor_generator(options: Any) -> AnchorGenerator:
+    octaves = tuple(tuple(size * octave for octave in OCTAVES) for size in options.anchor_sizes)
+    if options.round_anchors:
         octaves = tuple(tuple(int(side) for side in octave) for octave in octaves)
-    return (AnchorGenerator if rounded else ExactAnchors)(octaves, ((0.5, 1.0, 2.0),) * len(octaves))
+    return build_anchors(octaves, STRIDES, options.round_anchors, options.exact_strides)
 
 
 def build(spec: DetectorSpec, weights: str) -> RetinaNet:
     """Build a detector from its description; `weights` are those of the backbone (see `find_weights`)."""
     options: Any = with_usual_values(RetinaNetOptions(**spec.options))
-    backbone = five_levels(spec, weights)
+    backbone = five_levels(spec, weights, options.p6_source, options.p6_activation)
     if options.initialisation == "published":
         initialise_pyramid(backbone.fpn)
-    anchors = _anchor_generator(options.anchor_sizes, options.round_anchors)
+    anchors = _anchor_generator(options)
     norm = partial(GroupNorm, group_count(spec.neck_channels)) if options.head_norm == "gn" else None
     head = RetinaNetHead(spec.neck_channels, anchors.num_anchors_per_location()[0], len(spec.classes), norm_layer=norm)
     # torchvision initialises the towers with a deviation of 0.01, for 256 channels; narrower towers need more.
@@ -292,11 +304,10 @@ def build(spec: DetectorSpec, weights: str) -> RetinaNet:
 def from_torchvision(core: TorchvisionRetinaNet, classes: tuple[str, ...], name: str) -> RetinaNet:
     """Convert a torchvision model with its weights."""
     backbone = converted_backbone(core, STRIDES)
-    options = with_usual_values(RetinaNetOptions(head_norm="gn" if _has_group_norm(core.head) else "none"))
-    spec = converted_spec(core, "retinanet", name, classes, {"head_norm": options.head_norm})
-    detector = RetinaNet(backbone, core.head, core.anchor_generator, spec, options, first_label=1)
-    detector.antialias = False
-    return detector
+    head_norm: Any = "gn" if _has_group_norm(core.head) else "none"
+    options = with_usual_values(RetinaNetOptions(head_norm=head_norm, antialias=False))
+    spec = converted_spec(core, "retinanet", name, classes, {"head_norm": head_norm})
+    return RetinaNet(backbone, core.head, core.anchor_generator, spec, options, first_label=1)
 
 
 def _has_group_norm(head: nn.Module) -> bool:

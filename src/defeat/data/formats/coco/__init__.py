@@ -266,6 +266,24 @@ def _read_carefully(
             )
 
 
+def categories_of(path: Path, split: str) -> tuple[Path, dict[int, str]] | None:
+    """Annotation file of a split and the names of its categories by id; None where the data is not COCO.
+
+    Args:
+        path: a data set.
+        split: name of the split; another one is read if there is none of this name.
+
+    Raises:
+        InputError: the file is not valid.
+    """
+    files = _find_files(path, None)
+    if files is None:
+        return None
+    file = files.splits.get(split) or files.splits[min(files.splits)]
+    content = read_columns(file) or load(file)
+    return file, read_categories(_categories_in(content), file, Counter()).names
+
+
 def _unused_root(files: _Files, file: Path, content: Content, categories: Categories) -> str | None:
     """The category above all others, if no annotation of any split has it."""
     root = categories.root
