@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -15,10 +16,7 @@ def shared_folder(variable: str, default: str) -> Path:
     """
     folder = Path(os.environ.get(variable) or REPOSITORY / default).resolve()
     if not folder.is_dir():
-        reason = f"no folder {folder}; set {variable} to its path"
-        if os.environ.get("CI", "").lower() == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        _missing(f"no folder {folder}; set {variable} to its path")
     return folder
 
 
@@ -27,8 +25,11 @@ def shared_model(name: str) -> Path:
     data = shared_folder("DEFEAT_DATA", "../shared/data")
     path = data.parent / "models" / name
     if not path.is_file():
-        reason = f"no file {path}"
-        if os.environ.get("CI", "").lower() == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        _missing(f"no file {path}")
     return path
+
+
+def _missing(reason: str) -> NoReturn:
+    if os.environ.get("CI", "").lower() == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)

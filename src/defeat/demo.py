@@ -65,7 +65,7 @@ STUDENT: dict[str, Any] = {
 }
 
 
-def demo(out: str = "demo-runs", seed: int = 0, seeds: int = 2, jobs: int = 2, train_teacher: bool = False) -> None:
+def demo(out: str = "demo-runs", seed: int = 0, seeds: int = 3, jobs: int = 2, train_teacher: bool = False) -> None:
     """Train a small detector on drawn scenes, with and without a teacher, and print the gain.
 
     The teacher is part of the package. The student is trained from random weights.
@@ -96,7 +96,7 @@ def demo(out: str = "demo-runs", seed: int = 0, seeds: int = 2, jobs: int = 2, t
         settings = SHARED | STUDENT | {"data": data, "teacher": str(teacher), "out": out}
         console.print(
             f"The teacher of this package ({_millions(trained)} M parameters) helps a student with random weights. "
-            f"{seeds} seeds with and {seeds} without it, {jobs} runs in parallel; three to five minutes on two cores.",
+            f"{seeds} seeds with and {seeds} without it, {jobs} runs in parallel; about four minutes on two cores.",
             highlight=False,
         )
         result = bench(methods=METHODS, seeds=seeds, jobs=jobs, console=console, **settings)

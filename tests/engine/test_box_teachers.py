@@ -203,23 +203,11 @@ def test_a_run_with_a_results_file_resumes_bit_for_bit_and_notices_another_file(
 
 @pytest.mark.slow
 def test_the_command_line_takes_a_results_file_and_writes_a_report(boxes, folder, tmp_path, capsys):
-    words = [
-        "distill",
-        "--data",
-        "demo",
-        "--backbone",
-        BACKBONE,
-        "--weights",
-        "none",
-        "--size",
-        "64",
-        "--max-steps",
-        "2",
-    ]
-    words += ["--neck-channels", "16", "--accelerator", "cpu", "--batch-size", "2", "--workers", "0"]
-    words += ["--teacher", boxes["teacher"], "--teacher-description", boxes["teacher_description"]]
+    arguments = f"distill --data demo --backbone {BACKBONE} --weights none --size 64 --max-steps 2".split()
+    arguments += ["--neck-channels", "16", "--accelerator", "cpu", "--batch-size", "2", "--workers", "0"]
+    arguments += ["--teacher", boxes["teacher"], "--teacher-description", boxes["teacher_description"]]
     out = tmp_path / "run"
-    assert main([*words, "--unlabelled", str(folder), "--out", str(out)]) == 0, capsys.readouterr().err
+    assert main([*arguments, "--unlabelled", str(folder), "--out", str(out)]) == 0, capsys.readouterr().err
     assert "boxes only: results file" in (out / "report.html").read_text()
     assert results(out)["method"] == "none"
 
@@ -404,6 +392,6 @@ def test_images_of_another_folder_are_refused(boxes, folder, tmp_path):
 
 @pytest.mark.parametrize("teacher", ["boxes:results.json", "onnx:model.onnx", "own.py:teacher"])
 def test_bench_refuses_a_teacher_that_only_gives_boxes(teacher, capsys):
-    words = ["bench", "--data", "demo", "--teacher", teacher, "--out", "never-written", "--plan"]
-    assert main(words) == 2
+    arguments = ["bench", "--data", "demo", "--teacher", teacher, "--out", "never-written", "--plan"]
+    assert main(arguments) == 2
     assert "bench compares methods, and a teacher that only gives boxes has none" in capsys.readouterr().err

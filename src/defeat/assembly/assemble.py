@@ -21,7 +21,7 @@ from defeat.data.source import EVALUATION_SPLITS, DataSource
 from defeat.detector import BoxNetwork, Detector, DetectorSpec, TeacherNetwork, build, load
 from defeat.detector.devices import moved
 from defeat.detector.frozen import frozen
-from defeat.detector.teacher import PREDICT, STORED
+from defeat.detector.teacher import gives_detections
 from defeat.detector.weights import mismatches
 from defeat.distillation import Method, build_method, renamed_classes
 from defeat.distillation.class_map import listed
@@ -216,7 +216,7 @@ def _distillation(
     unlabelled: int | None,
 ) -> tuple[Distillation, Lessons]:
     inherited = inherit_from(teacher, student, method.classes, settings, console)
-    accuracy, unchecked = None, "" if teacher.capabilities & {PREDICT, STORED} else "gives no detections"
+    accuracy, unchecked = None, "" if gives_detections(teacher) else "gives no detections"
     if not settings.allow_weak_teacher:
         sample, stored = stored_sample(teacher, training, TEACHER_SAMPLE, settings.unlabelled)
         with moved(teacher, training_device(settings)):

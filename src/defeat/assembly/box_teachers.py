@@ -66,8 +66,8 @@ def _categories(settings: DistillSettings) -> Description | None:
     """Categories of the training data by id, if it is COCO."""
     if settings.teacher_description is not None or not Path(settings.data).exists():
         return None
-    found = categories_of(Path(settings.data), settings.split)
-    return None if found is None else Description(found[0], categories=found[1])
+    described = categories_of(Path(settings.data), settings.split)
+    return None if described is None else Description(described[0], categories=described[1])
 
 
 def as_network(teacher: object) -> TeacherNetwork:
@@ -151,5 +151,5 @@ def stored_sample(
     seen = [index for index, is_seen in enumerate(teacher.has_seen(names, sizes, others)) if is_seen]
     count = min(count, len(seen))
     chosen = [seen[number * len(seen) // count] for number in range(count)]
-    found = teacher.stored([names[index] for index in chosen], [sizes[index] for index in chosen])
-    return [training[index] for index in chosen], [detections for detections in found if detections is not None]
+    stored = teacher.stored([names[index] for index in chosen], [sizes[index] for index in chosen])
+    return [training[index] for index in chosen], [detections for detections in stored if detections is not None]

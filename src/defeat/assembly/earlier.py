@@ -41,8 +41,7 @@ def earlier_options(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
         defaults = method_defaults(method)
     except ValueError:  # an object of Python
         defaults = {}
-    complete = {**defaults, **VERSION_0_1.get(method, {}), **options}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in complete.items()}
+    return _as_in_files({**defaults, **VERSION_0_1.get(method, {}), **options})
 
 
 def earlier_detector_options(family: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,8 +58,11 @@ def earlier_detector_options(family: str, options: Mapping[str, Any]) -> dict[st
         defaults = asdict(with_usual_values(make_options(family, {})))
     except InputError:  # an object of Python
         defaults = {}
-    complete = {**defaults, **options}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in complete.items()}
+    return _as_in_files({**defaults, **options})
+
+
+def _as_in_files(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
 
 
 def recorded_settings(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -263,7 +263,7 @@ def _neck_costs(student: Detector, dataset: DetectionDataset) -> list[NeckCost]:
     try:
         with torch.random.fork_rng(devices=[]):
             narrower = build(replace(student.spec, neck_channels=channels // 2), "none").to(student.device)
-    except InputError:  # a width that the heads of attention don't divide
+    except InputError:  # of a family that has no such width
         return []
     image = dataset[0][0]
     size = (int(image.shape[-2]), int(image.shape[-1]))

@@ -18,7 +18,7 @@ from defeat.data.problems import Problems
 from defeat.data.unlabelled import UnlabelledImages, pseudo_labelled_dataset
 from defeat.detector import BoxNetwork, TeacherNetwork
 from defeat.detector.devices import moved
-from defeat.detector.teacher import PREDICT, STORED, StoredTeacher, can_predict, has_stored
+from defeat.detector.teacher import StoredTeacher, can_predict, gives_detections, has_stored
 from defeat.distillation import ClassMap
 from defeat.engine.checkpoint import is_writer
 from defeat.engine.devices import training_device
@@ -51,7 +51,7 @@ def detect_unlabelled(
             would be learned from a teacher that only gives boxes.
     """
     assert settings.unlabelled is not None
-    if not teacher.capabilities & {PREDICT, STORED}:
+    if not gives_detections(teacher):
         raise InputError("--unlabelled needs a teacher that gives detections: this one has only feature maps.")
     images = UnlabelledImages(
         settings.unlabelled, Problems(settings.on_bad_data, console, max_pixels=settings.max_pixels)

@@ -1,7 +1,7 @@
 """The interface of all detectors, and the preparation of images that they share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -302,6 +302,12 @@ def describe_anchors(strides: Iterable[int], generator: AnchorGenerator) -> str:
     """Describe everything that determines the anchors of an image; equal texts mean equal anchors."""
     kind = f"{type(generator).__name__}{' rounded' * getattr(generator, 'rounded', False)}"
     return f"{list(strides)} {generator.sizes} {generator.aspect_ratios} {kind}"
+
+
+def anchors_per_level(neck: Mapping[int, Tensor], generator: Any) -> list[int]:
+    """Number of anchors of each feature map (B, C, H, W) of the neck."""
+    per_cell = generator.num_anchors_per_location()
+    return [level.shape[-2] * level.shape[-1] * n for level, n in zip(neck.values(), per_cell, strict=True)]
 
 
 def torchvision_targets(targets: Sequence[Target], first_label: int) -> list[dict[str, Tensor]]:

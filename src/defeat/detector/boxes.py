@@ -164,11 +164,11 @@ class PredictedBoxes(BoxNetwork):
         Raises:
             InputError: the detections are not as `BoxTeacher.predict` describes.
         """
-        found = list(self.teacher.predict(images))
-        if len(found) != len(images):
-            raise InputError(f"The teacher's predict returned {len(found)} results for {len(images)} images.")
+        results = list(self.teacher.predict(images))
+        if len(results) != len(images):
+            raise InputError(f"The teacher's predict returned {len(results)} results for {len(images)} images.")
         count = len(self.info.classes)
-        pairs = zip(images, found, strict=True)
+        pairs = zip(images, results, strict=True)
         return [clipped(checked(boxes, count), (image.shape[-2], image.shape[-1])) for image, boxes in pairs]
 
 
@@ -195,8 +195,8 @@ class StoredBoxes(BoxNetwork):
         Raises:
             InputError: two of the images are the same image of the file, or an image has another size there.
         """
-        found = self.results.find(names, sizes)
-        return [None if boxes is None else clipped(boxes, size) for boxes, size in zip(found, sizes, strict=True)]
+        stored = self.results.find(names, sizes)
+        return [None if boxes is None else clipped(boxes, size) for boxes, size in zip(stored, sizes, strict=True)]
 
     def has_seen(
         self, names: Sequence[str], sizes: Sequence[tuple[int, int]], others: Sequence[str] = ()

@@ -228,9 +228,9 @@ class OnnxTeacher:
             reason = str(error).splitlines()[0].rstrip(".")
             raise InputError(f"{self.path} can't be run on an image ({reason}).") from error
         tensors = {name: torch.from_numpy(np.asarray(value)) for name, value in zip(meanings, values, strict=True)}
-        found = self._decoded(tensors)
+        detections = self._decoded(tensors)
         scale, offset = torch.tensor(placed.scale * 2), torch.tensor(placed.offset * 2)
-        return Detections((found.boxes - offset) / scale, found.scores, found.labels)
+        return Detections((detections.boxes - offset) / scale, detections.scores, detections.labels)
 
     def _prepared(self, image: Tensor) -> tuple[Tensor, _Placed]:
         """Input (1, 3, H, W), and where the image is in it."""

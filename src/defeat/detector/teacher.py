@@ -97,6 +97,11 @@ def gives_maps(teacher: Teacher) -> TypeGuard[MapsTeacher]:
     return MAPS in teacher.capabilities
 
 
+def gives_detections(teacher: Teacher) -> bool:
+    """Whether a teacher can predict, or has detections that were made before."""
+    return bool(teacher.capabilities & {PREDICT, STORED})
+
+
 def has_stored(teacher: Teacher) -> TypeGuard[StoredTeacher]:
     """Whether a teacher has detections of images that it knows by their names."""
     return STORED in teacher.capabilities

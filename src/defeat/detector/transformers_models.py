@@ -167,19 +167,12 @@ def configuration(
         "out_indices": list(indices),
         "use_pretrained_backbone": False,
     }
-    heads = math.gcd(HEADS, width // 2)
     values = {
         "backbone_config": body,
         # transformers replaces timm's layers of normalisation with activation, and loses the activation.
         "freeze_backbone_batch_norms": False,
         "encoder_in_channels": list(channels),
-        "encoder_hidden_dim": width,
-        "encoder_ffn_dim": FEED_FORWARD * width,
-        "encoder_attention_heads": heads,
-        "d_model": width,
-        "decoder_in_channels": [width] * len(channels),
-        "decoder_ffn_dim": FEED_FORWARD * width,
-        "decoder_attention_heads": heads,
+        **_of_width(width, len(channels)),
         "decoder_layers": decoder_layers,
         "initializer_bias_prior_prob": PRIOR,
         "num_queries": queries,
@@ -196,8 +189,20 @@ def plain(config: Any) -> dict[str, Any]:
 
 def with_width(config: Mapping[str, Any], width: int) -> dict[str, Any]:
     """A configuration with other channels in encoder and decoder."""
-    levels = len(config["decoder_in_channels"])
-    return {**config, "encoder_hidden_dim": width, "d_model": width, "decoder_in_channels": [width] * levels}
+    return {**config, **_of_width(width, len(config["decoder_in_channels"]))}
+
+
+def _of_width(width: int, levels: int) -> dict[str, Any]:
+    heads = math.gcd(HEADS, width // 2)
+    return {
+        "encoder_hidden_dim": width,
+        "encoder_ffn_dim": FEED_FORWARD * width,
+        "encoder_attention_heads": heads,
+        "d_model": width,
+        "decoder_in_channels": [width] * levels,
+        "decoder_ffn_dim": FEED_FORWARD * width,
+        "decoder_attention_heads": heads,
+    }
 
 
 def model_of(config: Mapping[str, Any], classes: Sequence[str]) -> nn.Module:

@@ -20,6 +20,7 @@ from defeat.detector.backbone import Backbone
 from defeat.detector.base import (
     Detector,
     DetectorSpec,
+    anchors_per_level,
     describe_anchors,
     info_of,
     output_of,
@@ -206,7 +207,7 @@ class RetinaNet(Detector):
         maps = self.forward_maps(batch)
         head, anchors = self._predictions(batch, maps)
         head = {**head, "cls_logits": head["cls_logits"][..., self.first_label :]}
-        per_level = self._anchors_per_level(maps.neck)
+        per_level = anchors_per_level(maps.neck, self.anchor_generator)
         split_head = {name: list(output.split(per_level, dim=1)) for name, output in head.items()}
         split_anchors = [list(image_anchors.split(per_level)) for image_anchors in anchors]
         outputs = self._select(split_head, split_anchors, batch.sizes)
@@ -237,10 +238,6 @@ class RetinaNet(Detector):
             for target, image_anchors in zip(targets, anchors, strict=True)
         ]
 
-    def _anchors_per_level(self, neck: dict[int, Tensor]) -> list[int]:
-        per_cell = self.anchor_generator.num_anchors_per_location()
-        return [level.shape[-2] * level.shape[-1] * n for level, n in zip(neck.values(), per_cell, strict=True)]
-
     def _output(
         self,
         batch: Batch,
@@ -251,7 +248,7 @@ class RetinaNet(Detector):
         matched: list[Tensor],
     ) -> DetectorOutput:
         strides = torch.tensor(list(maps.neck), device=batch.images.device)
-        per_level = torch.tensor(self._anchors_per_level(maps.neck), device=batch.images.device)
+        per_level = torch.tensor(anchors_per_level(maps.neck, self.anchor_generator), device=batch.images.device)
         deltas = head["bbox_regression"]
         return output_of(
             batch,

@@ -25,7 +25,7 @@ from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import box_iou
 
 from defeat.detector.backbone import Backbone, no_download
-from defeat.detector.base import Detector, DetectorSpec, info_of, output_of
+from defeat.detector.base import Detector, DetectorSpec, anchors_per_level, info_of, output_of
 from defeat.detector.composed import converted_spec
 from defeat.detector.normalisation import BatchNorm, apply_norm
 from defeat.detector.options import bounded, require_valid
@@ -274,8 +274,7 @@ class SSDlite(Detector):
         matched: Tensor,
     ) -> DetectorOutput:
         targets = batch.targets or [Target.empty(0, size) for size in batch.sizes]
-        per_cell = self.anchor_generator.num_anchors_per_location()
-        counts = [level.shape[-2] * level.shape[-1] * n for level, n in zip(maps.neck.values(), per_cell, strict=True)]
+        counts = anchors_per_level(maps.neck, self.anchor_generator)
         anchors = boxes.expand(len(matched), -1, -1)
         deltas = head["bbox_regression"]
         strides = torch.tensor(STRIDES, device=boxes.device)

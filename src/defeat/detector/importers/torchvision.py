@@ -79,7 +79,7 @@ _KEEP = ((r"((?:backbone|rpn|roi_heads|head)\..*)", r"\1"),)
 
 
 def _architecture(source: Source) -> str:
-    found = next((name for name, (_, layer) in DETECTORS.items() if layer in source.tensors), None)
+    detector = next((name for name, (_, layer) in DETECTORS.items() if layer in source.tensors), None)
     if "roi_heads.box_head.0.0.weight" in source.tensors:
         raise InputError(
             f"{source.path} is torchvision's fasterrcnn_resnet50_fpn_v2, whose layers this library can't save: give "
@@ -87,11 +87,11 @@ def _architecture(source: Source) -> str:
         )
     if source.detector is not None and source.detector not in DETECTORS:
         raise unknown_name("torchvision detector", source.detector, DETECTORS)
-    if found is None:
+    if detector is None:
         raise InputError(f"{source.path} is none of torchvision's {', '.join(DETECTORS)}.")
-    if source.detector not in (None, found):
-        raise InputError(f"{source.path} is a {found}, not a {source.detector}.")
-    return found
+    if source.detector not in (None, detector):
+        raise InputError(f"{source.path} is a {detector}, not a {source.detector}.")
+    return detector
 
 
 def _neck_channels(source: Source) -> int:
