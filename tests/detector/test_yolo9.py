@@ -1,6 +1,7 @@
 """YOLOv9: what it computes is what LibreYOLO computes, and its checkpoints are read."""
 
-import builtins
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,9 +9,13 @@ from torch import nn
 
 from defeat.detector import DetectorSpec, build, libreyolo_models, load, save_model
 from defeat.detector.families.yolo9 import GREY
+from defeat.detector.importers import import_checkpoint
+from defeat.detector.libreyolo_models import TOWERS
 from defeat.errors import InputError
+from defeat.inference.evaluate import evaluate
 from tests.detector.tiny import CLASSES, images, needs_libreyolo, target
 
+HELP = "import contextlib, defeat.cli\nwith contextlib.suppress(SystemExit): defeat.cli.main(['distill', '--help'])"
 pytestmark = [needs_libreyolo, pytest.mark.slow]
 
 
@@ -151,6 +156,29 @@ def test_a_checkpoint_of_libreyolo_is_a_detector(tmp_path):
     assert torch.equal(load(folder).predict(pictures)[0].scores, own.predict(pictures)[0].scores)
 
 
+def test_an_imported_checkpoint_is_a_run_directory_with_equal_boxes(tmp_path):
+    own = spread(detector())
+    path = save_checkpoint(tmp_path / "best.pt", own)
+    imported = import_checkpoint(path, tmp_path / "run")
+    assert imported.tool == "LibreYOLO"
+    pictures = images((64, 64), (64, 48))
+    for expected, found in zip(load(path).predict(pictures), load(tmp_path / "run").predict(pictures), strict=True):
+        assert len(found.boxes) > 0
+        assert torch.equal(found.boxes, expected.boxes)
+        assert torch.equal(found.scores, expected.scores)
+    renamed = import_checkpoint(path, tmp_path / "renamed", tool="libreyolo", classes=["a", "b", "c"])
+    assert renamed.detector.info.classes == ("a", "b", "c")
+    with pytest.raises(InputError, match="A detector of LibreYOLO has its own configuration"):
+        import_checkpoint(path, tmp_path / "other", size=96)
+
+
+def test_a_checkpoint_is_evaluated_on_given_data(tmp_path, small_demo):
+    path = save_checkpoint(tmp_path / "best.pt", spread(detector(classes=("disc", "ring"))))
+    assert evaluate(path, data="demo", split="test", workers=0).metrics["AP"] >= 0
+    with pytest.raises(InputError, match="Give the data to evaluate on with --data"):
+        evaluate(path)
+
+
 def test_wider_classification_towers_are_kept(tmp_path):
     own = detector(class_channels=80)
     loaded = load(save_checkpoint(tmp_path / "best.pt", own))
@@ -163,7 +191,7 @@ def test_weights_of_a_checkpoint_begin_a_detector_for_other_classes(tmp_path):
     student = build("yolo9", path, backbone="yolo9_t", classes=("dog", "horse"), size=64)
     last, old = student.head.cv3[1][2], own.head.cv3[1][2]
     assert torch.equal(last.weight[0], old.weight[CLASSES.index("dog")])
-    assert last.bias[1] == -10  # as a new detector begins
+    assert last.bias[1].item() == pytest.approx(-10, abs=1e-3)  # as a new detector begins
     assert torch.equal(student.head.cv2[0][0].conv.weight, own.head.cv2[0][0].conv.weight)
     assert "1 of 2 classes" in student.notes[0]
     with pytest.raises(InputError, match="is a yolo9_t, not a yolo9_s"):
@@ -179,6 +207,8 @@ def test_weights_of_a_checkpoint_begin_a_detector_for_other_classes(tmp_path):
         ({"size": "s"}, "has not the tensors of yolo9_s"),
         ({"model": None}, "can't be read as a checkpoint of LibreYOLO"),
         ({"names": {}}, "can't be read as a checkpoint of LibreYOLO"),
+        ({"model": {TOWERS: 5}}, "can't be read as a checkpoint of LibreYOLO"),
+        ({"model": {TOWERS: torch.zeros(1, 1, 1, 1).expand(10**6, 10**6, 3, 3)}}, "towers of 1000000 channels"),
     ],
 )
 def test_another_checkpoint_is_refused_with_one_sentence(changes, message, tmp_path):
@@ -200,12 +230,16 @@ def test_without_the_package_the_sentence_names_the_extra(monkeypatch):
         detector()
 
 
-def test_the_package_is_imported_only_when_it_is_used(monkeypatch):
-    original = builtins.__import__
+def test_a_package_that_is_not_importable_is_one_sentence(monkeypatch):
+    def fail(name):
+        raise ImportError("libGL.so.1: cannot open shared object file")
 
-    def refuse(name, *arguments, **keywords):
-        assert not name.startswith("libreyolo")
-        return original(name, *arguments, **keywords)
+    monkeypatch.setattr(libreyolo_models, "import_module", fail)
+    with pytest.raises(InputError, match=r"yolo9 can't import the package libreyolo: libGL\.so\.1: cannot open"):
+        detector()
 
-    monkeypatch.setattr(builtins, "__import__", refuse)
-    build("retinanet", "none", backbone="resnet18", classes=CLASSES, size=64, neck_channels=16)
+
+@pytest.mark.parametrize("command", ["import defeat; defeat.distill; defeat.load", HELP])
+def test_the_package_is_imported_only_when_it_is_used(command):
+    code = f"{command}\nimport sys; sys.exit('libreyolo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0

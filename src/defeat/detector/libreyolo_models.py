@@ -4,6 +4,7 @@ LibreYOLO is imported only when one of these detectors is built or loaded.
 """
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -21,7 +22,9 @@ from defeat.errors import InputError, unknown_name
 SIZES = {f"yolo9_{size}": size for size in "tsmc"}  # by the name of the backbone
 MARK = b"libreyolo_version"  # key that every checkpoint of LibreYOLO has
 REG_MAX = 16  # values of a distribution of distances, in strides
+PRIOR = 4.54e-5  # first score of every class, as published
 TOWERS = "head.cv3.0.0.conv.weight"  # its length is the width of the classification towers
+MAX_WIDTH = 1024  # channels; published towers have 256 at most
 UNUSED = ("head.dfl.", "aux.", "aux_head.")  # constants, and the branch that is used in LibreYOLO's training only
 
 
@@ -72,7 +75,7 @@ def require_libreyolo() -> Any:
         The modules `nn` and `loss`, as attributes.
 
     Raises:
-        InputError: LibreYOLO is not installed.
+        InputError: LibreYOLO is not installed, or can't be imported.
     """
     if find_spec("libreyolo") is None:
         raise InputError("yolo9 needs the package libreyolo: pip install defeat[yolo].")
@@ -80,6 +83,8 @@ def require_libreyolo() -> Any:
     try:
         import_module("libreyolo.models.yolo9.nn")
         import_module("libreyolo.models.yolo9.loss")
+    except ImportError as error:  # its OpenCV needs libraries of the system, such as libGL.so.1
+        raise InputError(f"yolo9 can't import the package libreyolo: {str(error).rstrip('.')}.") from error
     finally:
         logging.getLogger("libreyolo").setLevel(level)
     return import_module("libreyolo.models.yolo9")
@@ -104,12 +109,11 @@ def network(backbone: str, classes: int, class_channels: int = 0) -> Parts:
         model = modules.LibreYOLO9Model(SIZES[backbone], REG_MAX, classes)
     config = modules.YOLO9_CONFIGS[SIZES[backbone]]
     head = model.head
-    if class_channels:  # by private functions, as no public way exists
+    if class_channels:  # by a private function, as no public way exists
         with torch.device("cpu"):
-            head.cv3 = head._build_class_towers(
-                config["head_channels"], class_channels, classes
-            )  # no public way exists
-            head._init_bias()
+            head.cv3 = head._build_class_towers(config["head_channels"], class_channels, classes)
+    for towers in head.cv3:
+        nn.init.constant_(towers[-1].bias, math.log(PRIOR / (1 - PRIOR)))
     model.to(device)
     for part in (model.backbone, model.neck, head):
         _accept_single_values(part)
@@ -148,13 +152,16 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         classes = tuple(str(names[label]) for label in range(int(content["nc"])))
         side = int(content["imgsz"])
         task = content["task"]
+        class_channels = len(state[TOWERS]) if TOWERS in state else 0
     except Exception as error:  # torch.load raises exceptions of many types
         raise InputError(f"{path} can't be read as a checkpoint of LibreYOLO ({type(error).__name__}).") from error
     if (family, task) != ("yolo9", "detect"):
         raise InputError(f"{path} is a checkpoint of LibreYOLO's {family} ({task}); only yolo9 detectors are read.")
-    if f"yolo9_{size}" not in SIZES or TOWERS not in state:
+    if f"yolo9_{size}" not in SIZES or not class_channels:
         raise InputError(f"{path} is a yolo9 of size {size!r}, which is not one of {', '.join(SIZES.values())}.")
-    return Checkpoint(f"yolo9_{size}", classes, side, len(state[TOWERS]), renamed(state))
+    if class_channels > MAX_WIDTH:  # before memory is allocated: a small file can contain a huge view
+        raise InputError(f"{path} has classification towers of {class_channels} channels; {MAX_WIDTH} are the most.")
+    return Checkpoint(f"yolo9_{size}", classes, side, class_channels, renamed(state))
 
 
 def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -44,8 +44,8 @@ def evaluate(
     """Evaluate a trained detector with the average precision of COCO and PASCAL VOC.
 
     Args:
-        run: run directory, a torchvision model such as `torchvision:retinanet_resnet50_fpn`, or a detector of
-            transformers: a folder written by `save_pretrained`, or `hf:ORG/NAME`.
+        run: run directory, a torchvision model such as `torchvision:retinanet_resnet50_fpn`, a checkpoint of a
+            LibreYOLO YOLOv9, or a detector of transformers: a folder written by `save_pretrained`, or `hf:ORG/NAME`.
         data: folder of a data set; by default the one that the run was trained on.
         split: split to evaluate on; by default the one that the run was evaluated on, and of other data test, else val.
         batch_size: images per batch.
@@ -96,7 +96,8 @@ def _defaults(
     run: str | Path, source: DataSource | None, split: str | None, console: Console | None
 ) -> tuple[DataSource, str]:
     """The data set and the split of a run, where they are not given."""
-    directory = None if torchvision_name(run) is not None or is_checkpoint(run) else RunDirectory(run)
+    foreign = torchvision_name(run) is not None or is_checkpoint(run) or Path(run).is_file()
+    directory = None if foreign else RunDirectory(run)
     settings = directory.read_config() if directory else {}
     if source is None and settings.get("data") is None:
         raise InputError("Give the data to evaluate on with --data.")

@@ -18,7 +18,6 @@ from defeat.detector.backbone import Backbone
 from defeat.detector.base import Detector, DetectorSpec, info_of, output_of
 from defeat.detector.libreyolo_models import (
     REG_MAX,
-    Checkpoint,
     Parts,
     is_checkpoint,
     network,
@@ -297,7 +296,7 @@ def build(spec: DetectorSpec, weights: str) -> YOLO9:
         return _built(spec)
     if not is_checkpoint(weights):
         raise InputError(f"--weights {weights} is not a checkpoint of LibreYOLO; give one, or 'none'.")
-    return _with_classes(read_checkpoint(weights), spec, weights)
+    return _with_classes(from_checkpoint(weights), spec, weights)
 
 
 def _built(spec: DetectorSpec) -> YOLO9:
@@ -335,26 +334,24 @@ def from_checkpoint(source: str | Path) -> YOLO9:
 
 
 @torch.no_grad()
-def _with_classes(checkpoint: Checkpoint, spec: DetectorSpec, source: str) -> YOLO9:
-    """A detector for other classes with all other weights of a checkpoint; rows of equal classes are kept."""
-    if checkpoint.backbone != spec.backbone:
-        raise InputError(f"--weights {source} is a {checkpoint.backbone}, not a {spec.backbone}: give --backbone.")
-    detector = _built(replace(spec, options={**spec.options, "class_channels": checkpoint.class_channels}))
+def _with_classes(trained: YOLO9, spec: DetectorSpec, source: str) -> YOLO9:
+    """A detector for other classes with all other weights of a trained one; rows of equal classes are kept."""
+    if trained.spec.backbone != spec.backbone:
+        raise InputError(f"--weights {source} is a {trained.spec.backbone}, not a {spec.backbone}: give --backbone.")
+    class_channels = trained.spec.options["class_channels"]
+    detector = _built(replace(spec, options={**spec.options, "class_channels": class_channels}))
+    labels = {name: label for label, name in enumerate(trained.info.classes)}
+    kept = [(label, labels[name]) for label, name in enumerate(spec.classes) if name in labels]
     state, rows = detector.state_dict(), detector.class_rows()
-    if state.keys() != checkpoint.state.keys():
-        raise InputError(f"{source} has not the tensors of {checkpoint.backbone}.")
-    labels = {name: label for label, name in enumerate(checkpoint.classes)}
-    for name, tensor in checkpoint.state.items():
+    for name, tensor in trained.state_dict().items():
         if name not in rows:
             state[name].copy_(tensor)
-            continue
-        for label, class_name in enumerate(spec.classes):
-            if class_name in labels:
-                state[name][label] = tensor[labels[class_name]]
-    kept = sum(name in labels for name in spec.classes)
-    if kept < len(spec.classes):
+        else:
+            for new, old in kept:
+                state[name][new] = tensor[old]
+    if len(kept) < len(spec.classes):
         detector.notes = (
-            f"{source}: all weights are kept but those of the classes; {kept} of {len(spec.classes)} classes have the "
-            "checkpoint's, and the others start anew.",
+            f"{source}: all weights are kept but those of the classes; {len(kept)} of {len(spec.classes)} classes have "
+            "the checkpoint's, and the others start anew.",
         )
     return detector
