@@ -77,8 +77,8 @@ def test_confident_boxes_are_learned_and_the_background_is_ignored(family):
     if output.dense is not None and output.queries is None:
         (gradient,) = torch.autograd.grad(output.losses["classification"], built.logits)
         touched = gradient[1].abs().sum(dim=1) > 0
-        # Only anchors of the confident box, with label 0, have a gradient. Points of YOLOv9 are assigned by predictions: of
-        # those inside both boxes, some belong to the other one, with label 1, where that counts, too.
+        # Only anchors of the confident box, with label 0, have a gradient. Of YOLOv9's points inside both boxes, some
+        # belong to the other one, with label 1, where it counts, too: they are assigned by predictions.
         labels = set(output.dense.labels[1][touched].tolist())
         assert labels == {0} or (family == YOLO and labels == {0, 1})
         assert (gradient[0].abs().sum(dim=1) > 0).sum() > touched.sum()
