@@ -18,8 +18,23 @@ CLASSES = ("cat", "dog", "owl")
 needs_transformers = pytest.mark.skipif(
     find_spec("transformers") is None, reason="transformers is missing: pip install defeat[transformers]"
 )
+YOLO = "yolo9"
+
+
+def _has_libreyolo() -> bool:
+    """Whether libreyolo is installed, and its OpenCV finds the libraries of the system; importing it takes seconds."""
+    try:
+        import cv2  # noqa: F401
+    except ImportError:
+        return False
+    return find_spec("libreyolo") is not None
+
+
+needs_libreyolo = pytest.mark.skipif(
+    not _has_libreyolo(), reason="libreyolo is missing or incomplete: pip install defeat[yolo], apt install libgl1"
+)
 # Composed of torchvision's parts: with anchors or proposals, and with the aspect ratio of the image.
-COMPOSED = tuple(family for family in ALL_FAMILIES if family not in KINDS)
+COMPOSED = tuple(family for family in ALL_FAMILIES if family not in (*KINDS, YOLO))
 QUICK_KIND = "d_fine"  # the only family of transformers in the fast tests
 
 
@@ -31,7 +46,8 @@ def of_transformers(kind: str, quick: str = QUICK_KIND) -> Any:
 # Families whose backbones are transformers of their own.
 TRANSFORMERS = dict.fromkeys(LW_KINDS, "vit_32x3")
 # Families with one backbone, whose neck has no width to choose.
-FIXED_BACKBONES = {name: found for name, found in {"ssdlite": "mobilenet_v3_large"}.items() if name in COMPOSED}
+FIXED_BACKBONES = {"ssdlite": "mobilenet_v3_large", YOLO: "yolo9_t"}
+FIXED_BACKBONES = {name: backbone for name, backbone in FIXED_BACKBONES.items() if name in ALL_FAMILIES}
 STRETCHING = {"ssdlite"}  # composed families that resize images to a square
 KEEPING = [name for name in COMPOSED if name not in STRETCHING]
 WITH_PYRAMID = [name for name in COMPOSED if name not in FIXED_BACKBONES]
@@ -40,11 +56,13 @@ FITTED_ANCHORS = [
     family for family in COMPOSED if "anchor_sizes" in {field.name for field in fields(family_options(family))}
 ]
 _FIRST = ("faster_rcnn", "retinanet")  # of which all whole runs and pairs are fast tests
-FAMILIES = [*COMPOSED, *map(of_transformers, KINDS)]
+_OF_YOLO = pytest.param(YOLO, marks=[needs_libreyolo, pytest.mark.slow])
+FAMILIES = [*COMPOSED, *map(of_transformers, KINDS), _OF_YOLO]
 FAMILIES_IN_RUNS = [  # whole runs take seconds each
     *_FIRST,
     *[pytest.param(family, marks=pytest.mark.slow) for family in COMPOSED if family not in _FIRST],
     *[of_transformers(kind, "") for kind in KINDS],
+    _OF_YOLO,
 ]
 
 
@@ -64,6 +82,8 @@ def pairs_of_families() -> list[Any]:
     mixed = [(QUICK_KIND, "rt_detr"), ("rt_detr", "retinanet"), ("faster_rcnn", QUICK_KIND), ("deimv2", "rt_detr_v2")]
     mixed += [("lw_detr", "lw_detr"), ("rf_detr", "lw_detr"), ("lw_detr", "retinanet"), ("retinanet", "rf_detr")]
     mixed += [("d_fine", "rf_detr"), ("rf_detr", "rt_detr")]
+    of_yolo = [(YOLO, YOLO), (YOLO, "retinanet"), ("fcos", YOLO)]
+    pairs += [pytest.param(*pair, marks=[needs_libreyolo, pytest.mark.slow]) for pair in of_yolo]
     return pairs + [pytest.param(*pair, marks=marks) for pair in mixed]
 
 
@@ -80,7 +100,7 @@ UNSELECTIVE = {"score_thresh": 0.0, "box_score_thresh": 0.0}
 def with_backbones(backbones: Sequence[str]) -> list[tuple[str, str]]:
     """All pairs of a family and a backbone that it can have."""
     pairs = [(family, backbone) for family in WITH_PYRAMID for backbone in backbones]
-    return pairs + list(FIXED_BACKBONES.items())
+    return pairs + [pair for pair in FIXED_BACKBONES.items() if pair[0] in COMPOSED]
 
 
 def tiny_options(family: str, **more: Any) -> dict[str, Any]:
@@ -92,7 +112,8 @@ def tiny_options(family: str, **more: Any) -> dict[str, Any]:
 def tiny_detector(family: str, backbone: str = BACKBONE, *, seed: int = 0, weights: str = "none", **spec: Any):
     """A detector with short side 64, long side 96 and 16 neck channels.
 
-    SSDlite has sides of 64 and widths of its own: those at stride 32 are halved for any other number than 16.
+    SSDlite and YOLOv9 have sides of 64 and widths of their own: for any other number than 16, the former has half the
+    channels at stride 32, and the latter is the next larger one.
     """
     settings: dict[str, Any] = {"classes": CLASSES, "size": 64, "max_size": 96, "neck_channels": 16}
     settings["options"] = tiny_options(family)
@@ -101,7 +122,10 @@ def tiny_detector(family: str, backbone: str = BACKBONE, *, seed: int = 0, weigh
     if family in FIXED_BACKBONES:
         backbone = FIXED_BACKBONES[family]
         if settings.pop("neck_channels") != 16:
-            settings["options"] = {"reduced_tail": True} | settings["options"]
+            if family == YOLO:
+                backbone = "yolo9_s"
+            else:
+                settings["options"] = {"reduced_tail": True} | settings["options"]
     torch.manual_seed(seed)
     detector: Detector = build(DetectorSpec(family, backbone, **settings), weights)
     if family in FIXED_BACKBONES and weights == "none":
@@ -111,7 +135,7 @@ def tiny_detector(family: str, backbone: str = BACKBONE, *, seed: int = 0, weigh
 
 @torch.no_grad()
 def _fit_statistics(detector: Detector) -> None:
-    """Give batch normalisation the statistics of a few images: with its initial ones, features would vanish."""
+    """Give batch normalisation the statistics of images of two sizes: with its initial ones, features would vanish."""
 
     def fit(norm: Any, inputs: tuple[Tensor, ...]) -> None:
         variance, mean = torch.var_mean(inputs[0], dim=(0, 2, 3), correction=0)
@@ -121,7 +145,7 @@ def _fit_statistics(detector: Detector) -> None:
     norms = [module for module in detector.modules() if getattr(module, "running_var", None) is not None]
     hooks = [norm.register_forward_pre_hook(fit) for norm in norms]
     training = detector.training
-    detector.eval().forward_teacher(detector.prepare(images(*[(64, 64)] * 8)))
+    detector.eval().forward_teacher(detector.prepare(images(*[(64, 64), (64, 96)] * 4)))
     detector.train(training)
     for hook in hooks:
         hook.remove()

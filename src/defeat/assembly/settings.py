@@ -43,10 +43,10 @@ class DistillationSettings(Checked):
 
     teacher: str = setting(role=Role.SOURCE)
     """Run directory of the teacher, a torchvision model such as torchvision:fasterrcnn_resnet50_fpn_v2, a detector of
-    transformers (a folder written by save_pretrained, or hf:ORG/NAME; `defeat import` makes a run directory of other
-    tools' checkpoints); or a teacher that only gives boxes, for --unlabelled: boxes:FILE, a results file of COCO;
-    onnx:FILE, a detector in ONNX; or FILE.py:FACTORY, a function that returns an object with `classes` and
-    `predict`."""
+    transformers (a folder written by save_pretrained, or hf:ORG/NAME), a YOLOv9 checkpoint of LibreYOLO (`defeat
+    import` makes a run directory of other tools' checkpoints); or a teacher that only gives boxes, for --unlabelled:
+    boxes:FILE, a results file of COCO; onnx:FILE, a detector in ONNX; or FILE.py:FACTORY, a function that returns an
+    object with `classes` and `predict`."""
     teacher_weights: str | None = setting(default=None)
     """With a torchvision teacher, a file with its state dict, instead of the published weights."""
     teacher_taps: str | None = setting(default=None)

@@ -73,14 +73,14 @@ def refusal(path: Path) -> str:
     if path.suffix.lower() in SUFFIXES:
         kind = SUFFIXES[path.suffix.lower()]
         return f"{path} is {kind}, which gives no feature maps to learn from: name its network in PyTorch. {own}"
-    content = _names(path)
+    content = names_in(path)
     for needles, tool, advice in KINDS:
         if all(needle in content for needle in needles):
             return f"{path} is a checkpoint of {tool}: {advice.format(path=path)}. {own}"
     return f"{path} is a file. {own} To use another network as a teacher, {OWN_NETWORK}."
 
 
-def _names(path: Path) -> bytes:
+def names_in(path: Path) -> bytes:
     """The pickled part of a checkpoint, as bytes: it has the names of modules and tensors."""
     try:
         if not zipfile.is_zipfile(path):

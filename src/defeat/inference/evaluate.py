@@ -13,7 +13,6 @@ from defeat.data.settings import MAX_WORKERS
 from defeat.data.source import EVALUATION_SPLITS
 from defeat.detector import load
 from defeat.detector.devices import choose_device
-from defeat.detector.exported import is_exported
 from defeat.detector.pretrained import torchvision_name
 from defeat.detector.transformers_models import is_checkpoint
 from defeat.distillation import ClassMap, renamed_classes
@@ -45,8 +44,9 @@ def evaluate(
     """Evaluate a trained detector with the average precision of COCO and PASCAL VOC.
 
     Args:
-        run: run directory, a torchvision model such as `torchvision:retinanet_resnet50_fpn`, or a detector of
-            transformers: a folder written by `save_pretrained`, or `hf:ORG/NAME`; or a file written by `defeat export`.
+        run: run directory, a torchvision model such as `torchvision:retinanet_resnet50_fpn`, a checkpoint of a
+            LibreYOLO YOLOv9, a detector of transformers (a folder written by `save_pretrained`, or `hf:ORG/NAME`), or a
+            file written by `defeat export`.
         data: folder of a data set; by default the one that the run was trained on.
         split: split to evaluate on; by default the one that the run was evaluated on, and of other data test, else val.
         batch_size: images per batch.
@@ -97,7 +97,7 @@ def _defaults(
     run: str | Path, source: DataSource | None, split: str | None, console: Console | None
 ) -> tuple[DataSource, str]:
     """The data set and the split of a run, where they are not given."""
-    foreign = torchvision_name(run) is not None or is_checkpoint(run) or is_exported(run)
+    foreign = torchvision_name(run) is not None or is_checkpoint(run) or Path(run).is_file()
     directory = None if foreign else RunDirectory(run)
     settings = directory.read_config() if directory else {}
     if source is None and settings.get("data") is None:

@@ -11,14 +11,16 @@ import torch
 from defeat.detector import build, load_detector, save_model
 from defeat.detector.base import Detector
 from defeat.detector.foreign_weights import Source, Style, complete, read_file
-from defeat.detector.importers import detectron2, mmdetection, torchvision, transformers
+from defeat.detector.importers import detectron2, libreyolo, mmdetection, torchvision, transformers
 from defeat.errors import InputError, quoted, unknown_name
 from defeat.settings import at_least
 
-Tool = Literal["auto", "mmdetection", "detectron2", "torchvision", "transformers"]
+Tool = Literal["auto", "mmdetection", "detectron2", "torchvision", "transformers", "libreyolo"]
 # A tool of which files are read is a module with NAME, `recognised(names)` and `read(source)`, and an entry here.
 FILE_TOOLS: dict[str, ModuleType] = {"mmdetection": mmdetection, "detectron2": detectron2, "torchvision": torchvision}
-TOOLS = (*FILE_TOOLS, "transformers")
+# A tool whose modules we use is a module with NAME, `recognised_source(source)` and `read_source(source)`.
+MODULE_TOOLS: dict[str, ModuleType] = {"transformers": transformers, "libreyolo": libreyolo}
+TOOLS = (*FILE_TOOLS, *MODULE_TOOLS)
 MAX_SIDE = 16_384
 
 
@@ -53,10 +55,10 @@ def import_checkpoint(
     """Convert a detector of another tool to a run directory with `model.json` and `model.safetensors`.
 
     Args:
-        checkpoint: a file of MMDetection 2 or 3, Detectron2 or torchvision (.pth or .safetensors), a folder written by
-            `save_pretrained`, or hf:ORG/NAME.
+        checkpoint: a file of MMDetection 2 or 3, Detectron2 or torchvision (.pth or .safetensors) or LibreYOLO (.pt), a
+            folder written by `save_pretrained`, or hf:ORG/NAME.
         out: run directory to write; it must not exist, or be empty.
-        tool: mmdetection, detectron2, torchvision, transformers, or auto to recognise it.
+        tool: mmdetection, detectron2, torchvision, transformers, libreyolo, or auto to recognise it.
         detector: the architecture, to be checked: faster_rcnn, retinanet, fcos or gfl, of torchvision a name such as
             fasterrcnn_resnet50_fpn; by default as recognised.
         classes: names of the classes in the order of the labels, or a text file with one name per line; by default
@@ -82,9 +84,10 @@ def import_checkpoint(
     for name, value in (("size", size), ("max_size", max_size)):
         at_least(name, value, 32, MAX_SIDE)
     folder = _free(Path(out))
-    if tool == "transformers" or (tool == "auto" and transformers.recognised_folder(checkpoint)):
-        _require_nothing_given(detector, style, size, max_size, tool_config)
-        imported, name = transformers.read_folder(checkpoint), transformers.NAME
+    module = _module_tool(checkpoint, tool)
+    if module is not None:
+        _require_nothing_given(module.NAME, detector, style, size, max_size, tool_config)
+        imported, name = module.read_source(checkpoint), module.NAME
         notes: tuple[str, ...] = ()
         if classes is not None:
             _rename_classes(imported, _class_names(classes) or ())
@@ -100,6 +103,13 @@ def import_checkpoint(
         raise InputError(f"--out {out} can't be written ({error.strerror}).") from error
     save_model(imported, folder)
     return ImportedDetector(folder, name, load_detector(folder), notes)
+
+
+def _module_tool(checkpoint: str | Path, tool: str) -> ModuleType | None:
+    """The given or recognised tool, if it is one whose modules we use."""
+    if tool != "auto":
+        return MODULE_TOOLS.get(tool)
+    return next((module for module in MODULE_TOOLS.values() if module.recognised_source(checkpoint)), None)
 
 
 def _built(source: Source, tool: str) -> tuple[Detector, tuple[str, ...], str]:
@@ -164,9 +174,9 @@ def _text(path: str, flag: str) -> str:
         raise InputError(f"{flag} {path} can't be read as text.") from error
 
 
-def _require_nothing_given(*values: object) -> None:
+def _require_nothing_given(name: str, *values: object) -> None:
     if any(value not in (None, "auto") for value in values):
-        raise InputError("A detector of transformers has its own configuration: only --classes can be given with it.")
+        raise InputError(f"A detector of {name} has its own configuration: only --classes can be given with it.")
 
 
 def _rename_classes(detector: Detector, names: tuple[str, ...]) -> None:

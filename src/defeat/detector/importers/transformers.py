@@ -9,12 +9,12 @@ from defeat.detector.transformers_models import is_checkpoint
 NAME = "transformers"
 
 
-def recognised_folder(source: str | Path) -> bool:
+def recognised_source(source: str | Path) -> bool:
     """Whether a source is a folder written by `save_pretrained`, or `hf:ORG/NAME`."""
     return is_checkpoint(source)
 
 
-def read_folder(source: str | Path) -> Detector:
+def read_source(source: str | Path) -> Detector:
     """Load a trained detector with its weights.
 
     Args:
