@@ -135,7 +135,7 @@ def tiny_detector(family: str, backbone: str = BACKBONE, *, seed: int = 0, weigh
 
 @torch.no_grad()
 def _fit_statistics(detector: Detector) -> None:
-    """Give batch normalisation the statistics of images of two sizes: with its initial ones, features would vanish."""
+    """Give batch normalisation the statistics of images, of two sizes unless they are stretched: with its initial ones, features would vanish."""
 
     def fit(norm: Any, inputs: tuple[Tensor, ...]) -> None:
         variance, mean = torch.var_mean(inputs[0], dim=(0, 2, 3), correction=0)
@@ -145,7 +145,8 @@ def _fit_statistics(detector: Detector) -> None:
     norms = [module for module in detector.modules() if getattr(module, "running_var", None) is not None]
     hooks = [norm.register_forward_pre_hook(fit) for norm in norms]
     training = detector.training
-    detector.eval().forward_teacher(detector.prepare(images(*[(64, 64), (64, 96)] * 4)))
+    sizes = [(64, 64), (64, 64 if detector.info.square else 96)] * 4
+    detector.eval().forward_teacher(detector.prepare(images(*sizes)))
     detector.train(training)
     for hook in hooks:
         hook.remove()

@@ -178,9 +178,11 @@ class YOLO9(Detector):
 
     def raw(self, images: Tensor, sizes: list[tuple[int, int]]) -> Raw:
         """Scores and boxes at the points of each level."""
-        predictions = self._predict(images, Maps(*self.backbone(images)))
-        parts = {SCORES: predictions.logits.sigmoid(), BOXES: predictions.boxes}
-        return by_level(STRIDES, **{name: part.split(predictions.per_level, dim=1) for name, part in parts.items()})
+        neck = Maps(*self.backbone(images)).neck
+        outputs = self.head(list(neck.values()))
+        boxes = [_decoded(output, stride) for output, stride in zip(outputs, STRIDES, strict=True)]
+        scores = [output[:, 4 * REG_MAX :].flatten(2).transpose(1, 2).sigmoid() for output in outputs]
+        return by_level(STRIDES, **{SCORES: scores, BOXES: boxes})
 
     def decode(self, raw: Raw, sizes: list[tuple[int, int]]) -> list[Detections]:
         """Select the detections, in pixels of the batch; those of which nothing is inside the image are left out."""
@@ -226,6 +228,20 @@ class YOLO9(Detector):
                 strides=predictions.strides,
             ),
         )
+
+
+def _decoded(output: Tensor, stride: int) -> Tensor:
+    """Boxes (B, H*W, 4) in pixels for the output (B, 4M+K, H, W) of the head, as LibreYOLO's loss has them.
+
+    Its own code makes points for a fixed size of the image; these are for any, so that they can be traced.
+    """
+    y, x = ((torch.arange(side, device=output.device) + 0.5) * stride for side in output.shape[-2:])
+    rows, columns = torch.meshgrid(y, x, indexing="ij")
+    points = torch.stack((columns.flatten(), rows.flatten()), dim=1)  # (H*W, 2)
+    distributions = output[:, : 4 * REG_MAX].flatten(2).unflatten(1, (4, REG_MAX)).softmax(dim=2)  # (B, 4, M, H*W)
+    values = torch.arange(REG_MAX, dtype=output.dtype, device=output.device)[:, None]
+    distances = (distributions * values).sum(dim=2).transpose(1, 2) * stride  # (B, H*W, 4) left, top, right, bottom
+    return torch.cat((points - distances[..., :2], points + distances[..., 2:]), dim=-1)
 
 
 def _with_area(detections: Detections) -> Detections:
