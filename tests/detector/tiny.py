@@ -135,7 +135,10 @@ def tiny_detector(family: str, backbone: str = BACKBONE, *, seed: int = 0, weigh
 
 @torch.no_grad()
 def _fit_statistics(detector: Detector) -> None:
-    """Give batch normalisation the statistics of images, of two sizes unless they are stretched: with its initial ones, features would vanish."""
+    """Give batch normalisation the statistics of a few images: with its initial ones, features would vanish.
+
+    The images have two sizes, unless they are stretched to one.
+    """
 
     def fit(norm: Any, inputs: tuple[Tensor, ...]) -> None:
         variance, mean = torch.var_mean(inputs[0], dim=(0, 2, 3), correction=0)

@@ -18,7 +18,7 @@ pytest.importorskip("openvino")
 def test_a_file_detects_what_the_detector_does(family, suffix, tmp_path):
     detector, path = exported(tmp_path, family, f"file{suffix}")
     parity = measure_parity(detector, load(path), PICTURES)
-    assert parity.detections > 20
+    assert parity.detections >= len(PICTURES)
     assert parity.matched >= 0.99
     assert parity.largest_box_difference < 0.05
 
