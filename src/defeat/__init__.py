@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from defeat.exporting import export
     from defeat.inference.evaluate import evaluate
     from defeat.inference.predict import predict
+    from defeat.inference.profile import profile
     from defeat.report.compare import compare
     from defeat.types import Detections, DetectorInfo, DetectorOutput, Progress, Target
 
@@ -66,6 +67,7 @@ __all__ = [
     "open_dataset",
     "plan",
     "predict",
+    "profile",
     "replay",
     "train",
 ]
@@ -99,6 +101,7 @@ _HOMES = {
     "open_dataset": "defeat.data",
     "plan": "defeat.api",
     "predict": "defeat.inference.predict",
+    "profile": "defeat.inference.profile",
     "replay": "defeat.assembly.replay",
     "train": "defeat.api",
 }

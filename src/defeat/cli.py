@@ -134,6 +134,17 @@ def export(arguments: Sequence[str]) -> int:
     return 0
 
 
+def profile(arguments: Sequence[str]) -> int:
+    """Measure what predictions cost: time by batch and threads, FLOPs, memory."""
+    from rich.console import Console
+
+    from defeat.inference.profile import profile as function
+    from defeat.report.tables import print_costs
+
+    print_costs(function(**_keywords("profile", arguments, function), console=Console(stderr=True)), Console())
+    return 0
+
+
 def taps(arguments: Sequence[str]) -> int:
     """List the feature maps of your own network, for --teacher-taps."""
     from defeat.inference.taps import print_taps
@@ -183,6 +194,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "bench": bench,
     "import": import_checkpoint,
     "export": export,
+    "profile": profile,
     "taps": taps,
     "methods": methods,
     "recipes": recipes,

@@ -37,7 +37,8 @@ REASONS = {
             "bg-iou-thresh threshold"
         ),
         "0 is documented as none, all or as many as needed": (
-            "warmup-steps grad-clip frozen-stages eval-every checkpoint-every workers sampling-ratio ema denoising"
+            "warmup-steps grad-clip frozen-stages eval-every checkpoint-every workers sampling-ratio ema denoising "
+            "class-channels"
         ),
         "0 is a seed": "seed",
     },

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -10,6 +11,7 @@ from rich.text import Text
 from defeat.evaluation.bootstrap import Interval
 from defeat.evaluation.evaluator import EvaluationResult
 from defeat.exporting import ExportReport
+from defeat.inference.profile import Cost
 from defeat.report.gains import Gain
 from defeat.report.runs import RunSummary
 from defeat.report.variants import INHERITED, MatrixResult, VariantResult
@@ -304,6 +306,36 @@ def _table(
         names = [row.run.name, *([row.role] if role else []), *([row.detector] if detector else [])]
         table.add_row(*(Text(name) for name in names), *row.cells[first : first + len(columns)])
     return table
+
+
+def print_costs(costs: Sequence[Cost], console: Console) -> None:
+    """Print the result of `defeat profile`: times, and what does not depend on threads."""
+    times = [
+        (
+            Path(cost.source).name,
+            str(cost.batch),
+            str(cost.threads),
+            decimal(cost.median_ms),
+            decimal(cost.p95_ms),
+            decimal(cost.images_per_second),
+        )
+        for cost in costs
+    ]
+    print_table(console, ("run or file", "batch", "threads", "ms", "ms, p95", "images/s"), times)
+    first = {cost.source: cost for cost in reversed(costs)}
+    sizes = [
+        (
+            Path(source).name,
+            decimal(_scaled(first[source].parameters, 1e6), 2),
+            decimal(first[source].gflops),
+            decimal(_scaled(first[source].file_bytes, 1e6)),
+            decimal(_scaled(first[source].memory_bytes, 1e6), 0),
+        )
+        for source in dict.fromkeys(cost.source for cost in costs)
+    ]
+    print_table(console, ("run or file", "params (M)", "GFLOPs", "file (MB)", "memory (MB)"), sizes)
+    places = dict.fromkeys(f"{cost.size[1]} x {cost.size[0]} pixels on {cost.device}" for cost in costs)
+    console.print(f"Images of {', '.join(places)}; {UNKNOWN}: not known.", highlight=False)
 
 
 def print_export(report: ExportReport, console: Console) -> None:

@@ -73,6 +73,13 @@ class ExportedDetector:
         """Of the weights."""
         return f"{self.description.fingerprint}, {self.description.precision}"
 
+    @property
+    def file_bytes(self) -> int:
+        """Size of the file in bytes, with the file of its weights where there is one."""
+        weights = self.path.with_suffix(".bin")
+        parts = [self.path, weights] if self.path.suffix == ".xml" and weights.is_file() else [self.path]
+        return sum(part.stat().st_size for part in parts)
+
     def to(self, device: torch.device) -> "ExportedDetector":
         """Open the file for a device, if its runtime supports that, and return the detector."""
         if self._open is not None:
