@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 import defeat
+from defeat.assembly.box_teachers import named_box_teacher
+from defeat.assembly.settings import DistillSettings
 from defeat.cli import main
 from defeat.detector import BoxTeacher, load, load_detector
 from defeat.detector.boxes import PredictedBoxes
@@ -151,6 +154,11 @@ def test_a_file_is_a_teacher_that_gives_boxes(file):
     assert isinstance(exported, BoxTeacher)
     (found,) = PredictedBoxes(exported).predict(PICTURES[:1])
     assert len(found.boxes) > 0
+    settings = DistillSettings(data="demo", backbone="test_resnet", out="run", teacher=f"onnx:{path}")
+    teacher = named_box_teacher(settings, Console())  # without a description
+    assert teacher is not None
+    assert teacher.kind == "exported file"
+    assert teacher.info.classes == exported.classes
 
 
 @pytest.mark.parametrize("dynamic", ["auto", "none"])

@@ -16,6 +16,7 @@ from defeat.data.formats.coco import categories_of
 from defeat.data.results import Description, read_results
 from defeat.data.unlabelled import image_paths
 from defeat.detector import BoxNetwork, BoxTeacher, Detector, PredictedBoxes, StoredBoxes, TappedTeacher, TeacherNetwork
+from defeat.detector.exported import described_file, is_exported
 from defeat.detector.onnx_boxes import OnnxTeacher, read_onnx_description
 from defeat.detector.teacher import Teacher, has_stored
 from defeat.distillation import Method
@@ -41,6 +42,9 @@ def named_box_teacher(settings: DistillSettings, console: Console) -> BoxNetwork
         return _own_teacher(settings.teacher)
     if prefix == "onnx":
         if settings.teacher_description is None:
+            exported = described_file(path) if is_exported(path) and Path(path).is_file() else None
+            if exported is not None:
+                return PredictedBoxes(exported)
             raise InputError(
                 f"--teacher {settings.teacher} needs --teacher-description, a YAML file with its classes, the "
                 "preparation of images and the layout of its outputs."

@@ -40,6 +40,8 @@ class ExportedDetector:
         info: its properties; it has no feature maps.
     """
 
+    kind = "exported file"
+
     def __init__(
         self,
         description: ExportDescription,
