@@ -9,7 +9,7 @@ import pytest
 import torch
 from torchvision.models import detection
 
-from defeat.detector import load
+from defeat.detector import load_detector
 from defeat.detector.pretrained import CONVERTERS
 from defeat.errors import InputError
 
@@ -18,7 +18,7 @@ SMALL = {"weights": None, "weights_backbone": None, "num_classes": 2}
 
 def refused(path: Path) -> str:
     with pytest.raises(InputError) as caught:
-        load(path)
+        load_detector(path)
     message = str(caught.value)
     assert "\n" not in message
     assert "run directory" in message

@@ -230,7 +230,7 @@ def test_a_missing_runtime_is_one_sentence(package, file, tmp_path, monkeypatch)
 
 
 def test_an_exported_file_is_no_detector_to_train_with(file):
-    with pytest.raises(InputError, match="can only predict"):
+    with pytest.raises(InputError, match="gives no feature maps to learn from: give the run that it is from"):
         load_detector(file[1])
 
 

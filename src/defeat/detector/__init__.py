@@ -163,8 +163,6 @@ def load_detector(source: str | Path, weights: str | Path | None = None) -> Dete
         return load_torchvision(name, weights).eval()
     if weights is not None:
         raise InputError("A file of weights can be given for a torchvision model only; a run contains its own.")
-    if is_exported(source):
-        raise InputError(f"{source} is an exported detector, which can only predict: give the run that it is from.")
     if is_checkpoint(source):
         return load_transformers(source).eval()
     if libreyolo_models.is_checkpoint(source):
