@@ -72,7 +72,10 @@ def refusal(path: Path) -> str:
     own = "A detector of this library is a run directory, with model.json and model.safetensors."
     if path.suffix.lower() in SUFFIXES:
         kind = SUFFIXES[path.suffix.lower()]
-        return f"{path} is {kind}, which gives no feature maps to learn from: give the run that it is from, or its network in PyTorch. {own}"
+        return (
+            f"{path} is {kind}, which gives no feature maps to learn from: give the run that it is from, or its network "
+            f"in PyTorch. {own}"
+        )
     content = names_in(path)
     for needles, tool, advice in KINDS:
         if all(needle in content for needle in needles):

@@ -1,6 +1,7 @@
 """Writes ONNX files."""
 
 import io
+import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -145,14 +146,18 @@ def quantised(model: Any, samples: Sequence[Any], folder: Path) -> Any:
 
     source, target = folder / "float.onnx", folder / "quantised.onnx"
     source.write_bytes(model.SerializeToString())
-    quantize_static(
-        source,
-        target,
-        Samples(),
-        quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=["Conv"],
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-    )
+    logging.disable(logging.WARNING)  # advice to simplify the model first, which was done
+    try:
+        quantize_static(
+            source,
+            target,
+            Samples(),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["Conv"],
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+    finally:
+        logging.disable(logging.NOTSET)
     return onnx.load(target)

@@ -1,5 +1,6 @@
 """Writes OpenVINO files from models of the package onnx."""
 
+import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -86,4 +87,5 @@ def _nncf() -> Any:
         import nncf
     except ImportError as error:
         raise InputError("--precision int8 needs the package nncf: pip install defeat[openvino].") from error
+    nncf.set_log_level(logging.ERROR)
     return nncf
