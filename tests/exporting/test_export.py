@@ -19,7 +19,9 @@ from defeat.detector import BoxTeacher, load, load_detector
 from defeat.detector.boxes import PredictedBoxes
 from defeat.detector.exported import load_exported
 from defeat.errors import InputError
+from defeat.evaluation.evaluator import EvaluationResult
 from defeat.exporting import export, onnx
+from defeat.exporting.images import ExportImages
 from defeat.exporting.parity import measure_parity
 from tests.detector.tiny import images
 from tests.exporting.tiny_exports import PICTURES, exported, saved, with_data
@@ -122,15 +124,16 @@ def test_int8_is_calibrated_and_judged_by_its_ap(name, run, tmp_path, small_demo
     report = export(run, tmp_path / name, precision="int8", max_drop=100, calibration_images=4)
     assert report.ap is not None
     whole = export(run, tmp_path / f"whole{Path(name).suffix}", verify="none")
-    assert report.bytes < 0.6 * whole.bytes
+    assert report.bytes < 0.8 * whole.bytes  # most of a tiny file describes the graph
     assert load(tmp_path / name).description.precision == "int8"
 
 
 @pytest.mark.slow
 def test_int8_that_costs_too_much_is_refused(run, tmp_path, small_demo, monkeypatch):
-    from defeat.exporting.images import ExportImages
+    def evaluate(self, detector, title):
+        return EvaluationResult({"AP": 50.0 if "detector" in title else 40.0}, {}, 4, 4)
 
-    monkeypatch.setattr(ExportImages, "ap", lambda self, detector, title: 50.0 if "detector" in title else 40.0)
+    monkeypatch.setattr(ExportImages, "evaluate", evaluate)
     with pytest.raises(InputError, match=r"int8 costs 10.0 points of AP \(50.0 to 40.0\), more than --max-drop 1"):
         export(run, tmp_path / "a.onnx", precision="int8", calibration_images=2)
     assert not (tmp_path / "a.onnx").exists()

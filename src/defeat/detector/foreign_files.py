@@ -73,8 +73,8 @@ def refusal(path: Path) -> str:
     if path.suffix.lower() in SUFFIXES:
         kind = SUFFIXES[path.suffix.lower()]
         return (
-            f"{path} is {kind}, which gives no feature maps to learn from: give the run that it is from, or its network "
-            f"in PyTorch. {own}"
+            f"{path} is {kind}, which gives no feature maps to learn from: give the run that it is from, or its "
+            f"network in PyTorch. {own}"
         )
     content = names_in(path)
     for needles, tool, advice in KINDS:
