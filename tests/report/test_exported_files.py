@@ -39,7 +39,7 @@ def test_a_file_has_a_row_with_its_latency_and_size(file, runs, tmp_path, capsys
     assert "file.onnx" in page
     assert "exported (fp32)" in page
     assert "23.4" in page
-    assert "Accuracy for the time" in page
+    assert "AP over latency" in page
 
 
 def test_a_file_without_an_evaluation_has_no_accuracy(tmp_path, runs):
@@ -52,7 +52,7 @@ def test_a_file_without_an_evaluation_has_no_accuracy(tmp_path, runs):
 
 
 def test_runs_without_measured_latency_have_no_plot(runs):
-    assert "Accuracy for the time" not in render([read_run(runs[0])])
+    assert "AP over latency" not in render([read_run(runs[0])])
 
 
 def test_files_alone_are_refused(file):

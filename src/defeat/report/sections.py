@@ -79,7 +79,7 @@ def trade_off_section(runs: Sequence[RunSummary]) -> str:
         for shade, run in enumerate(known)
     ]
     chart = line_chart(points, "latency (ms)", "AP")
-    return f'<h2>Accuracy for the time</h2><div class="card plot">{legend(points)}{chart}</div>'
+    return f'<h2>AP over latency</h2><div class="card plot">{legend(points)}{chart}</div>'
 
 
 def shares_section(runs: Sequence[RunSummary]) -> str:
