@@ -123,7 +123,7 @@ def import_checkpoint(arguments: Sequence[str]) -> int:
 
 
 def export(arguments: Sequence[str]) -> int:
-    """Export a trained detector to ONNX or OpenVINO, and check that it detects the same."""
+    """Export a trained detector to ONNX, OpenVINO or TorchScript, and check that it detects the same."""
     from rich.console import Console
 
     from defeat.exporting import export as function

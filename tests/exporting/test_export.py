@@ -196,6 +196,7 @@ def test_a_path_that_is_no_file_of_ours_is_refused(file, tmp_path):
     model.metadata_props[0].value = json.dumps({"format": 9})
     (tmp_path / "newer.onnx").write_bytes(model.SerializeToString())
     (tmp_path / "cut.xml").write_text("<net>")
+    (tmp_path / "cut.torchscript").write_bytes(b"PK")
     for name, message in {
         "cut.onnx": "can't be loaded as ONNX",
         "foreign.onnx": "was not written by `defeat export`",
@@ -203,6 +204,7 @@ def test_a_path_that_is_no_file_of_ours_is_refused(file, tmp_path):
         "newer.onnx": "another version",
         "missing.onnx": "does not exist",
         "cut.xml": "can't be loaded as OpenVINO",
+        "cut.torchscript": "can't be loaded as TorchScript",
     }.items():
         with pytest.raises(InputError, match=message):
             load_exported(tmp_path / name)
@@ -240,10 +242,11 @@ def test_an_exported_file_is_no_detector_to_train_with(file):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"out": "a.tflite"}, r"must end with .onnx or .xml"),
+        ({"out": "a.tflite"}, r"must end with .onnx, .xml, .torchscript"),
         ({"out": "a.onnx", "format": "openvino"}, "must end with .xml"),
         ({"out": "none/a.onnx"}, "does not exist"),
         ({"format": "coreml"}, "Unknown format 'coreml'"),
+        ({"out": "a.torchscript", "precision": "int8"}, "TorchScript is written in fp32 only"),
         ({"precision": "int4"}, "Unknown value of --precision 'int4'"),
         ({"nms": "none"}, "Unknown value of --nms 'none'"),
         ({"dynamic": "depth"}, "Unknown value of --dynamic 'depth'"),

@@ -12,8 +12,10 @@ from tests.exporting.tiny_exports import PICTURES, all_options, exported, saved
 
 pytest.importorskip("openvino")
 
+SUFFIXES = [".onnx", *[pytest.param(suffix, marks=pytest.mark.slow) for suffix in (".xml", ".torchscript")]]
 
-@pytest.mark.parametrize("suffix", [".onnx", pytest.param(".xml", marks=pytest.mark.slow)])
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("family", FAMILIES_IN_RUNS)
 def test_a_file_detects_what_the_detector_does(family, suffix, tmp_path):
     detector, path = exported(tmp_path, family, f"file{suffix}")

@@ -19,7 +19,7 @@ from defeat.detector.exported import FORMATS, ExportDescription, ExportedDetecto
 from defeat.detector.exported.openvino import OpenVinoRuntime, compiled
 from defeat.errors import InputError, unknown_name
 from defeat.evaluation.evaluator import EvaluationResult
-from defeat.exporting import onnx, openvino
+from defeat.exporting import onnx, openvino, torchscript
 from defeat.exporting.graph import ExportGraph, TorchRuntime
 from defeat.exporting.images import ExportImages
 from defeat.exporting.inputs import InputOptions, Nms, describe
@@ -27,7 +27,7 @@ from defeat.exporting.parity import Latency, Parity, Tolerance, measure_latency,
 from defeat.files import write_atomically
 from defeat.settings import at_least
 
-Format = Literal["auto", "onnx", "openvino"]
+Format = Literal["auto", "onnx", "openvino", "torchscript"]
 Precision = Literal["fp32", "fp16", "int8"]
 Verify = Literal["sample", "full", "none"]
 SAMPLE = 32  # images of which the detections are compared
@@ -133,8 +133,8 @@ def export(
 
     Args:
         run: run directory, a torchvision model, or a detector of transformers.
-        out: file to write: .onnx, or .xml for OpenVINO (with its weights beside it in .bin).
-        format: onnx, openvino, or auto: by the suffix of `out`.
+        out: file to write: .onnx; .xml for OpenVINO (with its weights beside it in .bin); or .torchscript.
+        format: onnx, openvino, torchscript, or auto: by the suffix of `out`.
         precision: fp32; fp16, which halves the file; or int8, which is quantised after calibration on training images.
         nms: whether non-maximum suppression is inside the file; outside, the file gives all candidates.
         dynamic: which of batch, height and width may vary, separated by commas, or none; auto: height and width, unless
@@ -166,7 +166,7 @@ def export(
     if not 0 <= max_drop <= 100:
         raise InputError(f"--max-drop must be in 0..100, not {max_drop:g}.")
     path = Path(out)
-    kind = _format_of(path, format)
+    kind = _format_of(path, format, precision)
     options = InputOptions(nms, dynamic, height, width, white)
     detector = load_detector(run)
     graph = ExportGraph(detector, describe(detector, options, precision, licence)).eval()
@@ -185,7 +185,7 @@ def export(
     return report
 
 
-def _format_of(path: Path, given: str) -> str:
+def _format_of(path: Path, given: str, precision: str) -> str:
     """The format of a file to write.
 
     Raises:
@@ -196,7 +196,9 @@ def _format_of(path: Path, given: str) -> str:
         raise unknown_name("format", given, ("auto", *suffixes))
     kind = given if given != "auto" else next((k for k, suffix in suffixes.items() if suffix == path.suffix), None)
     if kind is None:
-        raise InputError(f"--out {path}: the file must end with {' or '.join(suffixes.values())}.")
+        raise InputError(f"--out {path}: the file must end with {', '.join(suffixes.values())}.")
+    if kind == "torchscript" and precision != "fp32":
+        raise InputError(f"--precision {precision}: TorchScript is written in fp32 only.")
     if path.suffix != suffixes[kind]:
         raise InputError(f"--out {path}: a file of {kind} must end with {suffixes[kind]}.")
     if not path.parent.is_dir():
@@ -236,12 +238,16 @@ def _require_batches(file: ExportedDetector) -> None:
         raise InputError(f"--dynamic batch: the network of {about.family} takes one image at a time.") from error
 
 
-def _model(task: _Task) -> Any:
-    """The graph as a model of the package onnx."""
+def _example(task: _Task) -> Tensor:
+    """An input for tracing."""
     about = task.graph.description
     size = about.height or TRACED[0], about.width or TRACED[1]
-    example: Tensor = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)) * about.white
-    model = onnx.traced(task.graph, example)
+    return torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)) * about.white
+
+
+def _model(task: _Task) -> Any:
+    """The graph as a model of the package onnx."""
+    model = onnx.traced(task.graph, _example(task))
     return onnx.simplified(model) if task.simplify else model
 
 
@@ -266,7 +272,15 @@ def _write_openvino(task: _Task, path: Path) -> None:
     openvino.write(model, task.graph.description, path)
 
 
-WRITERS: dict[str, Callable[[_Task, Path], None]] = {"onnx": _write_onnx, "openvino": _write_openvino}
+def _write_torchscript(task: _Task, path: Path) -> None:
+    torchscript.write(task.graph, _example(task), path)
+
+
+WRITERS: dict[str, Callable[[_Task, Path], None]] = {
+    "onnx": _write_onnx,
+    "openvino": _write_openvino,
+    "torchscript": _write_torchscript,
+}
 
 
 def _accuracy(task: _Task, network: Any) -> float:

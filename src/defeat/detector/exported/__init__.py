@@ -3,7 +3,7 @@
 from pathlib import Path
 from types import ModuleType
 
-from defeat.detector.exported import onnx, openvino
+from defeat.detector.exported import onnx, openvino, torchscript
 from defeat.detector.exported.description import ExportDescription
 from defeat.detector.exported.detector import ExportedDetector, Runtime
 from defeat.errors import InputError
@@ -19,7 +19,7 @@ __all__ = [
 ]
 
 # A format is a module with SUFFIX and `open_file(path, device)`, and an entry here.
-FORMATS: dict[str, ModuleType] = {"onnx": onnx, "openvino": openvino}
+FORMATS: dict[str, ModuleType] = {"onnx": onnx, "openvino": openvino, "torchscript": torchscript}
 
 
 def is_exported(source: str | Path) -> bool:
