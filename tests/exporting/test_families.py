@@ -25,12 +25,13 @@ def test_a_file_detects_what_the_detector_does(family, suffix, tmp_path):
     assert parity.largest_box_difference < 0.05
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("family", FAMILIES_IN_RUNS)
-def test_an_image_without_detections_gives_empty_tensors(family, tmp_path):
+def test_an_image_without_detections_gives_empty_tensors(family, suffix, tmp_path):
     limits = {"score_thresh": 1.0, "box_score_thresh": 1.0}
     saved(tmp_path / "run", family, options=all_options(family, **limits))
-    export(tmp_path / "run", tmp_path / "file.onnx", verify="none")
-    (found,) = load(tmp_path / "file.onnx").predict(PICTURES[:1])
+    export(tmp_path / "run", tmp_path / f"file{suffix}", verify="none")
+    (found,) = load(tmp_path / f"file{suffix}").predict(PICTURES[:1])
     assert found.boxes.shape == (0, 4)
     assert len(found.scores) == len(found.labels) == 0
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torchvision.models.detection._utils import _topk_min
-from torchvision.ops import batched_nms, clip_boxes_to_image
+from torchvision.ops import boxes as box_ops
+from torchvision.ops import clip_boxes_to_image
 
 from defeat.types import Detections
 
@@ -67,7 +68,7 @@ class Selection:
         if self.nms_thresh is None:
             keep = scores.topk(_topk_min(scores, self.detections_per_img, 0)).indices
         else:
-            keep = batched_nms(boxes, scores, labels, self.nms_thresh)[: self.detections_per_img]
+            keep = box_ops.batched_nms(boxes, scores, labels, self.nms_thresh)[: self.detections_per_img]
         return Detections(boxes[keep], scores[keep], labels[keep])
 
     def _candidates(self, scores: Tensor, boxes: Tensor, factors: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

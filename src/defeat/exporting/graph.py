@@ -1,5 +1,8 @@
 """The network that is exported: from the pixels of an image to detections or candidates."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -7,6 +10,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import boxes as box_ops
 
 from defeat.detector import Detector
 from defeat.detector.exported.description import BOXES, LABELS, SCORES, ExportDescription
@@ -68,6 +72,28 @@ class ExportGraph(nn.Module):
             return F.pad(images, border)
         value = images.new_tensor(colour)[:, None, None]
         return F.pad(images - value, border) + value
+
+
+@contextmanager
+def tracing() -> Iterator[None]:
+    """While a graph is traced, non-maximum suppression never gets an empty set, for which OpenVINO invents a box.
+
+    A box without an area and with a score of 0 comes last, and is dropped again.
+    """
+    original = box_ops.batched_nms
+
+    def batched_nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
+        one_more = F.pad(boxes, (0, 0, 0, 1)), F.pad(scores, (0, 1)), F.pad(labels, (0, 1))
+        kept: Tensor = original(*one_more, threshold)
+        return kept[kept < scores.shape[0]]
+
+    box_ops.batched_nms = batched_nms
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # of tracing: what is constant here was tested with other images
+            yield
+    finally:
+        box_ops.batched_nms = original
 
 
 class TorchRuntime:

@@ -2,7 +2,6 @@
 
 import io
 import logging
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 
 from defeat.detector.exported.description import IMAGES, KEY, ExportDescription
 from defeat.errors import InputError
-from defeat.exporting.graph import ExportGraph
+from defeat.exporting.graph import ExportGraph, tracing
 
 OPSET = 17
 BATCH, HEIGHT, WIDTH, DETECTIONS, CANDIDATES = "batch", "height", "width", "detections", "candidates"
@@ -42,8 +41,7 @@ def traced(graph: ExportGraph, example: torch.Tensor) -> Any:
         else:
             axes[name] = {**({0: BATCH} if about.batch is None else {}), 1: CANDIDATES}
     content: Any = io.BytesIO()
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of tracing: what is constant here was tested with other images
+    with tracing():
         graph.eval()(example)  # tensors that a detector keeps for a size become constants
         torch.onnx.export(
             graph,

@@ -1,12 +1,11 @@
 """Writes TorchScript files."""
 
-import warnings
 from pathlib import Path
 
 import torch
 
 from defeat.detector.exported.description import KEY
-from defeat.exporting.graph import ExportGraph
+from defeat.exporting.graph import ExportGraph, tracing
 
 
 def write(graph: ExportGraph, example: torch.Tensor, path: Path) -> None:
@@ -17,8 +16,7 @@ def write(graph: ExportGraph, example: torch.Tensor, path: Path) -> None:
         example: an input (1, 3, H, W) with objects that the detector finds, so that no branch of it is empty.
         path: file to write.
     """
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of tracing: what is constant here was tested with other images
+    with tracing():
         graph.eval()(example)  # tensors that a detector keeps for a size become constants
         traced = torch.jit.trace(graph, (example,), check_trace=False)
     traced.save(str(path), _extra_files={KEY: graph.description.text()})
