@@ -103,7 +103,7 @@ def test_the_teacher_is_not_changed_and_not_saved(family, tmp_path, monkeypatch)
         loaded.append((copy, fingerprint(copy)))
         return copy
 
-    monkeypatch.setattr(assembly, "load", spy)
+    monkeypatch.setattr(assembly, "load_detector", spy)
     monkeypatch.setattr(assembly, "frozen", spy_copy)
     folder = save_teacher(tmp_path / "teacher", family)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
