@@ -12,6 +12,7 @@ from tests.exporting.tiny_exports import PICTURES, all_options, exported, saved
 
 pytest.importorskip("openvino")
 
+ALIKE = 0.95  # random weights have scores and overlaps that are equal but for rounding, and decide otherwise
 SUFFIXES = [".onnx", *[pytest.param(suffix, marks=pytest.mark.slow) for suffix in (".xml", ".torchscript")]]
 
 
@@ -21,7 +22,7 @@ def test_a_file_detects_what_the_detector_does(family, suffix, tmp_path):
     detector, path = exported(tmp_path, family, f"file{suffix}")
     parity = measure_parity(detector, load(path), PICTURES)
     assert parity.detections >= len(PICTURES)
-    assert parity.matched >= 0.99
+    assert parity.matched >= ALIKE
     assert parity.largest_box_difference < 0.05
 
 
@@ -57,4 +58,4 @@ def test_candidates_outside_of_the_file_are_selected_alike_and_come_in_batches(f
         assert torch.allclose(best, torch.from_numpy(single["scores"][0]).flatten().topk(20).values, atol=1e-4)
     if family not in STRETCHING and not detector.info.square:
         square = images((64, 64), (128, 128))  # fit the fixed input, 64 x 64
-        assert measure_parity(detector, file, square).matched >= 0.99
+        assert measure_parity(detector, file, square).matched >= ALIKE
