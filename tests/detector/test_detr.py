@@ -14,6 +14,7 @@ from defeat.detector.cells import cell_labels
 from defeat.detector.families.detr import KINDS, DETROptions
 from defeat.detector.statistics import ObjectStatistics
 from defeat.errors import InputError
+from tests.detector.equal_to_transformers import count_equal_predictions
 from tests.detector.tiny import (
     BACKBONE,
     CLASSES,
@@ -103,17 +104,7 @@ def test_predictions_are_those_of_the_models_own_processor_and_post_processing(k
         output = model(**inputs)
     sizes = [tuple(picture.shape[-2:]) for picture in pictures]
     expected = processor.post_process_object_detection(output, threshold=0.0, target_sizes=sizes)
-    compared = 0
-    for own, theirs, (height, width) in zip(detector.predict(pictures), expected, sizes, strict=True):
-        boxes = theirs["boxes"].clamp(min=0).minimum(torch.tensor([width, height, width, height]))
-        inside = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)  # ours leave out boxes outside the image
-        assert own.scores.unique().numel() > 5
-        assert torch.allclose(own.scores, theirs["scores"][inside], atol=1e-4)
-        distance = (own.boxes[:, None] - boxes[inside]).abs().amax(dim=2)
-        distance += (own.labels[:, None] != theirs["labels"][inside]) * 1e3
-        assert (distance.min(dim=1).values < 1e-4 * max(height, width)).all()
-        compared += len(own.scores)
-    assert compared > 10
+    assert count_equal_predictions(detector, pictures, expected) > 10
 
 
 @every_kind

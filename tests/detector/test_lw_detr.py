@@ -17,6 +17,7 @@ from defeat.detector.weights import IMAGENET_MEAN, IMAGENET_STD
 from defeat.distillation import build_method
 from defeat.errors import InputError
 from defeat.types import Progress
+from tests.detector.equal_to_transformers import count_equal_predictions, student_that_inherits
 from tests.detector.test_detr import centred, spread
 from tests.detector.tiny import (
     CLASSES,
@@ -110,17 +111,7 @@ def test_predictions_are_those_of_the_models_own_processor_and_post_processing(k
         output = model(**inputs)
     sizes = [tuple(picture.shape[-2:]) for picture in pictures]
     expected = processor.post_process_object_detection(output, threshold=0.0, target_sizes=sizes, top_k=12)
-    compared = 0
-    for own, theirs, (height, width) in zip(detector.predict(pictures), expected, sizes, strict=True):
-        boxes = theirs["boxes"].clamp(min=0).minimum(torch.tensor([width, height, width, height]))
-        inside = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)  # ours leave out boxes outside the image
-        assert own.scores.unique().numel() > 5
-        assert torch.allclose(own.scores, theirs["scores"][inside], atol=1e-4)
-        distance = (own.boxes[:, None] - boxes[inside]).abs().amax(dim=2)
-        distance += (own.labels[:, None] != theirs["labels"][inside]) * 1e3
-        assert (distance.min(dim=1).values < 1e-4 * max(height, width)).all()
-        compared += len(own.scores)
-    assert compared > 20
+    assert count_equal_predictions(detector, pictures, expected) > 20
 
 
 @every_model
@@ -426,24 +417,7 @@ def test_a_checkpoint_names_the_options_that_its_student_takes(kind, tmp_path):
 
 @every_kind
 def test_a_student_inherits_neck_and_head(kind):
-    from defeat.distillation import ClassMap
-    from defeat.distillation.inheritance import inherit
-
-    teacher = tiny_detector(kind, seed=1, classes=("owl", "cat", "ship"))
-    student = tiny_detector(kind, classes=("cat", "dog"))
-    before = {name: value.clone() for name, value in student.state_dict().items()}
-    inherited = inherit(student, teacher, ClassMap(("cat", "dog"), teacher.info.classes), "neck+head")
-    assert inherited.parts == ("neck", "head")
-    assert inherited.left_out == {}
-    for name, value in student.state_dict().items():
-        theirs = teacher.state_dict()[name]
-        if student.part_of(name) == "backbone":
-            assert torch.equal(value, before[name])
-        elif name in student.class_rows():
-            assert torch.equal(value[0], theirs[1])  # cat
-            assert torch.equal(value[1], before[name][1])  # dog, which the teacher does not know
-        else:
-            assert torch.equal(value, theirs), name
+    student_that_inherits(kind)
 
 
 @every_kind

@@ -3,13 +3,13 @@
 import json
 
 import pytest
-import torch
 import yaml
 
 from defeat.assembly.automatic import optimizer_advice
 from defeat.detector import load, save_model
 from defeat.inference.evaluate import evaluate
-from tests.detector.tiny import images, needs_transformers, tiny_detector
+from tests.detector.equal_to_transformers import student_that_inherits
+from tests.detector.tiny import images, needs_transformers
 from tests.engine.test_resume import stop_after
 from tests.engine.tiny_runs import CLASSES, lines, save_teacher, settings, tiny_run, weights
 
@@ -56,22 +56,5 @@ def test_by_default_the_optimiser_is_the_published_one(small_demo, tmp_path):
 
 
 def test_a_student_of_the_same_family_inherits_encoder_and_decoder(small_demo, tmp_path):
-    from defeat.distillation import ClassMap
-    from defeat.distillation.inheritance import inherit
-
-    teacher = tiny_detector("d_fine", seed=1, classes=("owl", "cat", "ship"))
-    student = tiny_detector("d_fine", classes=("cat", "dog"))
-    before = {name: value.clone() for name, value in student.state_dict().items()}
-    inherited = inherit(student, teacher, ClassMap(("cat", "dog"), teacher.info.classes), "neck+head")
-    assert inherited.parts == ("neck", "head")
-    assert inherited.left_out == {}
-    for name, value in student.state_dict().items():
-        theirs = teacher.state_dict()[name]
-        if student.part_of(name) == "backbone":
-            assert torch.equal(value, before[name])
-        elif name in student.class_rows():
-            assert torch.equal(value[0], theirs[1])  # cat
-            assert torch.equal(value[1], before[name][1])  # dog, which the teacher does not know
-        else:
-            assert torch.equal(value, theirs), name
+    student = student_that_inherits("d_fine")
     save_model(student, tmp_path)

@@ -185,6 +185,24 @@ class Detector(nn.Module, ABC):
             of each row, K for the background, -1 for a row without class.
         """
 
+    @torch.no_grad()
+    def copy_weights(self, trained: "Detector") -> list[str]:
+        """Take all weights of a detector that differs in its classes only, with the rows of the classes of both.
+
+        Returns:
+            The classes of both; the rows of the others are unchanged.
+        """
+        labels = {name: label for label, name in enumerate(trained.info.classes)}
+        kept = [name for name in self.info.classes if name in labels]
+        state, rows = self.state_dict(), self.class_rows()
+        for name, tensor in trained.state_dict().items():
+            if name not in rows:
+                state[name].copy_(tensor)
+                continue
+            for kept_class in kept:
+                state[name][self.info.classes.index(kept_class)] = tensor[labels[kept_class]]
+        return kept
+
     def body_parameters(self) -> list[nn.Parameter]:
         """All parameters before the neck, trainable or not."""
         return list(self.backbone.get_submodule("body").parameters())

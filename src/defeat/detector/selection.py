@@ -99,8 +99,7 @@ def select_dense(raw: Raw, sizes: Sequence[tuple[int, int]], selection: Selectio
         sizes: valid height and width of each image.
         selection: how to select.
     """
-    strides = [name.removeprefix(f"{SCORES}_") for name in raw if name.startswith(f"{SCORES}_")]
-    levels = [(raw[f"{SCORES}_{s}"], raw[f"{BOXES}_{s}"], raw.get(f"{FACTORS}_{s}")) for s in strides]
+    levels = _levels(raw)
     return [
         selection.select_levels(
             [(scores[row], boxes[row], None if factors is None else factors[row]) for scores, boxes, factors in levels],
@@ -112,9 +111,12 @@ def select_dense(raw: Raw, sizes: Sequence[tuple[int, int]], selection: Selectio
 
 def dense_candidates(raw: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Boxes (B, N, 4) in pixels of the batch and scores (B, N, K) of the candidates of all levels."""
+    levels = _levels(raw)
+    scores = [level if factors is None else level * factors[..., None] for level, _, factors in levels]
+    return torch.cat([boxes for _, boxes, _ in levels], dim=1), torch.cat(scores, dim=1)
+
+
+def _levels(raw: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+    """Scores, boxes and factors of each level, in the order of `by_level`."""
     strides = [name.removeprefix(f"{SCORES}_") for name in raw if name.startswith(f"{SCORES}_")]
-    scores = []
-    for stride in strides:
-        level, factors = raw[f"{SCORES}_{stride}"], raw.get(f"{FACTORS}_{stride}")
-        scores.append(level if factors is None else level * factors[..., None])
-    return torch.cat([raw[f"{BOXES}_{stride}"] for stride in strides], dim=1), torch.cat(scores, dim=1)
+    return [(raw[f"{SCORES}_{s}"], raw[f"{BOXES}_{s}"], raw.get(f"{FACTORS}_{s}")) for s in strides]

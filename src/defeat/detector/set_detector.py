@@ -146,7 +146,6 @@ def relative_labels(target: Target, batch: Batch) -> dict[str, Tensor]:
     return {"class_labels": target.labels, "boxes": torch.cat([(upper + lower) / 2, lower - upper], dim=1)}
 
 
-@torch.no_grad()
 def with_classes(
     trained: SetDetector, spec: DetectorSpec, source: str, build: Callable[[DetectorSpec], SetDetector]
 ) -> SetDetector:
@@ -165,16 +164,8 @@ def with_classes(
     changed: dict[str, Any] = {name: getattr(spec, name) for name in own}
     values = {name: value for name, value in spec.options.items() if name in ("score_thresh", "detections_per_img")}
     student = build(replace(trained.spec, **changed, options={**trained.spec.options, **values}))
-    labels = {name: label for label, name in enumerate(trained.info.classes)}
-    kept = [(label, labels[name]) for label, name in enumerate(spec.classes) if name in labels]
-    state, rows = student.state_dict(), student.class_rows()
-    for name, tensor in trained.state_dict().items():
-        if name not in rows:
-            state[name].copy_(tensor)
-        else:
-            for new, old in kept:
-                state[name][new] = tensor[old]
-    others = [name for name in spec.classes if name not in labels]
+    kept = student.copy_weights(trained)
+    others = [name for name in spec.classes if name not in kept]
     if others:
         student.notes = (
             f"{source}: all weights are kept but those of the classes; {len(kept)} of {len(spec.classes)} classes have "

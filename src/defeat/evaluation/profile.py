@@ -1,11 +1,11 @@
 """Cost of a detector: parameters, FLOPs, latency and file size."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import torch
@@ -79,7 +79,7 @@ def profile_model(
     device = next(model.parameters()).device
     image = image.to(device)
     with limited_threads(threads):
-        seconds = latencies(model, image, device, repeats, warmup)
+        seconds = latencies(model, [image], device, repeats, warmup)
         flops = count_flops(model, image)
     return Profile(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -110,12 +110,14 @@ def count_flops(model: Detector, image: Tensor) -> int:
     return int(counter.get_total_flops())
 
 
-def latencies(model: Predictor, image: Tensor, device: torch.device, repeats: int = 20, warmup: int = 3) -> list[float]:
-    """Wall time of predictions in seconds.
+def latencies(
+    model: Predictor, images: Sequence[Tensor], device: torch.device, repeats: int = 20, warmup: int = 3
+) -> list[float]:
+    """Wall time of calls of `predict` in seconds.
 
     Args:
         model: a detector on the device.
-        image: (3, H, W) uint8 RGB on the device.
+        images: those of each call, (3, H, W) uint8 RGB on the device.
         device: the device.
         repeats: timed predictions.
         warmup: predictions before the first timed one.
@@ -124,11 +126,16 @@ def latencies(model: Predictor, image: Tensor, device: torch.device, repeats: in
     for repeat in range(warmup + repeats):
         wait_for(device)
         begin = time.perf_counter()
-        model.predict([image])
+        model.predict(images)
         wait_for(device)
         if repeat >= warmup:
             seconds.append(time.perf_counter() - begin)
     return seconds
+
+
+def percentile_95(values: Sequence[float]) -> float:
+    """The 95th percentile of one or more values."""
+    return quantiles(values, n=20)[-1] if len(values) > 1 else values[0]
 
 
 @contextmanager

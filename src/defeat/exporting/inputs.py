@@ -1,12 +1,12 @@
 """What the input and the outputs of an exported file look like, from the options of the command."""
 
-import hashlib
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Literal, get_args
 
 from defeat.detector import Detector
 from defeat.detector.exported import ExportDescription
+from defeat.engine.guards import fingerprint
 from defeat.engine.provenance import commit
 from defeat.errors import InputError, unknown_name
 from defeat.settings import at_least
@@ -112,16 +112,7 @@ def describe(detector: Detector, options: InputOptions, precision: str, licence:
         precision=precision,
         mean=info.mean,
         std=info.std,
-        fingerprint=fingerprint_of(detector),
+        fingerprint=fingerprint(detector),
         version=f"defeat {version('defeat')}, {commit() or 'no commit'}",
         licence=licence,
     )
-
-
-def fingerprint_of(detector: Detector) -> str:
-    """SHA-256 of names and values of all weights."""
-    digest = hashlib.sha256()
-    for name, tensor in detector.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

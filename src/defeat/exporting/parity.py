@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median, quantiles
+from statistics import median
 from time import perf_counter
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from defeat.detector.teacher import Predictor
+from defeat.evaluation.profile import percentile_95
 from defeat.types import Detections
 
 
@@ -132,7 +133,4 @@ def measure_latency(
             if repeat >= warmup:
                 times.append(perf_counter() - begin)
     threads = torch.get_num_threads()
-    return [
-        Latency(1000 * median(times), 1000 * (quantiles(times, n=20)[-1] if len(times) > 1 else times[0]), threads)
-        for times in seconds
-    ]
+    return [Latency(1000 * median(times), 1000 * percentile_95(times), threads) for times in seconds]

@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
@@ -97,6 +97,12 @@ class _Task:
     @property
     def precision(self) -> str:
         return self.graph.description.precision
+
+    @cached_property
+    def evaluation_before(self) -> EvaluationResult:
+        """Metrics of the detector itself, computed once."""
+        assert self.images is not None
+        return self.images.evaluate(self.graph.detector, "Evaluating the detector")
 
     def detector_of(self, runtime: Any) -> ExportedDetector:
         return ExportedDetector(self.graph.description, runtime, self.path)
@@ -290,8 +296,7 @@ def _accuracy(task: _Task, network: Any) -> float:
 
 
 def _too_inaccurate(task: _Task, model: Any) -> bool:
-    assert task.images is not None
-    before = task.images.ap(task.graph.detector, "Evaluating the detector")
+    before = task.evaluation_before.metrics["AP"] or 0.0
     return before - 100 * _accuracy(task, compiled(model)) > task.max_drop
 
 
@@ -316,7 +321,7 @@ def _compared(task: _Task, file: ExportedDetector, report: ExportReport, images:
         return report
     report = replace(
         report,
-        evaluation_before=images.evaluate(detector, "Evaluating the detector"),
+        evaluation_before=task.evaluation_before,
         evaluation=images.evaluate(file, "Evaluating the file"),
     )
     if task.precision == "int8" and report.drop is not None and report.drop > task.max_drop:

@@ -5,23 +5,20 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median, quantiles
-from time import perf_counter
+from statistics import median
 
 import torch
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor
 
 from defeat.data.images import read_header, read_image
 from defeat.detector import Detector, load
-from defeat.detector.devices import choose_device, wait_for
+from defeat.detector.devices import choose_device
 from defeat.detector.exported import ExportedDetector
 from defeat.errors import InputError
-from defeat.evaluation.profile import count_flops, limited_threads, noise
+from defeat.evaluation.profile import count_flops, latencies, limited_threads, noise, percentile_95
 from defeat.settings import at_least
 
-WARMUP = 3  # predictions before the first timed one
 USUAL_SIZE = 800
 
 
@@ -116,7 +113,7 @@ def _cost(source: str, batch: int, threads: int, path: str | None, device: torch
     else:
         image = read_image(path, read_header(path).upright, True)
     images = [image.to(device)] * batch
-    seconds = _seconds(detector, images, device, repeats)
+    seconds = latencies(detector, images, device, repeats)
     peak = memory()
     parameters, gflops = None, None
     if isinstance(detector, Detector):
@@ -129,27 +126,12 @@ def _cost(source: str, batch: int, threads: int, path: str | None, device: torch
         device=str(device),
         size=(int(image.shape[-2]), int(image.shape[-1])),
         median_ms=1000 * median(seconds),
-        p95_ms=1000 * (quantiles(seconds, n=20)[-1] if len(seconds) > 1 else seconds[0]),
+        p95_ms=1000 * percentile_95(seconds),
         parameters=parameters,
         gflops=gflops,
         file_bytes=_file_bytes(source, detector),
         memory_bytes=peak,
     )
-
-
-def _seconds(
-    detector: Detector | ExportedDetector, images: list[Tensor], device: torch.device, repeats: int
-) -> list[float]:
-    """Wall time of each call."""
-    seconds = []
-    for repeat in range(WARMUP + repeats):
-        wait_for(device)
-        begin = perf_counter()
-        detector.predict(images)
-        wait_for(device)
-        if repeat >= WARMUP:
-            seconds.append(perf_counter() - begin)
-    return seconds
 
 
 def _file_bytes(source: str, detector: Detector | ExportedDetector) -> int | None:

@@ -74,7 +74,7 @@ def profiled_export(run: RunSummary, threads: int) -> RunSummary:
     size = _profiled_size(run)
     image = noise(size)
     with limited_threads(threads):
-        seconds = latencies(load_exported(run.folder), image, image.device)
+        seconds = latencies(load_exported(run.folder), [image], image.device)
     return replace(run, latency_ms=1000 * median(seconds), measured=_conditions(size, "cpu", threads))
 
 

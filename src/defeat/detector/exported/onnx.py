@@ -42,10 +42,10 @@ def open_session(path: Path, device: str = "auto") -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
     available = onnxruntime.get_available_providers()
-    wanted = ("CPUExecutionProvider",) if device == "cpu" else ("CUDAExecutionProvider", "CPUExecutionProvider")
+    providers = ("CPUExecutionProvider",) if device == "cpu" else ("CUDAExecutionProvider", "CPUExecutionProvider")
     try:
         return onnxruntime.InferenceSession(
-            str(path), options, providers=[name for name in wanted if name in available]
+            str(path), options, providers=[name for name in providers if name in available]
         )
     except Exception as error:  # of any type, raised by onnxruntime
         reason = str(error).splitlines()[0].rstrip(".")

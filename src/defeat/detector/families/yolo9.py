@@ -349,22 +349,13 @@ def from_checkpoint(source: str | Path) -> YOLO9:
     return detector
 
 
-@torch.no_grad()
 def _with_classes(trained: YOLO9, spec: DetectorSpec, source: str) -> YOLO9:
     """A detector for other classes with all other weights of a trained one; rows of equal classes are kept."""
     if trained.spec.backbone != spec.backbone:
         raise InputError(f"--weights {source} is a {trained.spec.backbone}, not a {spec.backbone}: give --backbone.")
     class_channels = trained.spec.options["class_channels"]
     detector = _built(replace(spec, options={**spec.options, "class_channels": class_channels}))
-    labels = {name: label for label, name in enumerate(trained.info.classes)}
-    kept = [(label, labels[name]) for label, name in enumerate(spec.classes) if name in labels]
-    state, rows = detector.state_dict(), detector.class_rows()
-    for name, tensor in trained.state_dict().items():
-        if name not in rows:
-            state[name].copy_(tensor)
-        else:
-            for new, old in kept:
-                state[name][new] = tensor[old]
+    kept = detector.copy_weights(trained)
     if len(kept) < len(spec.classes):
         detector.notes = (
             f"{source}: all weights are kept but those of the classes; {len(kept)} of {len(spec.classes)} classes have "
