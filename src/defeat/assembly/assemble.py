@@ -1,7 +1,6 @@
 """Builds an experiment from settings: data, student, teacher, method."""
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -13,16 +12,16 @@ from defeat.assembly.foreign import tapped_teacher
 from defeat.assembly.inheriting import inherit_from
 from defeat.assembly.objects import MethodFactory, Objects
 from defeat.assembly.settings import FREE_IN_RESUMED, DistillSettings, TrainSettings
+from defeat.assembly.students import build_student, with_given_architecture
 from defeat.assembly.teacher_quality import teacher_doubts
 from defeat.assembly.unlabelled import detect_unlabelled
 from defeat.data import DetectionDataset
 from defeat.data.dataset import shared_images
 from defeat.data.source import EVALUATION_SPLITS, DataSource
-from defeat.detector import BoxNetwork, Detector, DetectorSpec, TeacherNetwork, build, load_detector
+from defeat.detector import BoxNetwork, Detector, TeacherNetwork, load_detector
 from defeat.detector.devices import moved
 from defeat.detector.frozen import frozen
 from defeat.detector.teacher import gives_detections
-from defeat.detector.weights import mismatches
 from defeat.distillation import Method, build_method, renamed_classes
 from defeat.distillation.class_map import listed
 from defeat.distillation.inheritance import Inheritance
@@ -90,7 +89,9 @@ def assemble(
         InputError: the settings, the data or the pair is not valid.
     """
     given = given or Objects()
-    settings = given.described(settings)
+    if given.student is not None and settings.student_from is not None:
+        raise InputError("student_from names the architecture of a student that is built: leave it out, or student.")
+    settings = with_given_architecture(given.described(settings))
     if isinstance(settings, DistillSettings) and settings.balance is not None and given.method is not None:
         raise InputError("balance sets the weights of a method that is given by its name, not of an object.")
     check_devices(settings)
@@ -288,32 +289,6 @@ def evaluation_split(settings: TrainSettings, source: DataSource) -> str:
             "--hold-out 0.2, or name a split with --eval-split."
         )
     return name
-
-
-def build_student(settings: TrainSettings, classes: tuple[str, ...]) -> Detector:
-    """Build the detector that the settings describe; equal seeds give equal initial weights."""
-    torch.manual_seed(settings.seed)
-    spec = DetectorSpec(
-        family=settings.detector,
-        backbone=settings.backbone,
-        classes=classes,
-        size=settings.size,
-        max_size=settings.long_side,
-        norm=settings.norm,
-        neck_channels=int(settings.number("neck_channels")),
-        frozen_stages=settings.frozen_stages,
-        options=settings.detector_options,
-    )
-    if not (Path(settings.weights) / "model.json").is_file():
-        return build(spec, settings.weights)
-    student, trained = build(spec, "none"), load_detector(settings.weights)
-    if wrong := mismatches(student.state_dict(), trained.state_dict()):
-        raise InputError(
-            f"--weights {settings.weights}: it is another detector than the one to train; {len(wrong)} tensors are "
-            f"missing, unknown or of another shape, such as {wrong[0]}."
-        )
-    student.load_state_dict(trained.state_dict())
-    return student
 
 
 def pair(

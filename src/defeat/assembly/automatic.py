@@ -23,6 +23,7 @@ from defeat.settings import AUTO
 NECKS = {512: 256, 256: 128, 0: 64}  # lowest short side in pixels: channels
 REFERENCE_IMAGES = 8  # images per step for the learning rates below
 SGD_RATE, ADAMW_RATE = 0.01, 2e-4
+QUANTISED_SHARE = 0.1  # of the learning rate, for a trained student that only has to adapt to rounding
 NUMBERS = ("neck_channels", "lr")
 NAMES = {"schedule": "step", "optimizer": "sgd"}  # values of runs begun by versions in which they were not `auto`
 
@@ -105,7 +106,8 @@ def choose(settings: TrainSettings, training: DetectionDataset, teacher: Teacher
     if optimizer == AUTO:
         optimizer = numbers["optimizer"] = published_optimizer(settings.detector)
     if settings.lr == AUTO:
-        numbers["lr"] = learning_rate(settings.batch_size * settings.processes, optimizer)
+        rate = learning_rate(settings.batch_size * settings.processes, optimizer)
+        numbers["lr"] = rate if settings.quantise == "none" else float(f"{QUANTISED_SHARE * rate:.4g}")
     if settings.schedule == AUTO:
         numbers["schedule"] = chosen_schedule(settings, settings.patience is not None)
     chosen = {name: getattr(options, name) for name in names}

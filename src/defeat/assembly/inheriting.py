@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from defeat.assembly.settings import DistillSettings
+from defeat.assembly.students import starts_from_run
 from defeat.detector import BoxNetwork, Detector, TeacherNetwork
 from defeat.distillation import ClassMap
 from defeat.distillation.inheritance import Inheritance, inherit
@@ -32,6 +33,9 @@ def inherit_from(
     """
     if settings.resume and RunDirectory(settings.out).checkpoint.is_file():
         return _read(Path(settings.out) / FILE)
+    source = settings.weights if starts_from_run(settings) else settings.student_from
+    if settings.inherit == "auto" and source is not None:
+        return Inheritance(reason=f"the student starts with the weights of {source}")
     missing = "only gives boxes" if isinstance(teacher, BoxNetwork) else "is not a detector of this library"
     if isinstance(teacher, Detector):
         inherited = inherit(student, teacher, classes, settings.inherit)

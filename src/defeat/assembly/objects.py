@@ -1,11 +1,11 @@
 """Objects of the Python API that replace settings."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from defeat.assembly.settings import TrainSettings
+from defeat.assembly.students import described_by
 from defeat.data import DetectionDataset
 from defeat.data.images import MAX_PIXELS
 from defeat.data.objects import ImagesWithBoxes, ObjectDataset
@@ -57,12 +57,7 @@ class Objects:
 
     def described(self, settings: TrainSettings) -> TrainSettings:
         """Settings with the description of the given student, if there is one."""
-        if self.student is None:
-            return settings
-        spec = self.student.spec
-        shared = ("backbone", "size", "max_size", "norm", "neck_channels", "frozen_stages")
-        values: dict[str, Any] = {name: getattr(spec, name) for name in shared}
-        return replace(settings, detector=spec.family, detector_options=spec.options, **values)
+        return settings if self.student is None else described_by(settings, self.student.spec)
 
 
 def as_dataset(

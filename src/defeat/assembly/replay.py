@@ -6,12 +6,14 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from defeat.assembly.assemble import build_student, load_teacher, pair
+from defeat.assembly.assemble import load_teacher, pair
 from defeat.assembly.earlier import recorded_settings
 from defeat.assembly.settings import DistillSettings, TrainSettings
+from defeat.assembly.students import build_student
 from defeat.engine.checkpoint import RunDirectory
 from defeat.engine.experiment import Distillation
 from defeat.engine.failed_step import FOLDER, read_step
+from defeat.engine.quantisation import SimulatedInt8
 from defeat.engine.step import step_losses
 from defeat.types import Progress
 
@@ -38,6 +40,9 @@ def replay(run: str | Path, rank: int = 0) -> dict[str, Tensor]:
     student = build_student(settings, tuple(about["classes"])).train()
     distillation = None
     parts: dict[str, torch.nn.Module] = {"student": student}
+    forward = None
+    if settings.quantise == "int8":
+        parts["int8"] = forward = SimulatedInt8(student)
     if isinstance(settings, DistillSettings):
         teacher = load_teacher(settings).eval().requires_grad_(False)
         parts["method"] = method = pair(student, teacher, settings, Console(quiet=True))
@@ -45,5 +50,5 @@ def replay(run: str | Path, rank: int = 0) -> dict[str, Tensor]:
     torch.nn.ModuleDict(parts).load_state_dict(weights)
     torch.manual_seed(about["seed"])
     prepared = student.prepare(*batch)
-    output, terms = step_losses(student, prepared, Progress(**about["progress"]), distillation)
+    output, terms = step_losses(student, prepared, Progress(**about["progress"]), distillation, forward=forward)
     return output.losses | terms

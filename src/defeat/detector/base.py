@@ -17,6 +17,7 @@ from defeat.detector.description import (
     NAMES,
     POSITIVE_COLOUR,
     SETTINGS,
+    SHARE,
     SIDE,
     default_max_size,
     integer,
@@ -53,6 +54,7 @@ class DetectorSpec:
         mean: mean of R, G, B that the detector subtracts, for values in 0..1; None for that of the backbone's weights.
         std: standard deviation of R, G, B that it divides by.
         options: options of the family that differ from its defaults.
+        width: share of the channels of the backbone's body, 0.1..1, see `defeat.detector.slimming`.
     """
 
     family: str = validated(name_of("detector"))
@@ -66,6 +68,7 @@ class DetectorSpec:
     mean: tuple[float, ...] | None = validated(COLOUR, default=None)
     std: tuple[float, ...] | None = validated(POSITIVE_COLOUR, default=None)
     options: dict[str, Any] = validated(SETTINGS, default_factory=dict)
+    width: float = validated(SHARE, added=True, default=1.0)
 
 
 class Detector(nn.Module, ABC):

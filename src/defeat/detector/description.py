@@ -7,6 +7,7 @@ from typing import Any
 
 from defeat.errors import InputError, quoted
 
+LEAST_WIDTH = 0.1  # share of the channels of a backbone that `--width` may keep
 LARGEST_SIDE = 16_384  # pixels; a larger image would fill the memory of any device
 
 
@@ -61,18 +62,22 @@ def integer(least: int, most: int, expected: str) -> Rule:
 SIDE = integer(1, LARGEST_SIDE, f"a number of pixels from 1 to {LARGEST_SIDE}")
 NAMES = Rule(_names, "a list of unique names")
 COLOUR = Rule(_colour(-math.inf), "three numbers")
+SHARE = Rule(
+    lambda value: type(value) in (int, float) and LEAST_WIDTH <= value <= 1, f"a share from {LEAST_WIDTH} to 1"
+)
 POSITIVE_COLOUR = Rule(_colour(1e-6), "three numbers above zero")
 SETTINGS = Rule(lambda value: isinstance(value, dict), "a map of settings")
 
 
-def validated(rule: Rule, **default: Any) -> Any:
+def validated(rule: Rule, added: bool = False, **default: Any) -> Any:
     """Define a field of a dataclass that is read from an untrusted file.
 
     Args:
         rule: valid values.
+        added: whether files of earlier versions lack it.
         default: `default` or `default_factory`, as of `dataclasses.field`.
     """
-    return field(metadata={"rule": rule}, **default)
+    return field(metadata={"rule": rule, "added": added}, **default)
 
 
 def require_description(kind: Any, content: dict[str, Any], origin: object) -> None:
@@ -89,6 +94,8 @@ def require_description(kind: Any, content: dict[str, Any], origin: object) -> N
     for entry in fields(kind):
         name, rule = entry.name, entry.metadata["rule"]
         if name not in content:
+            if entry.metadata["added"]:
+                continue
             raise InputError(f"{origin} does not describe a detector: the field {name!r} is missing.")
         if not rule.accepts(content[name]):
             raise InputError(f"{origin}: the field {name!r} is {quoted(content[name])}, not {rule.expected}.")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from defeat.detector.base import Detector, DetectorSpec
 from defeat.detector.description import require_description
+from defeat.detector.slimming import fit_shapes
 from defeat.detector.weights import first_not_finite, mismatches
 from defeat.errors import InputError
 from defeat.files import write_atomically
@@ -64,10 +65,10 @@ def load_model(folder: Path, build: Callable[[dict[str, Any]], Detector]) -> Det
         weights = load_file(path)
         # Built without memory first: an untrusted description may be too large, and the weights show its real size.
         with torch.device("meta"):
-            expected = build(description).state_dict()
+            expected = _as_narrow(build(description), weights).state_dict()
         if names := mismatches(expected, weights):
             raise RuntimeError(f"{len(names)} tensors are missing, unknown or of another shape, e.g. {names[0]}")
-        detector = build(description)
+        detector = _as_narrow(build(description), weights)
         detector.load_state_dict(weights)
     except InputError as error:
         raise InputError(f"{json_path} does not describe a valid detector: {error}") from error
@@ -76,6 +77,13 @@ def load_model(folder: Path, build: Callable[[dict[str, Any]], Detector]) -> Det
         raise InputError(f"{path} is damaged or does not belong to {json_path} ({reason}).") from error
     if (name := first_not_finite(weights)) is not None:
         raise InputError(f"{path} contains weights that are not finite ({name}).")
+    return detector
+
+
+def _as_narrow(detector: Detector, weights: Mapping[str, Tensor]) -> Detector:
+    """Give a detector whose description says that channels were removed the shapes of its weights."""
+    if detector.spec.width < 1:
+        fit_shapes(detector, weights)
     return detector
 
 

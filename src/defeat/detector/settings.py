@@ -2,9 +2,10 @@
 
 from typing import Any, Literal
 
-from defeat.detector.description import LARGEST_SIDE, default_max_size
+from defeat.detector.description import LARGEST_SIDE, LEAST_WIDTH, default_max_size
 from defeat.detector.normalisation import Norm
-from defeat.settings import AUTO, Checked, at_least, setting, settings_part
+from defeat.errors import InputError
+from defeat.settings import AUTO, Checked, Role, at_least, setting, settings_part
 
 
 @settings_part
@@ -34,6 +35,12 @@ class DetectorSettings(Checked):
     weights: str = setting(default="auto")
     """Initial weights of the backbone: auto (an installed package, else a download), none, or a file; or a run
     directory, to start from its trained detector, or a detector of transformers or LibreYOLO as for --teacher."""
+    student_from: str | None = setting(default=None, role=Role.SOURCE)
+    """A trained detector whose architecture and weights the detector to train starts with, such as the teacher itself
+    (all that --teacher takes but for those that only give boxes); mostly together with --width."""
+    width: float = setting(default=1.0, compared=False)
+    """Share of the channels of the backbone to keep, 0.1..1, with the largest weights: with 0.5, half of them are
+    removed before training. Needs `pip install defeat[slim]`."""
     detector_options: dict[str, Any] = setting(factory=dict, hidden=True)
     """Options of the family that differ from its defaults; auto options are derived from size and objects of the
     training split."""
@@ -44,6 +51,9 @@ class DetectorSettings(Checked):
         for name in ("size", "max_size"):
             at_least(name, getattr(self, name), 32, LARGEST_SIDE)
         at_least("frozen_stages", self.frozen_stages, 0)
+        at_least("width", self.width, LEAST_WIDTH, 1)
+        if self.student_from is not None and self.weights != "auto":
+            raise InputError("--student-from gives the initial weights: leave out --weights.")
 
     @property
     def long_side(self) -> int:

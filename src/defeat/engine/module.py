@@ -22,6 +22,7 @@ from defeat.engine.guards import FirstSteps, GradientWatch, LossWatch, require_f
 from defeat.engine.length import ChangedLength, reopen_epoch
 from defeat.engine.optimisation import build_optimizer, build_schedule
 from defeat.engine.provenance import commit
+from defeat.engine.quantisation import SimulatedInt8
 from defeat.engine.selection import CurvePoint, Outcome, Selection
 from defeat.engine.step import step_losses, total_loss
 from defeat.engine.teacher_cache import TeacherCache
@@ -65,6 +66,7 @@ class DetectionModule(LightningModule):
         self.changed_length = changed_length
         decay = experiment.optimisation.ema
         self.average = None if decay is None else StudentAverage(student, decay)
+        self.int8 = SimulatedInt8(student) if experiment.optimisation.quantise == "int8" else None
         self._outside = (experiment,)  # a tuple hides the teacher from the module tree
         self.first_steps = None if distillation is None else FirstSteps(distillation.method)
         self.loss_watch, self.gradient_watch, self.notify = LossWatch(), GradientWatch(), notify
@@ -121,7 +123,8 @@ class DetectionModule(LightningModule):
     def training_step(self, batch: Images, batch_idx: int) -> Tensor:
         """Compute and log every loss term; returns their sum."""
         prepared = self.student.prepare(*batch)
-        output, terms = step_losses(self.student, prepared, self.progress, self.experiment.distillation, self.cache)
+        distillation = self.experiment.distillation
+        output, terms = step_losses(self.student, prepared, self.progress, distillation, self.cache, self.int8)
         losses = output.losses | terms
         self._require_finite(losses, batch)
         if self.first_steps is not None:

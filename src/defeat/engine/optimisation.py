@@ -56,6 +56,9 @@ class OptimisationSettings(Checked):
     ema: float | None = setting(default=None)
     """Evaluate and save an exponential moving average of the student's weights with this decay per step, such as 0.9998
     (lower in the first steps); 0 for none."""
+    quantise: Literal["none", "int8"] = setting(default="none")
+    """Train for a student that is exported with --precision int8: its weights and activations are rounded like those of
+    8-bit integers in every step. Start from a trained student (--weights RUN); a few epochs are enough."""
     grad_clip: float = setting(default=35.0)
     """Maximum norm of the gradient, to which it is clipped; 0 for no clipping."""
     seed: int = setting(default=0, role=Role.CELL, compared=False)

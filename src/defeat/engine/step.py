@@ -1,5 +1,7 @@
 """The losses of a training step."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -8,6 +10,8 @@ from defeat.engine.experiment import Distillation
 from defeat.engine.teacher_cache import TeacherCache
 from defeat.types import Batch, DetectorOutput, Progress
 
+TrainingPass = Callable[..., DetectorOutput]  # of a batch, and a weight of negatives
+
 
 def step_losses(
     student: Detector,
@@ -15,6 +19,7 @@ def step_losses(
     progress: Progress,
     distillation: Distillation | None = None,
     cache: TeacherCache | None = None,
+    forward: TrainingPass | None = None,
 ) -> tuple[DetectorOutput, dict[str, Tensor]]:
     """Run the teacher, and the student on the same pixels.
 
@@ -27,22 +32,24 @@ def step_losses(
         progress: current step and epoch of the run.
         distillation: teacher and method; None to train without a teacher.
         cache: stored feature maps of the teacher; None to compute them.
+        forward: the student's training pass; None for its `forward_train`.
 
     Returns:
         The student's output with its own losses, and the distillation losses by name.
     """
+    forward = forward or student.forward_train
     if distillation is None:
-        return student.forward_train(batch), {}
+        return forward(batch), {}
     teacher, method = distillation.teacher, distillation.method
     if not method.needs:
-        return student.forward_train(batch, method.negative_weight(progress)), {}
+        return forward(batch, method.negative_weight(progress)), {}
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):
         if cache is None:
             teacher_output = teacher.forward_teacher(teacher.adopt(batch), method.needs)
         else:
             assert not isinstance(teacher, BoxNetwork)  # which `open_cache` refuses
             teacher_output = cache.output(teacher, batch, method.needs)
-    output = student.forward_train(batch, method.negative_weight(progress))
+    output = forward(batch, method.negative_weight(progress))
     return output, method(output, teacher_output, batch.targets, progress)
 
 
