@@ -23,6 +23,7 @@ from defeat.evaluation.evaluator import EvaluationResult
 from defeat.exporting import export, onnx
 from defeat.exporting.images import ExportImages
 from defeat.exporting.parity import measure_parity
+from defeat.exporting.run import _shrinking_warning
 from tests.detector.tiny import images
 from tests.exporting.tiny_exports import PICTURES, exported, saved, with_data
 
@@ -279,3 +280,17 @@ def test_a_square_input_is_fixed(tmp_path):
     for options in ({"dynamic": "height"}, {"width": 96}):
         with pytest.raises(InputError, match="ssdlite stretches images to a square of 64 pixels"):
             export(tmp_path / "run", tmp_path / "a.onnx", verify="none", **options)
+
+
+@pytest.mark.parametrize(
+    ("sides", "share"), [((64, 64), 64 / 96), ((64, 96), 1), ((None, None), 1), ((32, 96), 32 / 60)]
+)
+def test_a_fixed_input_that_shrinks_images_is_warned_about(sides, share, tmp_path):
+    _, path = exported(tmp_path, height=sides[0], width=sides[1])
+    file = load(path)
+    assert file.shrinking(100, 160) == pytest.approx(share)  # 60 x 96 after resizing
+    warning = _shrinking_warning(file, [torch.zeros(3, 100, 160)] * 3)
+    if share == 1:
+        assert warning == ""
+    else:
+        assert warning.endswith("give --height 64 --width 96, or leave both out.")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from defeat.detector import load_detector
 from defeat.detector.exported import FORMATS, ExportDescription, ExportedDetector, load_exported
 from defeat.detector.exported.openvino import OpenVinoRuntime, compiled
+from defeat.detector.preparation import input_size, rounded_up
 from defeat.errors import InputError, unknown_name
 from defeat.evaluation.evaluator import EvaluationResult
 from defeat.exporting import onnx, openvino, torchscript
@@ -34,6 +36,7 @@ SAMPLE = 32  # images of which the detections are compared
 TIMED = 8  # images on which the time is measured
 # Half precision rounds boxes and scores; int8 is judged by its AP.
 TOLERANCES = {"fp32": Tolerance(), "fp16": Tolerance(0.95, 0.02, 0.98), "int8": Tolerance(0.9, 0.05, 0.0)}
+LEAST_SHRINKING = 0.95  # by a fixed input, without a warning
 TRACED = (160, 224)  # height and width of an example where they may vary
 
 
@@ -52,6 +55,7 @@ class ExportReport:
         evaluation: metrics of the file.
         latency_before: time of a prediction with the detector; None if not verified.
         latency: time of a prediction with the file.
+        warning: what makes the file less accurate than the detector on these images, in a sentence; else empty.
     """
 
     file: str
@@ -64,6 +68,7 @@ class ExportReport:
     evaluation: EvaluationResult | None = None
     latency_before: Latency | None = None
     latency: Latency | None = None
+    warning: str = ""
 
     @property
     def ap_before(self) -> float | None:
@@ -300,6 +305,19 @@ def _too_inaccurate(task: _Task, model: Any) -> bool:
     return before - 100 * _accuracy(task, compiled(model)) > task.max_drop
 
 
+def _shrinking_warning(file: ExportedDetector, sample: Sequence[Tensor]) -> str:
+    """A sentence where a fixed input makes objects smaller than those for which the detector was trained."""
+    factor = median(file.shrinking(*image.shape[-2:]) for image in sample)
+    if factor >= LEAST_SHRINKING:
+        return ""
+    sizes = [input_size(file.info, *image.shape[-2:]) for image in sample]
+    height, width = (rounded_up(max(sides), file.info.size_divisor) for sides in zip(*sizes, strict=True))
+    return (
+        f"The fixed input shrinks images to {factor:.0%} of the detector's own size, which costs accuracy: give "
+        f"--height {height} --width {width}, or leave both out."
+    )
+
+
 def _compared(task: _Task, file: ExportedDetector, report: ExportReport, images: ExportImages) -> ExportReport:
     """Compare the written file with the detector.
 
@@ -316,6 +334,7 @@ def _compared(task: _Task, file: ExportedDetector, report: ExportReport, images:
         )
     before, after = measure_latency([detector, file], sample[:TIMED])
     report = replace(report, data=images.source.data, split=images.split, parity=parity)
+    report = replace(report, warning=_shrinking_warning(file, sample))
     report = replace(report, latency_before=before, latency=after)
     if task.verify != "full":
         return report

@@ -344,6 +344,8 @@ def print_export(report: ExportReport, console: Console) -> None:
     sides = " x ".join("any" if side is None else str(side) for side in (about.batch, 3, about.height, about.width))
     megabytes = report.bytes / 1e6
     console.print(f"{report.file}: {about.precision}, {megabytes:.1f} MB, input {sides}", highlight=False)
+    if report.warning:
+        console.print(report.warning, style="yellow", highlight=False)
     parity = report.parity
     if parity is None:
         console.print("Not compared with the detector.", highlight=False)

@@ -104,6 +104,17 @@ class ExportedDetector:
         given = images if isinstance(images, list | tuple) else [images]
         return [self._detect(rgb_tensor(image, max_pixels)) for image in given]
 
+    def shrinking(self, height: int, width: int) -> float:
+        """Factor by which the input shrinks an image more than the detector does; 1 where the input may vary.
+
+        Args:
+            height: of the image in pixels.
+            width: of the image in pixels.
+        """
+        about = self.description
+        resized = input_size(self.info, height, width)
+        return min(1.0, (about.height or resized[0]) / resized[0], (about.width or resized[1]) / resized[1])
+
     def prepare(self, image: Tensor) -> tuple[Array, tuple[int, int]]:
         """Resize an image, and place it in the input.
 
@@ -115,8 +126,8 @@ class ExportedDetector:
         """
         about = self.description
         height, width = input_size(self.info, *image.shape[-2:])
-        shrink = min(1.0, (about.height or height) / height, (about.width or width) / width)
-        size = max(1, int(height * shrink)), max(1, int(width * shrink))
+        factor = self.shrinking(*image.shape[-2:])
+        size = max(1, int(height * factor)), max(1, int(width * factor))
         resized = resized_image(image.cpu(), size, about.antialias) * about.white
         canvas = torch.tensor(about.fill)[None, :, None, None].repeat(
             1, 1, about.height or size[0], about.width or size[1]
