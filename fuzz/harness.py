@@ -21,6 +21,8 @@ INSTRUMENTED = {
     "coco": ["defeat.data", "json"],
     "yolo": ["defeat.data", "yaml"],
     "model": ["defeat.detector", "json"],
+    "results": ["defeat.data.results", "defeat.data.files", "json"],
+    "exported": ["defeat.detector.exported", "defeat.detector.description", "json"],
     "voc_folders": ["defeat.data"],
     "coco_folders": ["defeat.data"],
     "yolo_folders": ["defeat.data"],
@@ -28,7 +30,8 @@ INSTRUMENTED = {
     "via": ["defeat.data"],
     "cvat": ["defeat.data"],
 }
-MUTATORS = {"voc": mutate_parts, "coco": mutate_parts, "model": mutate_parts}  # of a folder, unless it is named here
+# Mutators of targets that are not whole folders.
+MUTATORS = dict.fromkeys(("voc", "coco", "model", "results", "exported"), mutate_parts)
 BYTES_ONLY = ("yolo",)
 CPU_SECONDS = 5
 MEMORY = 2 << 30  # bytes in addition to those at the start

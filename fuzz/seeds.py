@@ -91,10 +91,63 @@ def _model() -> dict[str, str]:
         "norm": json.dumps(description | {"norm": "frozen", "frozen_stages": 2}),
         "two_stages": json.dumps(description | {"family": "faster_rcnn", "options": {"box_representation_size": 4}}),
         "wider": json.dumps(description | {"neck_channels": 2, "classes": ["cat", "dog"]}),
+        "narrow": json.dumps(description | {"width": 0.5}),
         "missing": json.dumps(description) + SEPARATOR + json.dumps({some: None}),
         "reshaped": json.dumps(description) + SEPARATOR + json.dumps({some: entry}),
         "empty_weights": json.dumps(description) + SEPARATOR + "\x02\0\0\0\0\0\0\0{}",
         "no_weights": json.dumps(description) + SEPARATOR + "not weights",
+    }
+
+
+def _results() -> dict[str, str]:
+    box: dict[str, Any] = {"image_id": 9, "category_id": 7, "bbox": [2, 3, 10, 20], "score": 0.5}
+    images = [{"id": 9, "file_name": "a.png", "width": 40, "height": 30}, {"id": 4, "file_name": "sub/b.png"}]
+    categories = [{"id": 7, "name": "dog"}, {"id": 2, "name": "cat"}]
+    about = {"images": images, "categories": categories}
+    named = {"file_name": "sub/b.png", "category_name": "cat", "bbox": [0, 0, 5.5, 5], "score": 1}
+    several = [box, box | {"score": 0.9}, box | {"image_id": "4", "category_id": 2.0}]
+    return {
+        "described": json.dumps(several) + SEPARATOR + json.dumps(about),
+        "named": json.dumps([named, named | {"score": 0.25}]),
+        "stems": SEPARATOR.join([json.dumps([box | {"image_id": "a", "category_id": 1}]), "", "cat dog"]),
+        "annotations": json.dumps(about | {"annotations": several}),
+        "no_scores": json.dumps([{name: named[name] for name in ("file_name", "category_name", "bbox")}]),
+        "unknown_image": json.dumps([box | {"image_id": 5}]) + SEPARATOR + json.dumps(about),
+        "empty": "[]",
+    }
+
+
+def _exported() -> dict[str, str]:
+    about: dict[str, Any] = {
+        "format": 1,
+        "family": "retinanet",
+        "classes": ["cat", "dog"],
+        "size": 64,
+        "max_size": 96,
+        "size_divisor": 32,
+        "square": False,
+        "antialias": True,
+        "fill": [123.7, 116.3, 103.5],
+        "white": 255,
+        "height": None,
+        "width": None,
+        "batch": 1,
+        "nms": "inside",
+        "score_thresh": 0.05,
+        "nms_thresh": 0.5,
+        "detections_per_img": 300,
+        "precision": "fp32",
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+        "fingerprint": "00",
+        "version": "defeat",
+        "licence": "MIT",
+    }
+    return {
+        "full": json.dumps(about),
+        "fixed": json.dumps(about | {"height": 64, "width": 96, "nms": "outside", "batch": None}),
+        "square": json.dumps(about | {"square": True, "height": 64, "width": 64, "nms_thresh": None, "white": 1}),
+        "unknown_nms": json.dumps(about | {"nms": "none"}),
     }
 
 
@@ -109,6 +162,7 @@ def _seeds() -> dict[str, dict[str, str]]:
         folder_seeds.cvat,
     )
     files = {"voc": _voc(), "coco": _coco() | folder_seeds.coco_values(), "yolo": _yolo(), "model": _model()}
+    files |= {"results": _results(), "exported": _exported()}
     return files | {target.__name__: target() for target in targets}
 
 

@@ -25,6 +25,7 @@ LOCAL = (
     "unlabelled",
     "class_map",
     "cache_teacher",
+    "student_from",
 )  # settings that may contain a path
 HEADS = ["method", "AP", "AP per seed", "gain", "95 % seeds", "95 % images", "gap closed", "training time"]
 

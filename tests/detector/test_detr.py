@@ -281,7 +281,7 @@ def test_a_folder_without_safetensors_or_of_another_model_is_refused(folder, tmp
 
 
 def test_a_hub_that_can_not_be_reached_is_refused_in_one_sentence(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read from the environment when imported
     with pytest.raises(InputError) as refused:
         load("hf:someone/some-detector")
     message = str(refused.value)

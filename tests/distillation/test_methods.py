@@ -44,7 +44,13 @@ def make(method, student, teacher, **options):
 @every_method
 @every_pair
 @pytest.mark.parametrize(
-    "difference", [{}, {"neck_channels": 24, "backbone": "resnet18"}, {"size": 128, "max_size": 192}, {"norm": "gn"}]
+    "difference",
+    [
+        {},
+        {"neck_channels": 24, "backbone": "resnet18"},
+        pytest.param({"size": 128, "max_size": 192}, marks=pytest.mark.slow),
+        pytest.param({"norm": "gn"}, marks=pytest.mark.slow),
+    ],
 )
 def test_losses_are_finite_and_teach_the_student(method, student, teacher, difference):
     student, teacher = tiny_detector(student), tiny_detector(teacher, seed=1, **difference)

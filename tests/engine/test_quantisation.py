@@ -105,6 +105,7 @@ def test_every_family_learns_with_rounding_and_predicts_without(family):
     assert hooks(detector) == hooks_before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_demo")
 def test_a_quantised_run_is_resumed_bit_for_bit_and_saves_a_plain_student(tmp_path, monkeypatch):
     teacher = save_teacher(tmp_path / "teacher", neck_channels=16)

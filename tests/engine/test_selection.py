@@ -70,7 +70,7 @@ def test_patience_lowers_the_rate_and_ends_the_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("small_demo")
-@pytest.mark.parametrize("ema", [None, 0.5])
+@pytest.mark.parametrize("ema", [pytest.param(None, marks=pytest.mark.slow), 0.5])
 def test_the_best_student_is_reported_and_saved(ema, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         scripted(patch, [3.0, 7.0, 7.0, 5.0])

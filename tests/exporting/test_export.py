@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import defeat
 from defeat.assembly.box_teachers import named_box_teacher
 from defeat.assembly.settings import DistillSettings
 from defeat.cli import main
-from defeat.detector import BoxTeacher, load, load_detector
+from defeat.detector import BoxTeacher, ExportedDetector, load, load_detector
 from defeat.detector.boxes import PredictedBoxes
 from defeat.detector.exported import load_exported
 from defeat.errors import InputError
@@ -108,6 +109,7 @@ def test_a_file_that_detects_something_else_is_not_written(run, tmp_path, small_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
+@pytest.mark.slow
 def test_half_precision_halves_the_file(file, tmp_path):
     detector, path = file
     saved(tmp_path / "run")
@@ -285,11 +287,12 @@ def test_a_square_input_is_fixed(tmp_path):
 @pytest.mark.parametrize(
     ("sides", "share"), [((64, 64), 64 / 96), ((64, 96), 1), ((None, None), 1), ((32, 96), 32 / 60)]
 )
-def test_a_fixed_input_that_shrinks_images_is_warned_about(sides, share, tmp_path):
-    _, path = exported(tmp_path, height=sides[0], width=sides[1])
-    file = load(path)
-    assert file.shrinking(100, 160) == pytest.approx(share)  # 60 x 96 after resizing
-    warning = _shrinking_warning(file, [torch.zeros(3, 100, 160)] * 3)
+def test_a_fixed_input_that_shrinks_images_is_warned_about(file, sides, share):
+    exported_file = load(file[1])
+    about = replace(exported_file.description, height=sides[0], width=sides[1])
+    fixed = ExportedDetector(about, exported_file.runtime, exported_file.path)
+    assert fixed.shrinking(100, 160) == pytest.approx(share)  # 60 x 96 after resizing
+    warning = _shrinking_warning(fixed, [torch.zeros(3, 100, 160)] * 3)
     if share == 1:
         assert warning == ""
     else:

@@ -13,11 +13,15 @@ from tests.exporting.tiny_exports import PICTURES, all_options, exported, saved
 pytest.importorskip("openvino")
 
 ALIKE = 0.95  # random weights have scores and overlaps that are equal but for rounding, and decide otherwise
+# Exports take seconds: one family is fast.
+FAMILIES = [
+    pytest.param(family, marks=pytest.mark.slow) if family == "faster_rcnn" else family for family in FAMILIES_IN_RUNS
+]
 SUFFIXES = [".onnx", *[pytest.param(suffix, marks=pytest.mark.slow) for suffix in (".xml", ".torchscript")]]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("family", FAMILIES_IN_RUNS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_file_detects_what_the_detector_does(family, suffix, tmp_path):
     detector, path = exported(tmp_path, family, f"file{suffix}")
     parity = measure_parity(detector, load(path), PICTURES)
@@ -27,7 +31,7 @@ def test_a_file_detects_what_the_detector_does(family, suffix, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("family", FAMILIES_IN_RUNS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_an_image_without_detections_gives_empty_tensors(family, suffix, tmp_path):
     limits = {"score_thresh": 1.0, "box_score_thresh": 1.0}
     saved(tmp_path / "run", family, options=all_options(family, **limits))
@@ -37,7 +41,7 @@ def test_an_image_without_detections_gives_empty_tensors(family, suffix, tmp_pat
     assert len(found.scores) == len(found.labels) == 0
 
 
-@pytest.mark.parametrize("family", FAMILIES_IN_RUNS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_candidates_outside_of_the_file_are_selected_alike_and_come_in_batches(family, tmp_path):
     if family == "faster_rcnn":
         pytest.skip("it has proposals")

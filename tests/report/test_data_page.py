@@ -1,5 +1,6 @@
 """`defeat data`: figures of a data set in the terminal and as a page."""
 
+import json
 import re
 
 import pytest
@@ -70,6 +71,15 @@ def test_classes_of_a_teacher_are_matched(tmp_path, capsys):
     assert "give --class-map '{Cat: cat}'" in shown(capsys, *arguments)
     assert "The student does not know the teacher's ship" in shown(capsys, *arguments, "--class-map", "{Cat: cat}")
     assert "has the classes of the data" in shown(capsys, *arguments, "--class-map", "{Cat: cat, ship: ~}")
+
+
+def test_classes_of_a_results_file_are_matched(tmp_path, capsys):
+    write_voc(tmp_path / "data", {"train": {"a": BOX}, "val": {"b": BOX}})
+    detection = {"file_name": "a.png", "category_name": "Cat", "bbox": [1, 2, 3, 4], "score": 0.5}
+    (tmp_path / "boxes.json").write_text(json.dumps([detection]))
+    teacher = f"boxes:{tmp_path / 'boxes.json'}"
+    text = shown(capsys, tmp_path / "data", "--compare", "no", "--teacher", teacher)
+    assert "give --class-map '{Cat: cat}'" in text
 
 
 def test_a_page_cannot_be_a_folder(tmp_path, capsys):

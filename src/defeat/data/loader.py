@@ -4,6 +4,7 @@ Order and augmentations depend only on seed and epoch, not on workers or global 
 modified.
 """
 
+import gc
 import signal
 from collections.abc import Iterator
 
@@ -91,7 +92,7 @@ def training_loader(
         collate_fn=pack,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
-        worker_init_fn=_leave_signals_to_the_run,
+        worker_init_fn=begin_worker,
         generator=seeded_generator("workers", seed),
     )
 
@@ -119,16 +120,19 @@ def evaluation_loader(
         collate_fn=pack,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
-        worker_init_fn=_leave_signals_to_the_run,
+        worker_init_fn=begin_worker,
         generator=seeded_generator("workers", 0),
     )
 
 
-def _leave_signals_to_the_run(_: int) -> None:
-    """Ignore Ctrl-C and SIGTERM, which reach all processes of a run: the step is completed and saved first.
+def begin_worker(_: int) -> None:
+    """Prepare a process that loads images.
 
-    A worker ends with the process that started it.
+    It ignores Ctrl-C and SIGTERM, which reach all processes of a run, because the step is completed and saved first; it
+    ends with the process that started it. Garbage collection leaves alone what a forked process shares with the run:
+    looking at an object would copy its memory.
     """
+    gc.freeze()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.text import Text
 from torchvision.transforms.v2.functional import resize
 
-from defeat.assembly.settings import read_class_map
+from defeat.assembly.assemble import load_teacher
+from defeat.assembly.settings import DistillSettings
 from defeat.data import DataSource, DetectionDataset, OnBadData
 from defeat.data.export import ExportLayout, export_dataset
 from defeat.data.hold_out import HoldOutBy
@@ -18,7 +19,6 @@ from defeat.data.images import MAX_PIXELS
 from defeat.data.reading.pairs import Unannotated
 from defeat.data.source import EVALUATION_SPLITS
 from defeat.data.summary import Duplicate, SplitSummary, near_duplicates, summarise
-from defeat.detector import load_detector
 from defeat.distillation import ClassMap, renamed_classes
 from defeat.errors import InputError
 from defeat.files import write_into
@@ -57,6 +57,9 @@ def describe_data(
     out: str | None = None,
     compare: Literal["yes", "no"] = "yes",
     teacher: str | None = None,
+    teacher_weights: str | None = None,
+    teacher_taps: str | None = None,
+    teacher_description: str | None = None,
     class_map: str | None = None,
     export: ExportLayout | None = None,
     export_to: str | None = None,
@@ -74,7 +77,10 @@ def describe_data(
         path: folder or file of a data set, or demo.
         out: HTML page to write, with example images and their boxes.
         compare: whether to look for near-duplicates in different splits, which decodes all images: yes or no.
-        teacher: run directory of a teacher, or a torchvision model, whose classes are matched to those of the data.
+        teacher: run directory of a teacher, or another one as for `distill`, whose classes are matched to the data.
+        teacher_weights: with a torchvision teacher, a file with its state dict.
+        teacher_taps: YAML file that names the feature maps of your own network.
+        teacher_description: with boxes:FILE or onnx:FILE, the file that describes it.
         class_map: YAML file with a line `teacher's class: class of the data` for each class whose names differ.
         export: layout in which to write all splits to the folder `export_to`: coco, yolo or voc.
         export_to: new folder for the data set in another layout.
@@ -104,8 +110,18 @@ def describe_data(
         splits=summaries,
         duplicates=tuple(near_duplicates(datasets, console)) if compare == "yes" else (),
         warnings=tuple(_warnings(summaries)),
-        class_map=() if teacher is None else tuple(_class_map(datasets, teacher, class_map)),
     )
+    if teacher is not None:
+        settings = DistillSettings(
+            data=path,
+            out=".",
+            teacher=teacher,
+            teacher_weights=teacher_weights,
+            teacher_taps=teacher_taps,
+            teacher_description=teacher_description,
+            class_map=class_map,
+        )
+        report = replace(report, class_map=tuple(_class_map(datasets, settings, console)))
     if export is not None and export_to is not None:
         notes = export_dataset(datasets, export_to, export, console=console)
         report = replace(report, warnings=(*report.warnings, *notes))
@@ -174,10 +190,12 @@ def _warnings(splits: Sequence[SplitSummary]) -> list[str]:
     return sentences
 
 
-def _class_map(datasets: Mapping[str, DetectionDataset], teacher: str, class_map: str | None) -> list[str]:
+def _class_map(
+    datasets: Mapping[str, DetectionDataset], settings: DistillSettings, console: Console | None
+) -> list[str]:
     classes = next(iter(datasets.values())).classes
-    names = {} if class_map is None else read_class_map(class_map)
-    known = renamed_classes(load_detector(teacher).info, classes, names).classes
+    teacher = load_teacher(settings, console)
+    known = renamed_classes(teacher.info, classes, settings.class_names).classes
     sentences = ClassMap(classes, known).describe()
     return sentences or ["The teacher has the classes of the data."]
 

@@ -214,6 +214,7 @@ def test_the_command_refuses_in_one_line(tmp_path, capsys):
     assert "Missing: CHECKPOINT." in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_imported_detector_teaches_and_can_be_trained_further(tmp_path, retinanet, capsys):
     state = dict(random_states.mmdet_retinanet())
     wider = {
