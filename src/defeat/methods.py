@@ -1,9 +1,13 @@
 """The distillation methods, for `import defeat.methods`."""
 
 from defeat.distillation import (
+    CWD,
     DETR,
+    FGD,
     FGFI,
     METHODS,
+    MGD,
+    PKD,
     TADF,
     Classification,
     DeFeat,
@@ -15,9 +19,13 @@ from defeat.distillation import (
 )
 
 __all__ = [
+    "CWD",
     "DETR",
+    "FGD",
     "FGFI",
     "METHODS",
+    "MGD",
+    "PKD",
     "TADF",
     "Classification",
     "DeFeat",

@@ -6,19 +6,27 @@ from typing import Any
 from defeat.distillation.base import Method
 from defeat.distillation.class_map import ClassMap, renamed_classes
 from defeat.distillation.methods.classification import Classification
+from defeat.distillation.methods.cwd import CWD
 from defeat.distillation.methods.defeat import DeFeat
 from defeat.distillation.methods.detr import DETR
+from defeat.distillation.methods.fgd import FGD
 from defeat.distillation.methods.fgfi import FGFI
 from defeat.distillation.methods.imitation import Imitation
+from defeat.distillation.methods.mgd import MGD
 from defeat.distillation.methods.none import NoDistillation
+from defeat.distillation.methods.pkd import PKD
 from defeat.distillation.methods.tadf import TADF
 from defeat.errors import unknown_name
 from defeat.types import DetectorInfo
 
 __all__ = [
+    "CWD",
     "DETR",
+    "FGD",
     "FGFI",
     "METHODS",
+    "MGD",
+    "PKD",
     "TADF",
     "ClassMap",
     "Classification",
@@ -35,10 +43,14 @@ __all__ = [
 # To add a method, write a file with a subclass of `Method` and add a line here.
 METHODS: dict[str, type[Method]] = {
     "classification": Classification,
+    "cwd": CWD,
     "defeat": DeFeat,
     "detr": DETR,
+    "fgd": FGD,
     "fgfi": FGFI,
     "imitation": Imitation,
+    "mgd": MGD,
+    "pkd": PKD,
     "tadf": TADF,
 }
 

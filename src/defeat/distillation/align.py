@@ -13,7 +13,7 @@ from defeat.errors import InputError, unknown_name
 
 INITIALISATIONS = ("default", "identity", "published")
 MISSING_LEVELS = ("leave_out", "nearest")
-KERNELS = (1, 3)
+KERNELS = (0, 1, 3)
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,11 @@ class Adaptation(nn.Module):
             `published` (truncated normal with deviation 1e-4, as in the original code: at first the layer learns and
             hardly any gradient reaches the student).
         activation: whether a ReLU follows each convolution.
-        kernel: kernel size in cells: 3 (published), or 1, at a ninth of the cost.
+        kernel: kernel size in cells: 3 (published), 1, at a ninth of the cost, or 0: 1 where channels differ, and no
+            layer where they are equal.
 
     Attributes:
-        kernel: kernel size in cells.
+        kernel: kernel size in cells, as given.
         dtype: precision in which the convolutions compute; None for that of their weights.
 
     Raises:
@@ -114,10 +115,14 @@ class Adaptation(nn.Module):
         if initialisation not in INITIALISATIONS:
             raise unknown_name("initialisation", initialisation, INITIALISATIONS)
         if kernel not in KERNELS:
-            raise InputError(f"adaptation_kernel must be 1 or 3, not {kernel}.")
-        size: Any = {"kernel_size": kernel, "padding": kernel // 2}
+            raise InputError(f"adaptation_kernel must be 0, 1 or 3, not {kernel}.")
+        size: Any = {"kernel_size": kernel or 1, "padding": kernel // 2}
         self.layers = nn.ModuleDict(
-            {str(stride): nn.Conv2d(pair.channels, pair.teacher_channels, **size) for stride, pair in levels.items()}
+            {
+                str(stride): nn.Conv2d(pair.channels, pair.teacher_channels, **size)
+                for stride, pair in levels.items()
+                if self.kernel_of(pair)
+            }
         )
         for layer in self.layers.values():
             assert isinstance(layer, nn.Conv2d)
@@ -131,12 +136,18 @@ class Adaptation(nn.Module):
 
     def forward(self, student_map: Tensor, stride: int) -> Tensor:
         """Adapt the student's map (B, C, H, W) of a stride; returns (B, C of the teacher, H, W), float32."""
+        if str(stride) not in self.layers:
+            return student_map.relu() if self.activation else student_map
         if self.dtype is None:
             adapted: Tensor = self.layers[str(stride)](student_map)
         else:
             with torch.autocast(student_map.device.type, self.dtype):
                 adapted = self.layers[str(stride)](student_map).float()
         return adapted.relu() if self.activation else adapted
+
+    def kernel_of(self, pair: LevelPair) -> int:
+        """Kernel size of the layer of a level; 0 where it has none."""
+        return self.kernel or int(pair.channels != pair.teacher_channels)
 
 
 def resize_map(teacher_map: Tensor, scale: float, shape: tuple[int, int], stretch: float = 1.0) -> Tensor:

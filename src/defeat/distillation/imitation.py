@@ -1,16 +1,16 @@
 """Imitation of feature maps: adaptation layers, regions, differences, and weights of region and background."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, ClassVar, Literal, TypedDict, Unpack
+from typing import Any, ClassVar, TypedDict, Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from defeat.distillation.align import Adaptation, LevelPair, match_levels, resize_map
+from defeat.distillation.align import LevelPair
 from defeat.distillation.base import Method
 from defeat.distillation.differences import DIFFERENCES, squared_difference, standardise, standardised_difference
 from defeat.distillation.losses import region_mean
+from defeat.distillation.maps import MatchedMaps, Part
 from defeat.distillation.regions import Regions, Shape, box_strides
 from defeat.distillation.schedule import Schedule
 from defeat.errors import unknown_name
@@ -30,7 +30,8 @@ class MapOptions(TypedDict, total=False):
     """Initialisation of the adaptation layers: identity (where channels match), default (random) or published (near
     zero)."""
     adaptation_kernel: int
-    """Kernel size of the adaptation layers in cells: 1, or 3 (published), which costs more."""
+    """Kernel size of the adaptation layers in cells: 1; 3 (published), which costs more; or 0, for none where channels
+    match."""
     missing_levels: str
     """Handling of levels whose stride the teacher lacks: leave_out, or nearest (the teacher's level of the nearest
     stride, resized)."""
@@ -55,7 +56,7 @@ MAP_DEFAULTS: MapOptions = {
 PaintRegions = Callable[[Sequence[Tensor], dict[int, Shape]], Regions]
 
 
-class MapImitation(nn.Module):
+class MapImitation(MatchedMaps):
     """Losses between the feature maps of student and teacher, over a region and over the background.
 
     On each level, the difference between the teacher's map and the adapted student's is summed over the region and,
@@ -78,7 +79,7 @@ class MapImitation(nn.Module):
             adaptation layer has to learn the scale; `none`: as published, with weights that fit one pair of networks.
         initialisation: initialisation of the adaptation layers: `identity`, `default` or `published` (see
             `Adaptation`).
-        adaptation_kernel: kernel size of the adaptation layers, 1 or 3 cells.
+        adaptation_kernel: kernel size of the adaptation layers, 0, 1 or 3 cells (see `Adaptation`).
         count_padding: whether padded cells count as background, as in the published code.
         level_weights: weight of each level in the mean over the levels: `equal` (published), or `objects`: in
             proportion to the number of boxes assigned to it by their size, so that a level without objects in the
@@ -96,7 +97,7 @@ class MapImitation(nn.Module):
         self,
         student: DetectorInfo,
         teacher: DetectorInfo,
-        part: Literal["neck", "backbone"],
+        part: Part,
         regions: PaintRegions,
         *,
         object_weight: float = 0.0,
@@ -110,7 +111,16 @@ class MapImitation(nn.Module):
         count_padding: bool = False,
         level_weights: str = "equal",
     ) -> None:
-        super().__init__()
+        super().__init__(
+            student,
+            teacher,
+            part,
+            strides=strides,
+            missing_levels=missing_levels,
+            initialisation=initialisation,
+            adaptation_kernel=adaptation_kernel,
+            active=object_weight != 0 or background_weight != 0,  # a part that is switched off has no layers
+        )
         if level_weights not in LEVEL_WEIGHTS:
             raise unknown_name("choice of level_weights", level_weights, LEVEL_WEIGHTS)
         self.level_weights = level_weights
@@ -118,16 +128,9 @@ class MapImitation(nn.Module):
             raise unknown_name("difference", difference, DIFFERENCES)
         if scale not in SCALES:
             raise unknown_name("scale", scale, SCALES)
-        self.part, self.regions = part, regions
+        self.regions = regions
         self.weights = {"object": object_weight, "background": background_weight}
         self.difference, self.scale, self.count_padding = DIFFERENCES[difference], scale, count_padding
-        self.levels: dict[int, LevelPair] = {}
-        self.notes: list[str] = []
-        if any(self.weights.values()):  # a part that is switched off has no layers
-            channels = getattr(student, part)
-            self.levels = match_levels(channels, getattr(teacher, part), part, strides, missing_levels)
-            self._note_missing([stride for stride in sorted(channels) if strides is None or stride in strides])
-        self.adaptation = Adaptation(self.levels, initialisation, part == "backbone", adaptation_kernel)
 
     def forward(self, student: DetectorOutput, teacher: DetectorOutput, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Compute the weighted terms `PART_object` and `PART_background`.
@@ -139,19 +142,17 @@ class MapImitation(nn.Module):
         """
         if not self.levels:
             return {}
-        maps = {stride: getattr(student, self.part)[stride].float() for stride in self.levels}
+        maps = {stride: getattr(student, self.part)[stride] for stride in self.levels}
         shapes = {stride: (level.shape[-2], level.shape[-1]) for stride, level in maps.items()}
         regions = self.regions([target.boxes for target in targets], shapes)
         terms: dict[str, list[Tensor]] = {name: [] for name, weight in self.weights.items() if weight > 0}
-        for stride, level in maps.items():
-            valid = student.valid[stride]
-            inside = torch.ones_like(valid) if self.count_padding else valid
-            teacher_map = self._teacher_map(teacher, self.levels[stride], shapes[stride])
-            per_cell = self._difference(self.adaptation(level, stride), teacher_map, inside)
-            region = regions[stride].to(per_cell.dtype) * inside
+        for pair in self.of(student, teacher):
+            inside = torch.ones_like(pair.valid) if self.count_padding else pair.valid
+            per_cell = self._difference(pair.student, pair.teacher, inside)
+            region = regions[pair.stride].to(per_cell.dtype) * inside
             cells = {"object": region, "background": inside.to(per_cell.dtype) - region}
             for name, term in terms.items():
-                term.append(region_mean(per_cell, cells[name], teacher_map.shape[1]))
+                term.append(region_mean(per_cell, cells[name], pair.teacher.shape[1]))
         means = {name: self._mean_over_levels(torch.stack(term), targets, list(maps)) for name, term in terms.items()}
         return {f"{self.part}_{name}": self.weights[name] * mean for name, mean in means.items()}
 
@@ -163,31 +164,9 @@ class MapImitation(nn.Module):
         counts = torch.stack([(levels == stride).sum() for stride in strides])
         return (values * counts).sum() / counts.sum()
 
-    @property
-    def pairs(self) -> list[LevelPair]:
-        """The levels that are compared, each with the kernel of its adaptation layer."""
-        return [replace(pair, kernel=self.adaptation.kernel) for pair in self.levels.values()]
-
     def painted(self, boxes: Sequence[Tensor], shapes: dict[int, Shape]) -> Regions:
         """The region on the levels that are compared."""
         return self.regions(boxes, {stride: shape for stride, shape in shapes.items() if stride in self.levels})
-
-    def _teacher_map(self, teacher: DetectorOutput, level: LevelPair, shape: Shape) -> Tensor:
-        """The teacher's map (B, C, *shape) for a level of the student."""
-        ratio = teacher.scale * level.stride / level.teacher_stride
-        return resize_map(getattr(teacher, self.part)[level.teacher_stride].float(), ratio, shape, teacher.stretch)
-
-    def _note_missing(self, strides: Sequence[int]) -> None:
-        """Add notes on the student's levels that the teacher lacks."""
-        left_out = [str(stride) for stride in strides if stride not in self.levels]
-        if left_out:
-            self.notes.append(f"The teacher's {self.part} has no level at stride {', '.join(left_out)}: left out.")
-        resized = [level for level in self.levels.values() if level.stride != level.teacher_stride]
-        self.notes += [
-            f"The teacher's {self.part} has no level at stride {level.stride}: the one at stride "
-            f"{level.teacher_stride} is resized."
-            for level in resized
-        ]
 
     def _difference(self, student_map: Tensor, teacher_map: Tensor, inside: Tensor) -> Tensor:
         """The difference of both maps, scaled as `scale` says, summed over the channels: (B, H, W)."""

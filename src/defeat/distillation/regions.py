@@ -54,6 +54,23 @@ def object_regions_on_all_levels(boxes: Sequence[Tensor], shapes: dict[int, Shap
     return {stride: paint_boxes(boxes, stride, shape) for stride, shape in shapes.items()}
 
 
+def inverse_area_regions(boxes: Sequence[Tensor], shapes: dict[int, Shape]) -> Regions:
+    """Weight the cells of each box by one over its area, on every level, as FGD does (Yang et al., CVPR 2022).
+
+    A box covers the cells from the one of its left upper corner to that of its right lower corner, both included. Where
+    boxes overlap, the smallest one counts.
+
+    Args:
+        boxes: one (G, 4) tensor per image, pixels of the batch.
+        shapes: height and width of each level in cells, by stride.
+
+    Returns:
+        (B, H, W) float32 in 0..1 by stride.
+    """
+    corners, image = _concatenate(boxes)
+    return {stride: _inverse_areas(corners, image, len(boxes), stride, shape) for stride, shape in shapes.items()}
+
+
 def near_object_regions(boxes: Sequence[Tensor], shapes: dict[int, Shape], phi: float = 0.5) -> Regions:
     """Mark cells whose anchors overlap an object nearly as well as the best anchor (Wang et al., CVPR 2019).
 
@@ -259,6 +276,22 @@ def _anchor_rows(corners: Tensor, side: float, stride: int, height: int) -> Tens
 def _overlap(centres: Tensor, half: Tensor, begin: Tensor, end: Tensor) -> Tensor:
     """Overlap of anchors and boxes along one axis, at least 0: (G, A, centres)."""
     return (torch.minimum(centres + half, end) - torch.maximum(centres - half, begin)).clamp(min=0)
+
+
+def _inverse_areas(corners: Tensor, image: Tensor, images: int, stride: int, shape: Shape) -> Tensor:
+    """One over the area of the smallest box on each cell, 0 where there is none: (B, H, W)."""
+    height, width = shape
+    left, top = (corners[:, :2] / stride).floor().unbind(1)
+    right, bottom = (corners[:, 2:] / stride).ceil().unbind(1)
+    areas = (right + 1 - left) * (bottom + 1 - top)
+    rows, columns = (torch.arange(size, device=corners.device) for size in shape)
+    region = torch.zeros(images, height * width, device=corners.device)
+    for indices in torch.arange(len(corners), device=corners.device).split(max(1, CELLS_AT_ONCE // (height * width))):
+        in_rows = (rows >= top[indices, None]) & (rows <= bottom[indices, None])  # (G, H)
+        in_columns = (columns >= left[indices, None]) & (columns <= right[indices, None])  # (G, W)
+        weights = ((in_rows[:, :, None] & in_columns[:, None]) / areas[indices, None, None]).flatten(1).float()
+        region.scatter_reduce_(0, image[indices, None].expand_as(weights), weights, "amax")
+    return region.view(images, height, width)
 
 
 def _gaussian_weights(corners: Tensor, image: Tensor, images: int, stride: int, shape: Shape) -> Tensor:

@@ -82,6 +82,8 @@ def _detector_row(role: str, detector: PlannedDetector) -> tuple[str, ...]:
 
 def _adaptation(level: LevelPair) -> str:
     resized = "" if level.stride == level.teacher_stride else ", teacher's feature map resized"
+    if level.kernel == 0:
+        return f"no layer{resized}"
     return f"{level.kernel} x {level.kernel} convolution{resized}"
 
 
