@@ -17,7 +17,7 @@ from defeat.benchmark import BenchRun
 from defeat.cli import COMMANDS, main, run_settings
 from defeat.data import demo
 from defeat.demo import STUDENT
-from defeat.distillation import METHODS
+from defeat.distillation import METHODS, method_defaults
 from tests.detector.tiny import BACKBONE, FIXED_BACKBONES
 from tests.detector.tiny import COMPOSED as FAMILIES
 from tests.engine.tiny_runs import save_teacher
@@ -64,6 +64,20 @@ def test_methods_are_listed_with_paper_inputs_and_defaults(capsys):
         assert method.paper in text
     assert "--method.object-weight=32.0 --method.phi=0.5" in text
     assert "--method.backbone-strides=[8,16,32]" in text
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_described_with_all_options(name, capsys):
+    assert main(["methods", name]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert METHODS[name].paper in text
+    for option, default in method_defaults(name).items():
+        shown = f"[{','.join(map(str, default))}]" if isinstance(default, tuple) else str(default).lower()
+        assert re.search(rf"--method\.{option.replace('_', '-')}={re.escape(shown)} \S+", text), option
+
+
+def test_an_unknown_method_is_refused(capsys):
+    assert "Did you mean 'pkd'" in refusal(capsys, "methods", "pkdd")
 
 
 def test_recipes_are_listed_with_figures_and_commands(capsys):
@@ -318,7 +332,7 @@ def test_the_demo_prints_a_gain_and_writes_a_report_and_a_picture(small_demo, tm
         ("compare", ["RUNS .."], "[OPTIONS]"),
         ("evaluate", ["RUN"], "[OPTIONS]"),
         ("distill", [], "--data DATA --out OUT --teacher TEACHER [OPTIONS]"),
-        ("methods", [], "[OPTIONS]"),
+        ("methods", ["[NAME]"], "[OPTIONS]"),
     ],
 )
 def test_help_shows_the_usage_of_a_command(command, positional, rest, capsys):

@@ -154,13 +154,20 @@ def taps(arguments: Sequence[str]) -> int:
 
 
 def methods(arguments: Sequence[str]) -> int:
-    """List the distillation methods: papers, requirements, defaults."""
+    """List the distillation methods, or describe one: paper, arithmetic, options."""
     from rich.console import Console
 
-    from defeat.report.methods import print_methods
+    from defeat.distillation import find_method
+    from defeat.options import Command, Option, options_of
+    from defeat.report.methods import print_method, print_methods
 
-    _keywords("methods", arguments)
-    print_methods(Console())
+    option = Option("name", str | None, None, "A method to describe in full, with its arithmetic and its options.")
+    name = Command("methods", _description("methods"), [option]).read(arguments).get("name")
+    if name is None:
+        print_methods(Console())
+        return 0
+    options = options_of(find_method(name), "method", skip={"student", "teacher"})
+    print_method(name, {option.flag: (option.default, option.help) for option in options}, Console())
     return 0
 
 

@@ -15,7 +15,8 @@ from defeat.option_values import alternatives, converted, is_list
 from defeat.settings import field_docs
 from defeat.settings import option as flag_of
 
-POSITIONAL = {"run", "runs", "images", "network", "path", "checkpoint"}
+POSITIONAL = {"run", "runs", "images", "network", "path", "checkpoint", "name"}
+OPTIONAL = {"name"}  # may be left out
 SEVERAL = {"runs", "images"}  # take one or more arguments
 GROUPS = {"detector": "detector_options", "method": "method_options"}  # --GROUP.NAME -> setting with the values
 
@@ -50,7 +51,8 @@ class Option:
     @property
     def positional(self) -> bool:
         """Whether it is a positional argument."""
-        return self.name in POSITIONAL and self.default is MISSING and not self.group
+        required = self.default is MISSING or self.name in OPTIONAL
+        return self.name in POSITIONAL and required and not self.group
 
     @property
     def key(self) -> str:
@@ -184,7 +186,9 @@ class Command:
         for option in self.options:
             if option.positional:
                 nargs = "*" if option.name in SEVERAL else "?"
-                parser.add_argument(option.key, nargs=nargs, metavar=_positional(option), help=_escaped(option.help))
+                parser.add_argument(
+                    option.key, nargs=nargs, metavar=_positional(option).strip("[]"), help=_escaped(option.help)
+                )
                 continue
             if option.section not in groups:
                 groups[option.section] = parser.add_argument_group(option.section)
@@ -251,7 +255,8 @@ class _Parser(ArgumentParser):
 
 
 def _positional(option: Option) -> str:
-    return f"{option.name.upper()}{' ..' * (option.name in SEVERAL)}"
+    name = f"{option.name.upper()}{' ..' * (option.name in SEVERAL)}"
+    return f"[{name}]" if option.name in OPTIONAL else name
 
 
 def _help(option: Option) -> str:

@@ -1,12 +1,14 @@
 """Prints the list of distillation methods."""
 
+from collections.abc import Mapping
 from inspect import getdoc
 
+from docstring_parser import parse
 from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from defeat.distillation import METHODS, method_defaults
+from defeat.distillation import METHODS, Method, find_method, method_defaults
 
 # Fields of `DetectorOutput` in words.
 FIELDS = {
@@ -22,14 +24,37 @@ def print_methods(console: Console) -> None:
     """Print each method with its summary, paper, the outputs that it reads, and its options with defaults."""
     for name, method in METHODS.items():
         console.print(Text(name, style="bold"), Text((getdoc(method) or "").splitlines()[0]))
-        facts = {
-            "paper": method.paper,
-            "reads": ", ".join(FIELDS[field] for field in method.reads),
-            "options": " ".join(_options(name)),
-        }
+        facts = _facts(method) | {"options": " ".join(_options(name))}
         for title, fact in facts.items():
             console.print(Padding(Text.assemble((f"{title}: ", "dim"), fact), (0, 0, 0, 4)))
         console.print()
+
+
+def print_method(name: str, options: Mapping[str, tuple[object, str]], console: Console) -> None:
+    """Print the whole description of a method, and its options one per line.
+
+    Args:
+        name: the method.
+        options: default and help of each option by its flag.
+        console: where to print.
+    """
+    method = find_method(name)
+    described = parse(getdoc(method) or "")
+    paragraphs = f"{described.short_description}\n\n{described.long_description or ''}".strip().split("\n\n")
+    console.print(Text(name, style="bold"))
+    for paragraph in paragraphs:
+        console.print(Text(paragraph if paragraph.startswith("- ") else " ".join(paragraph.split())), end="\n\n")
+    for title, fact in _facts(method).items():
+        console.print(Text.assemble((f"{title}: ", "dim"), fact))
+    console.print()
+    for flag, (default, text) in options.items():
+        console.print(Text(f"{flag}={_text(default)}", style="bold"))
+        console.print(Padding(Text(text), (0, 0, 0, 4)))
+
+
+def _facts(method: type[Method]) -> dict[str, str]:
+    reads = ", ".join(FIELDS[field] for field in method.reads)
+    return {"paper": method.paper, "reads": reads} if reads else {"paper": method.paper}
 
 
 def _options(method: str) -> list[str]:
