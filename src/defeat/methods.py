@@ -1,6 +1,7 @@
 """The distillation methods, for `import defeat.methods`."""
 
 from defeat.distillation import (
+    BCKD,
     CWD,
     DETR,
     FGD,
@@ -19,6 +20,7 @@ from defeat.distillation import (
 )
 
 __all__ = [
+    "BCKD",
     "CWD",
     "DETR",
     "FGD",

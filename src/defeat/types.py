@@ -144,6 +144,9 @@ class Maps:
         return {**self.backbone, **self.neck}
 
 
+DecodeBoxes = Callable[[Tensor, Tensor], Tensor]
+
+
 @dataclass(frozen=True)
 class DensePredictions:
     """Predictions of a one-stage head, an RPN or the encoder of a DETR at every anchor or point.
@@ -151,20 +154,33 @@ class DensePredictions:
     Attributes:
         logits: (B, N, K) class logits (sigmoid), or (B, N, K+1) (softmax), background last; an RPN has K = 1, the
             objectness.
-        boxes: (B, N, 4) decoded boxes in pixels of the batch, without gradient.
+        decode: computes some of the boxes, with gradient: for (P,) int64 indices of images and (P,) of predictions,
+            (P, 4) boxes in pixels of the batch.
         labels: (B, N) int64: class of the matched ground-truth box, K for background, -1 for ignored; K is that of the
             batch's annotations, which can differ from that of the logits.
         strides: (N,) int64, stride of the level of each prediction.
         anchors: (B, N, 4) anchors in pixels of the batch; None for a head without anchors.
         deltas: (B, N, 4) predicted offsets from the anchors; None for a head without anchors.
+        distributions: (B, N, 4, M) logits of the distribution of the distance to each side, left, top, right, bottom;
+            None for a head without them.
     """
 
     logits: Tensor
-    boxes: Tensor
+    decode: DecodeBoxes
     labels: Tensor
     strides: Tensor
     anchors: Tensor | None = None
     deltas: Tensor | None = None
+    distributions: Tensor | None = None
+
+    @property
+    def boxes(self) -> Tensor:
+        """(B, N, 4) all boxes in pixels of the batch, without gradient."""
+        images, count = self.labels.shape
+        image = torch.arange(images, device=self.labels.device).repeat_interleave(count)
+        index = torch.arange(count, device=self.labels.device).repeat(images)
+        with torch.no_grad():
+            return self.decode(image, index).view(images, count, 4)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,10 @@ def make(method, student, teacher, **options):
         return build_method(method, student.info, teacher.info, weights(method, 1.0) | options)
     except InputError as error:
         refusal = str(error)
-    if not any(reason in refusal for reason in ("neither proposals nor anchors", "has no object queries")):
+    if not any(
+        reason in refusal
+        for reason in ("neither proposals nor anchors", "has no object queries", "no dense predictions in common")
+    ):
         pytest.fail(refusal)
     pytest.skip(f"{method} refuses this pair")
 

@@ -1,7 +1,7 @@
 """The interface of all detectors, and the preparation of images that they share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,7 +35,7 @@ from defeat.detector.preparation import (
 )
 from defeat.detector.selection import Raw, Selection
 from defeat.detector.teacher import MAPS, PREDICT
-from defeat.types import Batch, Detections, DetectorInfo, DetectorOutput, Maps, Target
+from defeat.types import Batch, DecodeBoxes, Detections, DetectorInfo, DetectorOutput, Maps, Target
 
 
 @dataclass(frozen=True)
@@ -354,6 +354,17 @@ def valid_cells(batch: Batch, maps: dict[int, Tensor]) -> dict[int, Tensor]:
         columns = torch.arange(level.shape[-1], device=level.device) * stride < sizes[:, 1:]  # (B, W)
         valid[stride] = rows[:, :, None] & columns[:, None, :]
     return valid
+
+
+def decoding(decode: Callable[[Tensor, Tensor], Tensor], offsets: Tensor, anchors: Tensor) -> DecodeBoxes:
+    """The `decode` of `DensePredictions` for anchors that all images of a batch share.
+
+    Args:
+        decode: computes boxes (P, 4) from offsets (P, 4) and anchors (P, 4).
+        offsets: (B, N, 4).
+        anchors: (N, 4).
+    """
+    return lambda image, index: decode(offsets[image, index], anchors[index])
 
 
 def describe_anchors(strides: Iterable[int], generator: AnchorGenerator) -> str:

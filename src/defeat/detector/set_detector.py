@@ -120,7 +120,7 @@ def _dense(batch: Batch, maps: Maps, logits: Tensor, boxes: Tensor) -> DensePred
     labels = torch.stack([cell_labels(target, pixels, strides, batch.classes) for target in batch.targets])
     return DensePredictions(
         logits=logits,
-        boxes=corners_in_pixels(boxes.detach(), batch.images),
+        decode=lambda image, index: corners_in_pixels(boxes[image, index], batch.images),
         labels=torch.where(inside, labels, -1),
         strides=strides,
     )

@@ -5,6 +5,7 @@ from typing import Any
 
 from defeat.distillation.base import Method
 from defeat.distillation.class_map import ClassMap, renamed_classes
+from defeat.distillation.methods.bckd import BCKD
 from defeat.distillation.methods.classification import Classification
 from defeat.distillation.methods.cwd import CWD
 from defeat.distillation.methods.defeat import DeFeat
@@ -20,6 +21,7 @@ from defeat.errors import unknown_name
 from defeat.types import DetectorInfo
 
 __all__ = [
+    "BCKD",
     "CWD",
     "DETR",
     "FGD",
@@ -42,6 +44,7 @@ __all__ = [
 
 # To add a method, write a file with a subclass of `Method` and add a line here.
 METHODS: dict[str, type[Method]] = {
+    "bckd": BCKD,
     "classification": Classification,
     "cwd": CWD,
     "defeat": DeFeat,

@@ -20,7 +20,7 @@ from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
 from defeat.detector.backbone import Backbone
-from defeat.detector.base import Detector, DetectorSpec, info_of, output_of
+from defeat.detector.base import Detector, DetectorSpec, decoding, info_of, output_of
 from defeat.detector.composed import FIVE_LEVELS, converted_backbone, converted_spec, five_levels
 from defeat.detector.normalisation import GroupNorm
 from defeat.detector.options import automatic, bounded, fitted_to_data, require_valid, with_usual_values
@@ -266,7 +266,7 @@ class FCOS(Detector):
             losses,
             dense=DensePredictions(
                 logits=head["cls_logits"][..., self.first_label :],
-                boxes=self.box_coder.decode(head["bbox_regression"].detach(), points),
+                decode=decoding(self.box_coder.decode, head["bbox_regression"], points),
                 labels=assignment.labels(batch.classes),
                 strides=torch.tensor(list(maps.neck), device=points.device).repeat_interleave(per_level),
             ),

@@ -268,11 +268,17 @@ class GFL(Detector):
             losses,
             dense=DensePredictions(
                 logits=head["cls_logits"],
-                boxes=points.decode(head["distributions"].detach()),
+                decode=partial(_decode, head["distributions"], points),
                 labels=assignment.labels(batch.classes),
                 strides=points.strides,
+                distributions=head["distributions"],
             ),
         )
+
+
+def _decode(distributions: Tensor, points: Points, image: Tensor, index: Tensor) -> Tensor:
+    """Some boxes (P, 4), with gradient, from logits (B, N, 4, M+1) of all points."""
+    return points.select(index).decode(distributions[image, index])
 
 
 def quality_focal_loss(logits: Tensor, quality: Tensor) -> Tensor:

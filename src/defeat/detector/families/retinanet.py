@@ -20,6 +20,7 @@ from defeat.detector.base import (
     Detector,
     DetectorSpec,
     anchors_per_level,
+    decoding,
     describe_anchors,
     info_of,
     output_of,
@@ -260,7 +261,7 @@ class RetinaNet(Detector):
             losses,
             dense=DensePredictions(
                 logits=head["cls_logits"][..., self.first_label :],
-                boxes=self._boxes(head, anchors),
+                decode=decoding(self.box_coder.decode_single, head["bbox_regression"], anchors[0]),
                 labels=self._labels(batch, matched),
                 strides=strides.repeat_interleave(per_level),
                 anchors=torch.stack(anchors),

@@ -24,7 +24,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
 from defeat.detector.backbone import Backbone, no_download
-from defeat.detector.base import Detector, DetectorSpec, anchors_per_level, info_of, output_of
+from defeat.detector.base import Detector, DetectorSpec, anchors_per_level, decoding, info_of, output_of
 from defeat.detector.composed import converted_spec
 from defeat.detector.normalisation import BatchNorm, apply_norm
 from defeat.detector.options import bounded, require_valid
@@ -294,7 +294,7 @@ class SSDlite(Detector):
             losses,
             dense=DensePredictions(
                 logits=head["cls_logits"].roll(-1, dims=2),  # background last
-                boxes=self.box_coder.decode(deltas.detach().flatten(0, 1), list(anchors)).view_as(deltas),
+                decode=decoding(self.box_coder.decode_single, deltas, boxes),
                 labels=_labels(targets, matched, batch.classes),
                 strides=strides.repeat_interleave(torch.tensor(counts, device=boxes.device)),
                 anchors=anchors,

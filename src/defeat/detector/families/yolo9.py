@@ -223,9 +223,10 @@ class YOLO9(Detector):
             losses,
             dense=DensePredictions(
                 logits=predictions.logits,
-                boxes=predictions.boxes.detach(),
+                decode=lambda image, index: predictions.boxes[image, index],
                 labels=assignment.labels(batch.classes),
                 strides=predictions.strides,
+                distributions=predictions.distributions,
             ),
         )
 
