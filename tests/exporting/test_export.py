@@ -284,6 +284,23 @@ def test_a_square_input_is_fixed(tmp_path):
             export(tmp_path / "run", tmp_path / "a.onnx", verify="none", **options)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["file.onnx", "file.xml"])
+def test_the_other_exporter_gives_the_same_candidates(name, tmp_path):
+    pytest.importorskip("onnxscript")
+    detector, path = exported(tmp_path, name=name, nms="outside", height=64, width=96, dynamo=True)
+    parity = measure_parity(detector, load(path), images((64, 96), (64, 96)))
+    assert parity.detections > 0
+    assert parity.matched == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"nms": "outside"}, {"height": 64, "width": 96}])
+def test_the_other_exporter_is_refused_where_it_can_not_work(options, tmp_path):
+    saved(tmp_path / "run")
+    with pytest.raises(InputError, match="--dynamo needs --nms outside"):
+        export(tmp_path / "run", tmp_path / "a.onnx", verify="none", dynamo=True, **options)
+
+
 @pytest.mark.parametrize(
     ("sides", "share"), [((64, 64), 64 / 96), ((64, 96), 1), ((None, None), 1), ((32, 96), 32 / 60)]
 )

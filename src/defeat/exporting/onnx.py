@@ -3,6 +3,7 @@
 import io
 import logging
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,16 @@ OPSET = 17
 BATCH, HEIGHT, WIDTH, DETECTIONS, CANDIDATES = "batch", "height", "width", "detections", "candidates"
 
 
-def traced(graph: ExportGraph, example: torch.Tensor) -> Any:
+def traced(graph: ExportGraph, example: torch.Tensor, dynamo: bool = False) -> Any:
     """Convert to a model of the package onnx.
 
     Args:
         graph: what to export.
         example: an input (1, 3, H, W) with objects that the detector finds, so that no branch of it is empty.
+        dynamo: whether the exporter of torch.export is used, which can't express non-maximum suppression.
 
     Raises:
-        InputError: the package is missing.
+        InputError: a package is missing, or the other exporter can't convert the network.
     """
     try:
         import onnx
@@ -32,6 +34,8 @@ def traced(graph: ExportGraph, example: torch.Tensor) -> Any:
         raise InputError(
             "`defeat export` needs the packages onnx and onnxruntime: pip install defeat[export]."
         ) from error
+    if dynamo:
+        return _exported(graph, example)
     about = graph.description
     sides = ((0, BATCH, about.batch), (2, HEIGHT, about.height), (3, WIDTH, about.width))
     axes: dict[str, dict[int, str]] = {IMAGES: {axis: name for axis, name, fixed in sides if fixed is None}}
@@ -54,6 +58,23 @@ def traced(graph: ExportGraph, example: torch.Tensor) -> Any:
             dynamic_axes={name: of_name for name, of_name in axes.items() if of_name},
         )
     return onnx.load_model_from_string(content.getvalue())
+
+
+def _exported(graph: ExportGraph, example: torch.Tensor) -> Any:
+    """As `traced`, with the exporter of torch.export, for an input of a fixed size."""
+    if find_spec("onnxscript") is None:
+        raise InputError("--dynamo needs the package onnxscript: pip install onnxscript.")
+    with tracing():
+        graph.eval()(example)
+        try:
+            program = torch.onnx.export(
+                graph, (example,), dynamo=True, input_names=[IMAGES], output_names=list(graph.outputs), verbose=False
+            )
+        except Exception as error:  # of any type, raised by torch
+            reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".:")
+            raise InputError(f"--dynamo: the network can't be exported ({reason}).") from error
+    assert program is not None
+    return program.model_proto
 
 
 def simplified(model: Any) -> Any:

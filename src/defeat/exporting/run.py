@@ -96,6 +96,7 @@ class _Task:
     verify: str
     max_drop: float
     simplify: bool
+    dynamo: bool
     calibration_images: int
     images: ExportImages | None
 
@@ -135,6 +136,7 @@ def export(
     max_drop: float = 1.0,
     calibration_images: int = 200,
     simplify: bool = True,
+    dynamo: bool = False,
     licence: str = "",
     console: Console | None = None,
 ) -> ExportReport:
@@ -160,6 +162,8 @@ def export(
         max_drop: largest loss of AP by int8, in points; for OpenVINO, layers that cost more keep their precision.
         calibration_images: number of training images for int8.
         simplify: whether operations without effect are removed with onnxslim.
+        dynamo: whether the exporter of torch.export is used instead of tracing: an experiment, for nms outside and an
+            input of a fixed size.
         licence: licence of the weights, which is written into the file.
         console: console for progress; None for no progress.
 
@@ -181,11 +185,13 @@ def export(
     options = InputOptions(nms, dynamic, height, width, white)
     detector = load_detector(run)
     graph = ExportGraph(detector, describe(detector, options, precision, licence)).eval()
+    if dynamo and (nms != "outside" or None in (graph.description.height, graph.description.width)):
+        raise InputError("--dynamo needs --nms outside, and an input of a fixed size: --height and --width.")
     images = None
     if verify != "none" or precision == "int8":
         images = ExportImages.of(run, detector.info.classes, data, split, console)
     verified = "full" if precision == "int8" and verify == "sample" else verify
-    task = _Task(graph, path, kind, verified, max_drop, simplify, calibration_images, images)
+    task = _Task(graph, path, kind, verified, max_drop, simplify, dynamo, calibration_images, images)
     try:
         with TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
             report = _exported(task, Path(folder))
@@ -258,7 +264,7 @@ def _example(task: _Task) -> Tensor:
 
 def _model(task: _Task) -> Any:
     """The graph as a model of the package onnx."""
-    model = onnx.traced(task.graph, _example(task))
+    model = onnx.traced(task.graph, _example(task), task.dynamo)
     return onnx.simplified(model) if task.simplify else model
 
 
