@@ -87,7 +87,7 @@ def test_the_channels_with_the_largest_norms_are_kept():
     assert stem.weight.shape[0] == norm.weight.shape[1] == 64
 
 
-@pytest.mark.parametrize("norm", ["bn", "bn_eval", "syncbn"])
+@pytest.mark.parametrize("norm", ["bn", "bn_eval", "syncbn", "frozen"])
 @pytest.mark.parametrize("backbone", ["resnet18", "mobilenetv3_small_050", "tf_efficientnet_lite0", "convnext_femto"])
 @pytest.mark.slow
 def test_backbones_with_depthwise_convolutions_and_residuals(backbone, norm, tmp_path):

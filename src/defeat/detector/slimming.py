@@ -10,7 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from timm.layers import FrozenBatchNormAct2d
 from torch import Tensor, nn
+from torchvision.ops.misc import FrozenBatchNorm2d
 
 from defeat.detector.backbone import Backbone
 from defeat.detector.base import Detector
@@ -18,6 +20,7 @@ from defeat.detector.description import LEAST_WIDTH
 from defeat.errors import InputError
 
 MULTIPLE = 8  # of channels, for which processors are fastest
+FROZEN_NORMS = (FrozenBatchNorm2d, FrozenBatchNormAct2d)
 PROBE = (1, 3, 128, 128)
 
 
@@ -67,6 +70,7 @@ def make_narrower(detector: Detector, width: float) -> None:
                 pruning_ratio=1 - width,
                 round_to=MULTIPLE,
                 ignored_layers=others,
+                customized_pruners=dict.fromkeys(FROZEN_NORMS, _frozen_norm_pruner()),
             )
             pruner.step()
             _describe(detector)
@@ -111,6 +115,32 @@ def as_narrow_as(trained: Detector, detector: Detector) -> Detector:
     return detector
 
 
+def _frozen_norm_pruner() -> Any:
+    """What removes channels from a normalisation whose weights are buffers."""
+    import torch_pruning
+
+    class FrozenNormPruner(torch_pruning.function.BasePruningFunc):  # type: ignore[misc]
+        """Keeps the other channels of all of its tensors."""
+
+        def prune_out_channels(self, layer: Any, idxs: list[int]) -> Any:
+            """Remove the channels with these indices."""
+            removed = set(idxs)
+            kept = [index for index in range(self.get_out_channels(layer)) if index not in removed]
+            for name, values in [*layer.named_buffers(recurse=False)]:
+                if values.ndim == 1:
+                    setattr(layer, name, values[kept])
+            _count_channels(layer)
+            return layer
+
+        def get_out_channels(self, layer: Any) -> int:
+            """Number of channels."""
+            return int(layer.weight.numel())
+
+        prune_in_channels, get_in_channels = prune_out_channels, get_out_channels
+
+    return FrozenNormPruner()
+
+
 def _contains(module: nn.Module, body: nn.Module) -> bool:
     return any(part is body for part in module.modules())
 
@@ -138,7 +168,7 @@ def _count_channels(module: Any) -> None:
         module.out_channels, module.in_channels = shape[0], shape[1] * module.groups
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = shape
-    elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+    elif hasattr(module, "num_features"):
         module.num_features = shape[0]
     elif isinstance(module, nn.LayerNorm):
         module.normalized_shape = tuple(shape)
