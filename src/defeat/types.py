@@ -192,12 +192,15 @@ class Proposals:
         labels: (R,) int64 in 0..K-1, K for background, -1 for ignored; K is that of the batch's annotations.
         logits: (R, K+1) class logits (softmax), background last.
         deltas: (R, K, 4) box offsets per class.
+        decode: computes some of the boxes, with gradient: for (P,) int64 indices of proposals and (P,) labels, (P, 4)
+            boxes in pixels of the batch.
     """
 
     boxes: list[Tensor]
     labels: Tensor
     logits: Tensor
     deltas: Tensor
+    decode: DecodeBoxes
 
 
 @dataclass(frozen=True)
@@ -237,6 +240,8 @@ class DetectorOutput:
         score_proposals: computes class logits (R, K+1), background last, of any boxes (one (R_i, 4) tensor per image,
             in pixels of this output's batch) on these feature maps; None if the family has no proposals.
         queries: predictions of object queries; None if the family has none.
+        detections: final detections of a teacher for each image, in pixels of this output's batch, if a method reads
+            them.
         scale: rows of pixels of this output's batch per row of the student's batch.
         stretch: the same ratio of columns, divided by `scale`; 1 where the aspect ratio is the same.
     """
@@ -249,6 +254,7 @@ class DetectorOutput:
     proposals: Proposals | None = None
     score_proposals: ScoreProposals | None = None
     queries: Queries | None = None
+    detections: list[Detections] | None = None
     scale: float = 1.0
     stretch: float = 1.0
 

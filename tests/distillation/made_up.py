@@ -50,7 +50,9 @@ def dense(logits: Tensor, labels: Tensor, boxes: Tensor | None = None) -> DenseP
 
 
 def proposals(boxes: list[Tensor], logits: Tensor, labels: Tensor) -> Proposals:
-    return Proposals(boxes, labels, logits, torch.zeros(len(logits), logits.shape[1] - 1, 4))
+    every = torch.cat(boxes)
+    deltas = torch.zeros(len(logits), logits.shape[1] - 1, 4)
+    return Proposals(boxes, labels, logits, deltas, lambda index, _: every[index])
 
 
 def boxed(*boxes: list[float], size: tuple[int, int] = (64, 64)) -> Target:

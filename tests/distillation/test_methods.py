@@ -8,19 +8,33 @@ import torch
 from defeat.distillation import METHODS, build_method, method_defaults
 from defeat.errors import InputError
 from defeat.types import Progress
-from tests.detector.tiny import FIXED_BACKBONES, pairs_of_families, tiny_batch, tiny_detector
+from tests.detector.tiny import (
+    FIXED_BACKBONES,
+    UNSELECTIVE,
+    pairs_of_families,
+    tiny_batch,
+    tiny_detector,
+    tiny_options,
+)
 
 every_method = pytest.mark.parametrize("method", METHODS)
 every_pair = pytest.mark.parametrize(("student", "teacher"), pairs_of_families())
 LATE = Progress(step=90, steps=100)
 
 
-UNMASKED = {"mgd": {"masked_share": 0.0}}  # which cells are masked is random
+# Which cells are masked is random; teachers with random weights detect nothing with a high score.
+OPTIONS = {"mgd": {"masked_share": 0.0}, "boxes": {"least_score": 0.0}}
 
 
 def weights(method, value):
     """Every weight of a method set to one value."""
     return {name: value for name in signature(METHODS[method]).parameters if name.endswith("_weight")}
+
+
+def teacher_of(method, family, **spec):
+    """A teacher with random weights; if the method reads detections, one that detects something."""
+    options = tiny_options(family, **UNSELECTIVE) if "detections" in METHODS[method].reads else tiny_options(family)
+    return tiny_detector(family, seed=1, options=options, **spec)
 
 
 def run(method, student, teacher, objects=True):
@@ -29,14 +43,15 @@ def run(method, student, teacher, objects=True):
     batch = tiny_batch(student.train(), objects)
     torch.manual_seed(0)
     output = student.forward_train(batch)
-    return method(output, teacher.forward_teacher(teacher.adopt(batch)), batch.targets, LATE)
+    return method(output, teacher.forward_teacher(teacher.adopt(batch), method.needs or None), batch.targets, LATE)
 
 
 def make(method, student, teacher, **options):
     """The method with every weight at 1, overridden by `options`; skips pairs that the method refuses with a reason."""
     torch.manual_seed(0)
+    given = weights(method, 1.0) | OPTIONS.get(method, {}) | options
     try:
-        return build_method(method, student.info, teacher.info, weights(method, 1.0) | options)
+        return build_method(method, student.info, teacher.info, given)
     except InputError as error:
         refusal = str(error)
     if not any(
@@ -59,7 +74,7 @@ def make(method, student, teacher, **options):
     ],
 )
 def test_losses_are_finite_and_teach_the_student(method, student, teacher, difference):
-    student, teacher = tiny_detector(student), tiny_detector(teacher, seed=1, **difference)
+    student, teacher = tiny_detector(student), teacher_of(method, teacher, **difference)
     built = make(method, student, teacher)
     losses = run(built, student, teacher)
     assert losses
@@ -82,7 +97,7 @@ def test_losses_are_finite_and_teach_the_student(method, student, teacher, diffe
 @pytest.mark.parametrize("method", [name for name in METHODS if "missing_levels" in method_defaults(name)])
 @pytest.mark.parametrize("size", [{}, {"size": 128, "max_size": 192}])
 def test_every_level_of_the_student_may_imitate_the_nearest_of_the_teacher(method, student, teacher, size):
-    student, teacher = tiny_detector(student), tiny_detector(teacher, seed=1, neck_channels=24, **size)
+    student, teacher = tiny_detector(student), teacher_of(method, teacher, neck_channels=24, **size)
     built = make(method, student, teacher, missing_levels="nearest")
     boxes = [torch.tensor([[0.0, 0.0, side, side]]) for side in (20.0, 60.0)]
     shapes = {stride: (-(-64 // stride), -(-64 // stride)) for stride in student.info.neck}
@@ -99,7 +114,7 @@ def test_every_level_of_the_student_may_imitate_the_nearest_of_the_teacher(metho
 @every_method
 @every_pair
 def test_a_batch_without_objects_gives_finite_losses(method, student, teacher):
-    student, teacher = tiny_detector(student), tiny_detector(teacher, seed=1)
+    student, teacher = tiny_detector(student), teacher_of(method, teacher)
     losses = run(make(method, student, teacher), student, teacher, objects=False)
     assert losses
     sum(losses.values()).backward()
@@ -110,7 +125,7 @@ def test_a_batch_without_objects_gives_finite_losses(method, student, teacher):
 @every_method
 @every_pair
 def test_zero_weights_leave_no_terms_layers_or_notes(method, student, teacher):
-    student, teacher = tiny_detector(student), tiny_detector(teacher, seed=1)
+    student, teacher = tiny_detector(student), teacher_of(method, teacher)
     built = make(method, student, teacher, **weights(method, 0.0))
     assert list(built.parameters()) == []
     assert built.notes == []
@@ -120,7 +135,7 @@ def test_zero_weights_leave_no_terms_layers_or_notes(method, student, teacher):
 @every_method
 @every_pair
 def test_losses_are_float32_under_autocast(method, student, teacher):
-    student, teacher = tiny_detector(student), tiny_detector(teacher, seed=1)
+    student, teacher = tiny_detector(student), teacher_of(method, teacher)
     built = make(method, student, teacher)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = run(built, student, teacher)
@@ -136,8 +151,8 @@ def test_losses_are_float32_under_autocast(method, student, teacher):
 
 @every_method
 def test_losses_do_not_depend_on_the_order_of_images(method):
-    student, teacher = tiny_detector("retinanet", norm="frozen"), tiny_detector("retinanet", seed=1)
-    built = make(method, student, teacher, **UNMASKED.get(method, {}))
+    student, teacher = tiny_detector("retinanet", norm="frozen"), teacher_of(method, "retinanet")
+    built = make(method, student, teacher)
     teacher.eval().requires_grad_(False)
     student.train()
     losses = []
@@ -147,7 +162,9 @@ def test_losses_do_not_depend_on_the_order_of_images(method):
         sizes = [batch.sizes[index] for index in order]
         batch = type(batch)(images, sizes, targets, sizes, batch.classes)
         output = student.forward_train(batch)
-        losses.append(built(output, teacher.forward_teacher(teacher.adopt(batch)), batch.targets, LATE))
+        losses.append(
+            built(output, teacher.forward_teacher(teacher.adopt(batch), built.needs or None), batch.targets, LATE)
+        )
     for name, loss in losses[0].items():
         assert loss.item() == pytest.approx(losses[1][name].item(), rel=1e-4), name
 

@@ -12,6 +12,7 @@ from rich.console import Console
 import defeat
 from defeat.assembly.assemble import assemble
 from defeat.assembly.box_teachers import for_box_teacher
+from defeat.assembly.objects import Objects
 from defeat.assembly.plan import make_plan
 from defeat.assembly.run import run
 from defeat.cli import main
@@ -28,13 +29,14 @@ from defeat.report.verdict import roles, verdicts
 from defeat.types import Detections
 from tests.data.folders import coco_content
 from tests.detector.test_onnx_boxes import save
-from tests.detector.tiny import BACKBONE
+from tests.detector.tiny import BACKBONE, tiny_options
 from tests.engine.test_resume import stop_after
 from tests.engine.tiny_runs import CLASSES, lines, results, save_teacher, settings, tiny_run, weights
 
 pytestmark = pytest.mark.usefixtures("small_demo")
 QUIET = Console(quiet=True)
 IMAGES = 6
+ANY_SCORE = {"least_score": 0.0}
 
 
 @pytest.fixture
@@ -395,3 +397,32 @@ def test_bench_refuses_a_teacher_that_only_gives_boxes(teacher, capsys):
     arguments = ["bench", "--data", "demo", "--teacher", teacher, "--out", "never-written", "--plan"]
     assert main(arguments) == 2
     assert "bench compares methods, and a teacher that only gives boxes has none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("family", ["retinanet", pytest.param("faster_rcnn", marks=pytest.mark.slow)])
+def test_the_method_boxes_learns_from_a_function_without_other_images(family, tmp_path):
+    taught = []
+
+    def detect(images):
+        taught.append(len(images))
+        return [{"boxes": torch.tensor([[4.0, 4.0, 30.0, 30.0]]), "labels": torch.tensor([0])} for _ in images]
+
+    function = defeat.BoxFunction(detect, classes=["disc"])
+    given = {"method": "boxes", "max_steps": 2}
+    options = settings(tmp_path / "run", family, tmp_path / "unused", **given)
+    result = run(options, Console(quiet=True), Objects(teacher=function))
+    terms = [line for line in lines(result.folder) if "train/head_box" in line]
+    assert len(terms) == 2
+    assert all(line["train/head_class"] > 0 for line in terms)
+    assert sum(taught[-2:]) == 4  # two images in each step
+    assert results(result.folder)["teacher_kind"] == "boxes only: Python function"
+
+
+def test_the_method_boxes_needs_a_teacher_that_detects(tmp_path):
+    teacher = save_teacher(tmp_path / "teacher", options=tiny_options("retinanet", score_thresh=0.0))
+    (tmp_path / "boxes.json").write_text(
+        json.dumps([{"file_name": "a.png", "category_name": "disc", "bbox": [1, 2, 3, 4], "score": 0.5}])
+    )
+    with pytest.raises(InputError, match="name a folder of such images with --unlabelled"):
+        tiny_run(tmp_path / "run", teacher=f"boxes:{tmp_path / 'boxes.json'}", method="boxes")
+    assert tiny_run(tmp_path / "of_detector", teacher=teacher, method="boxes", max_steps=1, method_options=ANY_SCORE).finished

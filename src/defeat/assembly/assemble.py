@@ -6,7 +6,14 @@ import torch
 from rich.console import Console
 
 from defeat.assembly.automatic import Choices, choose, optimizer_advice
-from defeat.assembly.box_teachers import as_network, for_box_teacher, kind_of, named_box_teacher, stored_sample
+from defeat.assembly.box_teachers import (
+    as_network,
+    for_box_teacher,
+    kind_of,
+    learns_boxes,
+    named_box_teacher,
+    stored_sample,
+)
 from defeat.assembly.earlier import recorded_settings
 from defeat.assembly.foreign import tapped_teacher
 from defeat.assembly.inheriting import inherit_from
@@ -21,7 +28,7 @@ from defeat.data.source import EVALUATION_SPLITS, DataSource
 from defeat.detector import BoxNetwork, Detector, TeacherNetwork, load_detector
 from defeat.detector.devices import moved
 from defeat.detector.frozen import frozen
-from defeat.detector.teacher import gives_detections
+from defeat.detector.teacher import can_predict, gives_detections
 from defeat.distillation import Method, build_method, renamed_classes
 from defeat.distillation.class_map import listed
 from defeat.distillation.inheritance import Inheritance
@@ -104,7 +111,11 @@ def assemble(
     if isinstance(settings, DistillSettings) and teacher is None:
         teacher = load_teacher(settings, console)
     box_notes: tuple[str, ...] = ()
-    if isinstance(settings, DistillSettings) and isinstance(teacher, BoxNetwork):
+    if (
+        isinstance(settings, DistillSettings)
+        and isinstance(teacher, BoxNetwork)
+        and not learns_boxes(settings, teacher, given.method)
+    ):
         settings, box_notes = for_box_teacher(settings, given.method)
     choices = choose(settings, training, teacher)
     settings = choices.applied(settings)
@@ -323,6 +334,10 @@ def pair(
         )
     if (method.student, method.teacher) != (student.info, known):
         raise InputError("method was built for other detectors: build it with `student.info` and `teacher.info`.")
+    if "detections" in method.needs and not can_predict(teacher):
+        raise InputError(
+            "The method reads boxes that the teacher detects in each step, and this teacher can't detect any."
+        )
     method.adapt_in(lower_precision(settings))
     for note in [*method.classes.describe(), *method.notes]:
         console.print(note, style="yellow", highlight=False)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -18,8 +18,8 @@ from defeat.data.unlabelled import image_paths
 from defeat.detector import BoxNetwork, BoxTeacher, Detector, PredictedBoxes, StoredBoxes, TappedTeacher, TeacherNetwork
 from defeat.detector.exported import described_file, is_exported
 from defeat.detector.onnx_boxes import OnnxTeacher, read_onnx_description
-from defeat.detector.teacher import Teacher, has_stored
-from defeat.distillation import Method
+from defeat.detector.teacher import Teacher, can_predict, has_stored
+from defeat.distillation import Method, find_method
 from defeat.errors import InputError
 from defeat.types import Detections, Target
 
@@ -99,6 +99,18 @@ def kind_of(teacher: TeacherNetwork) -> str:
     if isinstance(teacher, BoxNetwork):
         return f"boxes only: {teacher.kind}"
     return "detector" if isinstance(teacher, Detector) else "feature maps of a network"
+
+
+def learns_boxes(settings: DistillSettings, teacher: BoxNetwork, given: Method | MethodFactory | None = None) -> bool:
+    """Whether the method learns from the boxes of a teacher on the images of each step.
+
+    Args:
+        settings: settings of the run.
+        teacher: gives boxes only.
+        given: the method, if it is an object.
+    """
+    method: Any = find_method(settings.method) if given is None else given
+    return bool(getattr(method, "reads_boxes_only", False)) and can_predict(teacher)
 
 
 def for_box_teacher(

@@ -124,20 +124,25 @@ class Detector(nn.Module, ABC):
 
         Args:
             batch: images with targets.
-            reads: fields of the output that will be read, besides `valid`; None for all. Others may be missing.
+            reads: fields of the output that will be read, besides `valid`; None for all but `detections`. Others may be
+                missing.
             maps: result of `forward_maps` for the same batch, if already computed.
         """
         maps = maps or self.forward_maps(batch)
-        if reads is not None and not self.info.offers & set(reads):
-            return output_of(batch, maps)
-        return self.teach(batch, maps)
+        if reads is None:
+            return self.teach(batch, maps)
+        output = self.teach(batch, maps) if self.info.offers & set(reads) else output_of(batch, maps)
+        if "detections" not in reads:
+            return output
+        raw = self.raw(self.normalise(batch), batch.sizes, maps)
+        return replace(output, detections=self.decode(raw, batch.sizes))
 
     @abstractmethod
     def teach(self, batch: Batch, maps: Maps) -> DetectorOutput:
         """Compute the fields in `info.offers` from the feature maps of a batch, for `forward_teacher`."""
 
     @abstractmethod
-    def raw(self, images: Tensor, sizes: list[tuple[int, int]]) -> Raw:
+    def raw(self, images: Tensor, sizes: list[tuple[int, int]], maps: Maps | None = None) -> Raw:
         """Compute the outputs of the network from which `decode` selects the detections; in eval mode.
 
         Both can be traced, so that an exporter needs to know no family.
@@ -145,6 +150,7 @@ class Detector(nn.Module, ABC):
         Args:
             images: (B, 3, H, W), normalised and padded, see `normalise`.
             sizes: valid height and width of each image.
+            maps: feature maps of the images, if already computed.
         """
 
     @abstractmethod

@@ -5,7 +5,7 @@ They have no feature maps and no weights, so that only images without annotation
 
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -15,7 +15,7 @@ from torchvision.ops import clip_boxes_to_image
 from defeat.data.columns import MIN_EXTENT, MIN_EXTENT_FRACTION
 from defeat.data.results import ResultsFile
 from defeat.detector.base import output_of
-from defeat.detector.teacher import PREDICT, STORED
+from defeat.detector.teacher import PREDICT, STORED, batch_detections
 from defeat.errors import InputError, quoted
 from defeat.types import Batch, Detections, DetectorInfo, DetectorOutput, Maps
 
@@ -156,6 +156,13 @@ class PredictedBoxes(BoxNetwork):
     def teacher(self) -> BoxTeacher:
         """The object."""
         return self._outside[0]
+
+    def forward_teacher(
+        self, batch: Batch, reads: Collection[str] | None = None, maps: Maps | None = None
+    ) -> DetectorOutput:
+        """The detections for a batch, if they will be read."""
+        output = super().forward_teacher(batch, reads, maps)
+        return replace(output, detections=batch_detections(self, batch)) if "detections" in (reads or ()) else output
 
     @torch.no_grad()
     def predict(self, images: Sequence[Tensor]) -> list[Detections]:

@@ -71,9 +71,9 @@ class SetDetector(Detector):
             Class logits (B, Q, K), and boxes (B, Q, 4): centre and size, relative to the batch's tensor.
         """
 
-    def raw(self, images: Tensor, sizes: list[tuple[int, int]]) -> Raw:
+    def raw(self, images: Tensor, sizes: list[tuple[int, int]], maps: Maps | None = None) -> Raw:
         """Scores and boxes of the queries of the last layer."""
-        logits, boxes = self.final_predictions(Maps(*self.backbone(images)))
+        logits, boxes = self.final_predictions(maps or Maps(*self.backbone(images)))
         return {SCORES: logits.sigmoid(), BOXES: corners_in_pixels(boxes, images)}
 
     def decode(self, raw: Raw, sizes: list[tuple[int, int]]) -> list[Detections]:

@@ -35,7 +35,7 @@ from defeat.detector.hooks import (
     traced_candidates,
 )
 from defeat.detector.preparation import fill_padding, input_size, normalised, padded_batch, resized_batch, rounded_up
-from defeat.detector.teacher import MAPS, PREDICT
+from defeat.detector.teacher import MAPS, PREDICT, batch_detections
 from defeat.detector.weights import IMAGENET_MEAN, IMAGENET_STD
 from defeat.errors import InputError
 from defeat.types import Batch, Detections, DetectorInfo, DetectorOutput, Maps
@@ -207,8 +207,10 @@ class TappedTeacher(nn.Module):
         self, batch: Batch, reads: Collection[str] | None = None, maps: Maps | None = None
     ) -> DetectorOutput:
         """Compute the feature maps that a student learns from; see `Teacher`."""
-        maps = maps or self.forward_maps(batch)
-        return output_of(batch, maps)
+        output = output_of(batch, maps or self.forward_maps(batch))
+        if "detections" in (reads or ()):
+            return replace(output, detections=batch_detections(self, batch))
+        return output
 
     @torch.no_grad()
     def predict(self, images: Sequence[Tensor]) -> list[Detections]:

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from typing import Protocol, TypeGuard, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from defeat.types import Batch, Detections, DetectorInfo, DetectorOutput, Maps
@@ -59,6 +60,14 @@ class Predictor(Protocol):
 
     def predict(self, images: Sequence[Tensor]) -> list[Detections]:
         """Detect objects in RGB images, each (3, H, W), uint8 in 0..255 or float32 in 0..1; sorted by score."""
+
+
+def batch_detections(predictor: Predictor, batch: Batch) -> list[Detections]:
+    """Detections of a predictor for a prepared batch, in pixels of the batch and on its device."""
+    crops = [image[:, :height, :width] for image, (height, width) in zip(batch.images, batch.sizes, strict=True)]
+    found = predictor.predict([(crop * 255).round().to(torch.uint8).cpu() for crop in crops])
+    device = batch.images.device
+    return [Detections(one.boxes.to(device), one.scores.to(device), one.labels.to(device)) for one in found]
 
 
 class PredictingTeacher(Teacher, Predictor, Protocol):

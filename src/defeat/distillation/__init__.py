@@ -6,6 +6,7 @@ from typing import Any
 from defeat.distillation.base import Method
 from defeat.distillation.class_map import ClassMap, renamed_classes
 from defeat.distillation.methods.bckd import BCKD
+from defeat.distillation.methods.boxes import Boxes
 from defeat.distillation.methods.classification import Classification
 from defeat.distillation.methods.cwd import CWD
 from defeat.distillation.methods.defeat import DeFeat
@@ -30,6 +31,7 @@ __all__ = [
     "MGD",
     "PKD",
     "TADF",
+    "Boxes",
     "ClassMap",
     "Classification",
     "DeFeat",
@@ -45,6 +47,7 @@ __all__ = [
 # To add a method, write a file with a subclass of `Method` and add a line here.
 METHODS: dict[str, type[Method]] = {
     "bckd": BCKD,
+    "boxes": Boxes,
     "classification": Classification,
     "cwd": CWD,
     "defeat": DeFeat,

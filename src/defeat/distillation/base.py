@@ -25,6 +25,7 @@ class Method(nn.Module, ABC):
     Attributes:
         paper: source of the method (class attribute).
         reads: fields of `DetectorOutput` that it may read, apart from the losses (class attribute).
+        reads_boxes_only: whether it reads nothing of the teacher but `detections` (class attribute).
         shared: defaults of the options shared with other methods, taken as `**options` (class attribute).
         student: description of the student.
         teacher: description of the teacher, with its classes renamed to the student's names.
@@ -40,6 +41,7 @@ class Method(nn.Module, ABC):
 
     paper: ClassVar[str]
     reads: ClassVar[tuple[str, ...]]
+    reads_boxes_only: ClassVar[bool] = False
     shared: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, student: DetectorInfo, teacher: DetectorInfo) -> None:

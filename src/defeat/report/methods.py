@@ -17,6 +17,7 @@ FIELDS = {
     "proposals": "proposals (two-stage detectors)",
     "dense": "predictions at the same anchors or points (one-stage detectors)",
     "queries": "object queries (detection transformers)",
+    "detections": "the teacher's final boxes",
 }
 
 

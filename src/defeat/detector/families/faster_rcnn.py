@@ -205,9 +205,9 @@ class FasterRCNN(Detector):
         logits, deltas = self._classify(features, boxes, batch.sizes)
         return self._output(batch, {}, maps, boxes, torch.cat(labels), logits, deltas)
 
-    def raw(self, images: Tensor, sizes: list[tuple[int, int]]) -> Raw:
+    def raw(self, images: Tensor, sizes: list[tuple[int, int]], maps: Maps | None = None) -> Raw:
         """Proposals of all images, with the output of the second stage, background first, and the image of each."""
-        features = _by_name(Maps(*self.backbone(images)).neck)
+        features = _by_name((maps or Maps(*self.backbone(images))).neck)
         proposals, _ = self.rpn(ImageList(images, sizes), features)
         logits, deltas = self._classify(features, proposals, sizes)
         rows = torch.cat([torch.full_like(boxes[:, 0], index) for index, boxes in enumerate(proposals)])
@@ -256,6 +256,12 @@ class FasterRCNN(Detector):
             with torch.set_grad_enabled(with_gradient):
                 return _background_last(self._classify(features, given_boxes, batch.sizes)[0])
 
+        offsets, proposals = deltas.unflatten(1, (classes + 1, 4))[:, 1:], torch.cat(boxes)
+
+        def decode(index: Tensor, label: Tensor) -> Tensor:
+            decoded: Tensor = self.roi_heads.box_coder.decode_single(offsets[index, label], proposals[index])
+            return decoded
+
         return output_of(
             batch,
             maps,
@@ -264,7 +270,8 @@ class FasterRCNN(Detector):
                 boxes=boxes,
                 labels=torch.where(labels > 0, labels - 1, batch.classes),
                 logits=_background_last(logits),
-                deltas=deltas.unflatten(1, (classes + 1, 4))[:, 1:],
+                deltas=offsets,
+                decode=decode,
             ),
             score_proposals=score,
         )

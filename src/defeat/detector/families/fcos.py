@@ -185,9 +185,9 @@ class FCOS(Detector):
         everything, _ = assign_objects(batch, partial(self._match, points, self._per_level(maps.neck)))
         return self._output(batch, {}, maps, head, points, everything)
 
-    def raw(self, images: Tensor, sizes: list[tuple[int, int]]) -> Raw:
+    def raw(self, images: Tensor, sizes: list[tuple[int, int]], maps: Maps | None = None) -> Raw:
         """Scores and boxes at the points of each level."""
-        maps = Maps(*self.backbone(images))
+        maps = maps or Maps(*self.backbone(images))
         head, points = self._predictions(ImageList(images, sizes), maps)
         scores, centerness = head["cls_logits"][..., self.first_label :].sigmoid(), head["bbox_ctrness"].sigmoid()
         if self.score == "root":

@@ -200,9 +200,9 @@ class GFL(Detector):
         everything, _ = assign_objects(batch, partial(self._match, points))
         return self._output(batch, {}, maps, self.head(list(maps.neck.values())), points, everything)
 
-    def raw(self, images: Tensor, sizes: list[tuple[int, int]]) -> Raw:
+    def raw(self, images: Tensor, sizes: list[tuple[int, int]], maps: Maps | None = None) -> Raw:
         """Scores and boxes at the points of each level."""
-        neck = Maps(*self.backbone(images)).neck
+        neck = (maps or Maps(*self.backbone(images))).neck
         head, points = self.head(list(neck.values())), Points.of(neck)
         parts = {SCORES: head["cls_logits"].sigmoid(), BOXES: points.decode(head["distributions"])}
         split = {name: part.split(points.per_level, dim=1) for name, part in parts.items()}

@@ -198,9 +198,9 @@ class RetinaNet(Detector):
         head, anchors = self._predictions(ImageList(batch.images, batch.sizes), maps)
         return self._output(batch, {}, maps, head, anchors, self._match(batch.targets, anchors))
 
-    def raw(self, images: Tensor, sizes: list[tuple[int, int]]) -> Raw:
+    def raw(self, images: Tensor, sizes: list[tuple[int, int]], maps: Maps | None = None) -> Raw:
         """Scores and boxes at the anchors of each level."""
-        maps = Maps(*self.backbone(images))
+        maps = maps or Maps(*self.backbone(images))
         head, anchors = self._predictions(ImageList(images, sizes), maps)
         scores = head["cls_logits"][..., self.first_label :].sigmoid()
         per_level = anchors_per_level(maps.neck, self.anchor_generator)

@@ -199,9 +199,9 @@ class SSDlite(Detector):
         targets = batch.targets or [Target.empty(0, size) for size in batch.sizes]
         return self._output(batch, {}, maps, head, boxes, self._match(targets, boxes))
 
-    def raw(self, images: Tensor, sizes: list[tuple[int, int]]) -> Raw:
+    def raw(self, images: Tensor, sizes: list[tuple[int, int]], maps: Maps | None = None) -> Raw:
         """Output of the head, background first, and the default boxes (N, 4)."""
-        head, boxes = self._predictions(ImageList(images, sizes), Maps(*self.backbone(images)))
+        head, boxes = self._predictions(ImageList(images, sizes), maps or Maps(*self.backbone(images)))
         return {**head, DEFAULT_BOXES: boxes}
 
     def decode(self, raw: Raw, sizes: list[tuple[int, int]]) -> list[Detections]:

@@ -176,9 +176,9 @@ class YOLO9(Detector):
         everything, _ = assign_objects(batch, lambda targets: _match(predictions, targets)[0])
         return self._output(batch, {}, maps, predictions, everything)
 
-    def raw(self, images: Tensor, sizes: list[tuple[int, int]]) -> Raw:
+    def raw(self, images: Tensor, sizes: list[tuple[int, int]], maps: Maps | None = None) -> Raw:
         """Scores and boxes at the points of each level."""
-        neck = Maps(*self.backbone(images)).neck
+        neck = (maps or Maps(*self.backbone(images))).neck
         outputs = self.head(list(neck.values()))
         boxes = [_decoded(output, stride) for output, stride in zip(outputs, STRIDES, strict=True)]
         scores = [output[:, 4 * REG_MAX :].flatten(2).transpose(1, 2).sigmoid() for output in outputs]
