@@ -425,4 +425,5 @@ def test_the_method_boxes_needs_a_teacher_that_detects(tmp_path):
     )
     with pytest.raises(InputError, match="name a folder of such images with --unlabelled"):
         tiny_run(tmp_path / "run", teacher=f"boxes:{tmp_path / 'boxes.json'}", method="boxes")
-    assert tiny_run(tmp_path / "of_detector", teacher=teacher, method="boxes", max_steps=1, method_options=ANY_SCORE).finished
+    given = {"method": "boxes", "max_steps": 1, "method_options": ANY_SCORE}
+    assert tiny_run(tmp_path / "of_detector", teacher=teacher, **given).finished
