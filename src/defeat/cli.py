@@ -326,6 +326,10 @@ def run_settings(arguments: Sequence[str], command: str, shown: str | None = Non
     options = run_options(arguments, command, recipe)
     name = shown or command
     values = Command(name, _description(name), options, recipes=True).read(arguments, recipe)
+    groups = dict.fromkeys(option.group for option in options if option.group not in ("", "detector", "method"))
+    of_parts = {f"{group}.{key}": value for group in groups for key, value in values.pop(group, {}).items()}
+    if of_parts:
+        values["method_options"] = of_parts
     return (DistillSettings if command == "distill" else TrainSettings)(**values)
 
 
@@ -333,7 +337,7 @@ def run_options(arguments: Sequence[str], command: str, recipe: Mapping[str, Any
     """All options of `train` or `distill`, given the arguments that choose detector and method."""
     from defeat.assembly.settings import DistillSettings, TrainSettings
     from defeat.detector import family_options
-    from defeat.distillation import find_method
+    from defeat.distillation import find_method, method_parts
     from defeat.options import Command, options_of
 
     kind = DistillSettings if command == "distill" else TrainSettings
@@ -344,7 +348,10 @@ def run_options(arguments: Sequence[str], command: str, recipe: Mapping[str, Any
     chosen |= Command(command, options=choosing).peek(arguments)
     options += options_of(family_options(str(chosen["detector"])), "detector")
     if kind is DistillSettings:
-        options += options_of(find_method(str(chosen["method"])), "method", skip={"student", "teacher"})
+        parts = method_parts(str(chosen["method"]))
+        for part in parts:
+            group = part if len(parts) > 1 else "method"
+            options += options_of(find_method(part), group, skip={"student", "teacher"})
     return options
 
 
@@ -374,7 +381,7 @@ def bench_options(arguments: Sequence[str], recipe: Mapping[str, Any]) -> list["
     from defeat.benchmark.arguments import BenchArguments, ComparisonSettings
     from defeat.benchmark.matrix import ABLATIONS, CELL_SETTINGS, DEFAULT_METHODS, INHERIT
     from defeat.detector import family_options
-    from defeat.distillation import METHODS
+    from defeat.distillation import METHODS, method_parts
     from defeat.options import Command, Option, options_of
     from defeat.settings import field_docs
 
@@ -393,9 +400,10 @@ def bench_options(arguments: Sequence[str], recipe: Mapping[str, Any]) -> list["
     methods = chosen["methods"]
     if chosen["ablate"]:
         methods = ",".join(variant.method for variant in ABLATIONS.get(chosen["ablate"], {}).values())
-    for name in dict.fromkeys(name.strip().removesuffix(INHERIT) for name in methods.split(",")):
-        if name in METHODS:
-            options += options_of(METHODS[name], name, skip={"student", "teacher"})
+    named = [name.strip().removesuffix(INHERIT) for name in methods.split(",")]
+    for part in dict.fromkeys(part for name in named for part in method_parts(name)):
+        if part in METHODS:
+            options += options_of(METHODS[part], part, skip={"student", "teacher"})
     return options
 
 

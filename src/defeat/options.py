@@ -218,7 +218,7 @@ class Command:
         flat: dict[str, Any] = {}
         for name, value in recipe.items():
             if name in groups and isinstance(value, Mapping):
-                flat |= {f"{groups[name]}.{key}": part for key, part in value.items()}
+                flat |= {key if "." in key else f"{groups[name]}.{key}": part for key, part in value.items()}
             else:
                 flat[f".{name}"] = value
         known = {option.key: option for option in self.options}

@@ -15,7 +15,7 @@ from defeat.data import DetectionDataset
 from defeat.detector import Detector, TeacherNetwork, family_options, make_options
 from defeat.detector.options import automatic, summaries, with_teacher_values, with_usual_values
 from defeat.detector.statistics import object_statistics
-from defeat.distillation import METHODS, method_defaults
+from defeat.distillation import is_method, method_defaults
 from defeat.engine.checkpoint import RunDirectory
 from defeat.engine.optimisation import chosen_schedule
 from defeat.settings import AUTO
@@ -148,7 +148,7 @@ def method_options_of(settings: TrainSettings, begun: Mapping[str, Any] | None =
     Returns:
         Options by name; None without a method, or with one that is an object.
     """
-    if not isinstance(settings, DistillSettings) or settings.method not in {*METHODS, "none"}:
+    if not isinstance(settings, DistillSettings) or not is_method(settings.method):
         return None
     if settings.balance is not None:
         begun = None  # its weights were balanced; balance.json has them

@@ -12,7 +12,7 @@ import yaml
 
 from defeat.assembly.earlier import earlier_defaults, earlier_detector_options, earlier_options
 from defeat.assembly.settings import DistillSettings, TrainSettings
-from defeat.distillation import METHODS, find_method, method_defaults
+from defeat.distillation import METHODS, find_method, is_method, method_defaults, method_parts
 from defeat.engine.checkpoint import RunDirectory
 from defeat.errors import InputError, unknown_name
 from defeat.files import write_into
@@ -219,7 +219,7 @@ class Matrix:
 
     def _method_names(self) -> list[str]:
         """Variants that `--methods` names; empty where only ablations add variants to the baseline."""
-        names = [name for name in self.variants if name.removesuffix(INHERIT) in (NONE, *METHODS)]
+        names = [name for name in self.variants if is_method(name.removesuffix(INHERIT))]
         of_every_ablation = {NONE, NONE + INHERIT}
         needed = not set(names) <= of_every_ablation or set(self.variants) <= of_every_ablation
         return names if needed else []
@@ -233,7 +233,8 @@ class Matrix:
             ablated = next((variants[name].options for variants in ABLATIONS.values() if name in variants), {})
             for key, value in variant.options.items():
                 if key not in ablated and _plain(value) != _plain(defaults.get(key)):
-                    arguments[f"--{variant.method}.{key.replace('_', '-')}={_text(value)}"] = None
+                    flag = key if "." in key else f"{variant.method}.{key}"
+                    arguments[f"--{flag.replace('_', '-')}={_text(value)}"] = None
         return list(arguments)
 
     def cells(self) -> list[Cell]:
@@ -314,9 +315,19 @@ def variants_of(
     completed = {}
     for name, variant in variants.items():
         find_method(variant.method)
-        given = options.get(variant.method, {}) if ablate is None else _ablation_options(variant.method, options)
+        given = (
+            _given_options(variant.method, options) if ablate is None else _ablation_options(variant.method, options)
+        )
         completed[name] = replace(variant, options={**method_defaults(variant.method), **given, **variant.options})
     return completed
+
+
+def _given_options(method: str, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Options of a method, given those of each method; a combination has those of its parts."""
+    parts = method_parts(method)
+    if len(parts) == 1:
+        return dict(options.get(method, {}))
+    return {f"{part}.{key}": value for part in parts for key, value in options.get(part, {}).items()}
 
 
 def _method_variant(name: str) -> Variant:
