@@ -22,6 +22,7 @@ from defeat.detector.exported import load_exported
 from defeat.errors import InputError
 from defeat.evaluation.evaluator import EvaluationResult
 from defeat.exporting import export, onnx
+from defeat.exporting import run as export_run
 from defeat.exporting.images import ExportImages
 from defeat.exporting.parity import measure_parity
 from defeat.exporting.run import _shrinking_warning
@@ -129,6 +130,24 @@ def test_int8_is_calibrated_and_judged_by_its_ap(name, run, tmp_path, small_demo
     whole = export(run, tmp_path / f"whole{Path(name).suffix}", verify="none")
     assert report.bytes < 0.8 * whole.bytes  # most of a tiny file describes the graph
     assert load(tmp_path / name).description.precision == "int8"
+
+
+@pytest.mark.slow
+def test_int8_that_costs_too_much_keeps_outputs_of_convolutions(run, tmp_path, small_demo, monkeypatch):
+    quantised, drops = onnx.quantised, iter([5.0, 0.5])
+    asked = []
+
+    def counted(*arguments, outputs=True):
+        model = quantised(*arguments, outputs=outputs)
+        asked.append((outputs, sum(node.op_type == "QuantizeLinear" for node in model.graph.node)))
+        return model
+
+    monkeypatch.setattr(onnx, "quantised", counted)
+    monkeypatch.setattr(export_run, "_drop", lambda task, ap: next(drops))
+    export(run, tmp_path / "a.onnx", precision="int8", max_drop=1, calibration_images=2)
+    (with_outputs, many), (without, fewer) = asked
+    assert (with_outputs, without) == (True, False)
+    assert fewer < many
 
 
 @pytest.mark.slow

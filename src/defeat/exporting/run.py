@@ -159,7 +159,8 @@ def export(
         split: split for the comparison; by default the one that the run was evaluated on, of other data val, else test.
         verify: sample compares the detections of 32 images; full also computes the AP of both on the whole split, as
             int8 always does; none compares nothing.
-        max_drop: largest loss of AP by int8, in points; for OpenVINO, layers that cost more keep their precision.
+        max_drop: largest loss of AP by int8, in points; where it is larger, layers that cost more keep their precision
+            (OpenVINO), or outputs of convolutions do (ONNX), which costs time.
         calibration_images: number of training images for int8.
         simplify: whether operations without effect are removed with onnxslim.
         dynamo: whether the exporter of torch.export is used instead of tracing: an experiment, for nms outside and an
@@ -273,7 +274,10 @@ def _write_onnx(task: _Task, path: Path) -> None:
     if task.precision == "fp16":
         model = onnx.halved(model)
     elif task.precision == "int8":
-        model = onnx.quantised(model, task.samples(), path.parent)
+        samples, exact = task.samples(), model
+        model = onnx.quantised(exact, samples, path.parent)
+        if task.verify != "none" and _file_too_inaccurate(task, model, path):
+            model = onnx.quantised(exact, samples, path.parent, outputs=False)
     onnx.write(model, task.graph.description, path)
 
 
@@ -307,8 +311,20 @@ def _accuracy(task: _Task, network: Any) -> float:
 
 
 def _too_inaccurate(task: _Task, model: Any) -> bool:
-    before = task.evaluation_before.metrics["AP"] or 0.0
-    return before - 100 * _accuracy(task, compiled(model)) > task.max_drop
+    """Whether a model of OpenVINO loses too much AP."""
+    return _drop(task, 100 * _accuracy(task, compiled(model))) > task.max_drop
+
+
+def _file_too_inaccurate(task: _Task, model: Any, path: Path) -> bool:
+    """Whether a model of the package onnx, written to a temporary file, loses too much AP."""
+    assert task.images is not None
+    onnx.write(model, task.graph.description, path)
+    return _drop(task, task.images.ap(load_exported(path), "Evaluating int8")) > task.max_drop
+
+
+def _drop(task: _Task, ap: float) -> float:
+    """Points of AP that are lost."""
+    return (task.evaluation_before.metrics["AP"] or 0.0) - ap
 
 
 def _shrinking_warning(file: ExportedDetector, sample: Sequence[Tensor]) -> str:
