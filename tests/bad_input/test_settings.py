@@ -30,15 +30,15 @@ REASONS = {
         "a weight of 0 switches a term off": (
             "object-weight background-weight backbone-object-weight backbone-background-weight class-weight map-weight "
             "positive-weight negative-weight detector-negatives unlabelled-ratio weight-decay box-weight giou-weight "
-            "encoder-weight"
+            "encoder-weight channel-weight correlation-weight generation-weight attention-weight relation-weight"
         ),
         "a fraction of 0 means none, and a score threshold of 0 accepts all": (
             "momentum flip warmup phi box-positive-fraction box-score-thresh box-nms-thresh score-thresh nms-thresh "
-            "bg-iou-thresh threshold"
+            "bg-iou-thresh threshold masked-share"
         ),
         "0 is documented as none, all or as many as needed": (
             "warmup-steps grad-clip frozen-stages eval-every checkpoint-every workers sampling-ratio ema denoising "
-            "class-channels"
+            "class-channels adaptation-kernel"
         ),
         "0 is a seed": "seed",
     },
@@ -47,11 +47,12 @@ REASONS = {
             "epochs max-steps warmup-steps eval-every checkpoint-every log-every grad-clip patience"
         ),
         "a batch larger than the data set contains all images": "batch-size",
-        "more queries than a teacher has are all of them": "queries",
+        "more queries or levels than there are are all of them": "queries finest-levels",
         "a loss that is not finite stops the run with another error": (
             "lr weight-decay balance object-weight background-weight backbone-object-weight backbone-background-weight "
             "class-weight map-weight positive-weight negative-weight temperature positive-temperature "
-            "negative-temperature detector-negatives detector-negatives-decay box-weight giou-weight encoder-weight"
+            "negative-temperature detector-negatives detector-negatives-decay box-weight giou-weight encoder-weight "
+            "channel-weight correlation-weight generation-weight attention-weight relation-weight"
         ),
         "checked when the backbone is built": "frozen-stages",
         "an image may be as large as memory allows": "max-pixels",
