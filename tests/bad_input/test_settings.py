@@ -34,7 +34,7 @@ REASONS = {
         ),
         "a fraction of 0 means none, and a score threshold of 0 accepts all": (
             "momentum flip warmup phi box-positive-fraction box-score-thresh box-nms-thresh score-thresh nms-thresh "
-            "bg-iou-thresh threshold masked-share"
+            "bg-iou-thresh threshold masked-share least-score iou-threshold"
         ),
         "0 is documented as none, all or as many as needed": (
             "warmup-steps grad-clip frozen-stages eval-every checkpoint-every workers sampling-ratio ema denoising "
@@ -90,6 +90,8 @@ def checks_only(infos, folder, monkeypatch):
             info = infos[settings.detector]
             if "queries" in find_method(settings.method).reads:
                 info = replace(info, offers=info.offers | {"queries", "dense"})
+            elif find_method(settings.method).reads == ("dense",):
+                info = replace(info, offers=frozenset({"dense"}), activation="sigmoid", background="none")
             build_method(settings.method, info, info, settings.method_options)
         stop()
 
