@@ -10,7 +10,7 @@ from defeat.distillation.losses import masked_mean, region_mean
 from defeat.distillation.processes import average_count, process_count, sum_over_processes
 from tests.detector.tiny import COMPOSED as FAMILIES
 from tests.detector.tiny import images, target, tiny_detector, tiny_options
-from tests.distillation.test_methods import LATE, weights
+from tests.distillation.test_methods import LATE, OPTIONS, weights
 
 SIZES = [(64, 96)] * 4
 # The halves have different numbers of objects, so that a mean of means would differ from the mean over all.
@@ -22,6 +22,10 @@ TARGETS = [
 ]
 
 NAMES = [name for name in METHODS if "queries" not in METHODS[name].reads]
+# `bckd` compares one-stage detectors with sigmoid scores only.
+PAIRS = [
+    (family, name) for family in FAMILIES for name in NAMES if name != "bckd" or family in ("retinanet", "fcos", "gfl")
+]
 ROUNDING = 5e-5  # of the largest gradient: smaller ones are zero except for rounding
 
 
@@ -32,7 +36,7 @@ def terms_and_gradients(family, name, indices):
     student = tiny_detector(family, norm="frozen", options=options).train()
     teacher = tiny_detector(family, norm="frozen", seed=1, options=options).eval().requires_grad_(False)
     torch.manual_seed(0)
-    method = build_method(name, student.info, teacher.info, weights(name, 1.0))
+    method = build_method(name, student.info, teacher.info, weights(name, 1.0) | OPTIONS.get(name, {}))
     batch = student.prepare([images(*SIZES)[index] for index in indices], [TARGETS[index] for index in indices])
     output = student.forward_train(batch)
     losses = method(output, teacher.forward_teacher(teacher.adopt(batch)), batch.targets, LATE)
@@ -52,13 +56,12 @@ def run_process(rank, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     averages = {}
-    for family in FAMILIES:
-        for name in NAMES:
-            values = terms_and_gradients(family, name, [2 * rank, 2 * rank + 1])
-            for value in [*values["terms"].values(), *values["gradients"]]:
-                torch.distributed.all_reduce(value)
-                value /= 2
-            averages[family, name] = values
+    for family, name in PAIRS:
+        values = terms_and_gradients(family, name, [2 * rank, 2 * rank + 1])
+        for value in [*values["terms"].values(), *values["gradients"]]:
+            torch.distributed.all_reduce(value)
+            value /= 2
+        averages[family, name] = values
     if rank == 0:
         torch.save(averages, f"{folder}/averages.pt")
     torch.distributed.destroy_process_group()
@@ -72,8 +75,7 @@ def averaged(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("family", "name"), PAIRS)
 def test_two_processes_equal_one_with_the_whole_batch(family, name, averaged):
     whole, average = terms_and_gradients(family, name, [0, 1, 2, 3]), averaged[family, name]
     assert average["terms"].keys() == whole["terms"].keys()

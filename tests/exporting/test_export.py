@@ -97,7 +97,7 @@ def test_a_report_is_written_beside_the_file(run, tmp_path, small_demo, capsys):
 def test_a_file_that_detects_something_else_is_not_written(run, tmp_path, small_demo, monkeypatch, capsys):
     original = onnx.traced
 
-    def damaged(graph, example):
+    def damaged(graph, example, dynamo=False):
         model = original(graph, example)
         for weights in model.graph.initializer:
             if len(weights.dims) == 4:
