@@ -37,6 +37,14 @@ def test_the_student_starts_with_the_weights_of_the_detector(tmp_path, width):
     assert (student.spec.width, student.spec.classes) == (width, CLASSES)
 
 
+def test_options_that_repeat_those_of_the_detector_are_accepted(tmp_path):
+    teacher = save_teacher(tmp_path / "teacher")
+    options = {"anchor_sizes": (32, 64, 128, 256, 512)}  # a tuple here, a list in the file
+    changes = {"detector": "retinanet", "detector_options": options, "backbone": "mobilenetv3_small_050"}
+    settings = with_given_architecture(tiny_settings(tmp_path / "run", **given(teacher, **changes)))
+    assert list(settings.detector_options["anchor_sizes"]) == [32, 64, 128, 256, 512]
+
+
 def test_rows_of_the_head_follow_the_names_of_the_classes(tmp_path):
     teacher = save_teacher(tmp_path / "teacher", classes=("disc", "moon", "cross"))
     settings = with_given_architecture(tiny_settings(tmp_path / "run", **given(teacher)))

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 
 import pytest
@@ -10,12 +11,14 @@ import torch
 from defeat import load
 from defeat.data import open_dataset
 from defeat.data.dataset import Annotation, SplitBuilder
+from defeat.data.results import read_results
+from defeat.detector.exported import ExportDescription
 from defeat.distillation.align import resize_map
 from defeat.distillation.class_map import ClassMap
 from defeat.distillation.differences import standardise
 from defeat.distillation.losses import region_mean
 from defeat.errors import InputError
-from fuzz.contract import run
+from fuzz.contract import CORPUS, run
 from fuzz.targets import TARGETS, TINY
 
 DESCRIPTION = {"format": 1, "family": TINY.family, "backbone": TINY.backbone, "classes": ["cat"], "size": 32}
@@ -197,3 +200,30 @@ def test_a_map_of_one_column_keeps_its_rows():
     result = resize_map(level, 2.0, (2, 1)).flatten().tolist()
     # Rows 0 to 2 (weights 3, 3, 1 of 7) and rows 1 to 3.
     assert result == pytest.approx([1 / 7, 6 / 7])
+
+
+@pytest.mark.parametrize("field", ["fill", "mean", "std", "score_thresh", "nms_thresh"])
+@pytest.mark.parametrize("number", [10**400, 1e300, math.nan, math.inf])
+def test_a_huge_number_in_the_description_of_an_exported_file_is_refused(field, number):
+    content = json.loads((CORPUS / "exported/seed_full").read_text())
+    content[field] = [1.0, 2.0, number] if isinstance(content[field], list) else number
+    with pytest.raises(InputError, match=f"the field '{field}' is"):
+        ExportDescription.read(json.dumps(content), Path("file.onnx"))
+
+
+@pytest.mark.parametrize("kind", ["images", "categories"])
+def test_a_results_file_whose_images_are_a_number_is_refused(kind, tmp_path):
+    content = {"images": [], "categories": [], "annotations": [{"bbox": [1, 2, 3, 4]}]} | {kind: 8}
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=f"'{kind}' is 8, not a list"):
+        read_results(tmp_path / "results.json")
+
+
+@pytest.mark.parametrize("box", [[0, 0, 1e300, 5], [-1e12, 0, 5, 5]])
+def test_a_box_of_a_results_file_too_large_for_float32_is_refused(box, tmp_path):
+    record = {"file_name": "a.png", "category_name": "cat", "bbox": box, "score": 0.5}
+    (tmp_path / "results.json").write_text(json.dumps([record]))
+    with pytest.raises(
+        InputError, match=r"detection number 0: its bbox is .*, farther from the image than 1e\+09 pixels"
+    ):
+        read_results(tmp_path / "results.json")

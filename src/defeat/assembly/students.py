@@ -49,14 +49,19 @@ def with_given_architecture(settings: Settings) -> Settings:
             raise _contradiction(settings, name, getattr(described, name))
     usual_options = make_options(settings.detector, {})
     for name, value in settings.detector_options.items():
-        if value == getattr(usual_options, name, None):
+        if _as_list(value) == _as_list(getattr(usual_options, name, None)):
             continue
         if not hasattr(options, name):
             raise unknown_name(f"option of {spec.family}", name, [entry.name for entry in fields(options)])
         new = described.detector_options.get(name, getattr(options, name))
-        if value != new:
+        if _as_list(value) != _as_list(new):
             raise _contradiction(settings, f"detector.{name}", new)
     return described
+
+
+def _as_list(value: Any) -> Any:
+    """A tuple as a list, as files have it."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _contradiction(settings: TrainSettings, name: str, value: Any) -> InputError:

@@ -28,6 +28,7 @@ from defeat.data.files import read_json
 from defeat.errors import InputError, quoted
 from defeat.types import Detections
 
+_FARTHEST = 1e9  # pixels from the image to a corner of a box
 _LONGEST_NUMBER = 18  # digits of an id
 
 Key = int | str  # an id, or the path of an image
@@ -198,7 +199,10 @@ def _described(path: Path, content: Any) -> Description:
 def _elements(path: Path, content: Mapping[str, Any], kind: str, singular: str) -> Iterator[tuple[str, Any, Key]]:
     """Name for messages, content and id of the elements of a list."""
     seen: set[Key] = set()
-    for index, element in enumerate(content.get(kind) or []):
+    elements = content.get(kind)
+    if elements is not None and not isinstance(elements, list):
+        raise InputError(f"{path}: {kind!r} is {quoted(elements)}, not a list.")
+    for index, element in enumerate(elements or []):
         where = f"{path}: {singular} number {index}"
         if not isinstance(element, dict):
             raise InputError(f"{where} is {quoted(element)}, not a map.")
@@ -334,7 +338,10 @@ def _corners(record: Mapping[str, Any], where: str) -> tuple[float, float, float
         raise InputError(f"{where}: its bbox is {quoted(box)}, not a list of four numbers.")
     finite(box, where)
     x, y, width, height = map(float, box)
-    return x, y, x + width, y + height
+    corners = x, y, x + width, y + height
+    if max(map(abs, corners)) > _FARTHEST:
+        raise InputError(f"{where}: its bbox is {quoted(box)}, farther from the image than {_FARTHEST:g} pixels.")
+    return corners
 
 
 def _id(element: Mapping[str, Any], key: str, where: str) -> Key:

@@ -1,6 +1,5 @@
 """Validation of `model.json`, an untrusted file: types and ranges are checked before a detector is built."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from defeat.errors import InputError, quoted
 
 LEAST_WIDTH = 0.1  # share of the channels of a backbone that `--width` may keep
+LARGEST_COLOUR = 1e6  # of means and deviations, whatever their unit
 LARGEST_SIDE = 16_384  # pixels; a larger image would fill the memory of any device
 
 
@@ -31,7 +31,7 @@ def _names(value: Any) -> bool:
 def _colour(least: float) -> Callable[[Any], bool]:
     def accepts(value: Any) -> bool:
         numeric = isinstance(value, list) and all(type(channel) in (int, float) for channel in value)
-        return numeric and len(value) == 3 and all(least <= channel < math.inf for channel in value)
+        return numeric and len(value) == 3 and all(least <= channel <= LARGEST_COLOUR for channel in value)
 
     return accepts
 
@@ -61,7 +61,7 @@ def integer(least: int, most: int, expected: str) -> Rule:
 
 SIDE = integer(1, LARGEST_SIDE, f"a number of pixels from 1 to {LARGEST_SIDE}")
 NAMES = Rule(_names, "a list of unique names")
-COLOUR = Rule(_colour(-math.inf), "three numbers")
+COLOUR = Rule(_colour(-LARGEST_COLOUR), "three numbers")
 SHARE = Rule(
     lambda value: type(value) in (int, float) and LEAST_WIDTH <= value <= 1, f"a share from {LEAST_WIDTH} to 1"
 )
