@@ -12,7 +12,7 @@ from defeat.distillation.differences import DIFFERENCES, squared_difference, sta
 from defeat.distillation.losses import region_mean
 from defeat.distillation.maps import MatchedMaps, Part
 from defeat.distillation.regions import Regions, Shape, box_strides
-from defeat.distillation.schedule import Schedule
+from defeat.distillation.schedule import split_schedule
 from defeat.errors import unknown_name
 from defeat.types import DetectorInfo, DetectorOutput, Progress, Target
 
@@ -175,12 +175,6 @@ class MapImitation(MatchedMaps):
                 return standardised_difference(student_map, teacher_map, inside)
             student_map = standardise(student_map, inside)
         return self.difference(student_map, teacher_map if self.scale == "none" else standardise(teacher_map, inside))
-
-
-def split_schedule(options: Mapping[str, Any]) -> tuple[Schedule, dict[str, Any]]:
-    """Split `MapOptions` into a schedule and the options of `MapImitation`."""
-    map_options = dict(options)
-    return Schedule(map_options.pop("decay"), map_options.pop("warmup")), map_options
 
 
 class NeckMethod(Method):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from defeat.distillation.align import Adaptation, LevelPair, match_levels, resize_map
 from defeat.distillation.base import Method
-from defeat.distillation.schedule import Schedule
+from defeat.distillation.schedule import split_schedule
 from defeat.types import DetectorInfo, DetectorOutput, Progress, Target
 
 Part = Literal["neck", "backbone"]
@@ -165,8 +165,8 @@ class LevelMethod(Method):
         **options: Unpack[LevelOptions],
     ) -> None:
         super().__init__(student, teacher)
-        given: dict[str, Any] = {**self.shared, **options}
-        self.weights, self.schedule = weights, Schedule(given.pop("decay"), given.pop("warmup"))
+        self.weights = weights
+        self.schedule, given = split_schedule({**self.shared, **options})
         self.begins_near_zero = given["initialisation"] == "published"
         self.maps = MatchedMaps(
             student,

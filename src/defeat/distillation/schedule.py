@@ -1,6 +1,8 @@
 """Schedules of the weight of distillation during a run."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -39,6 +41,12 @@ class Schedule:
         """The losses, multiplied by the factor."""
         factor = self(progress)
         return {name: loss * factor for name, loss in losses.items()}
+
+
+def split_schedule(options: Mapping[str, Any]) -> tuple[Schedule, dict[str, Any]]:
+    """Split the options of a method into its schedule, from `decay` and `warmup`, and the others."""
+    others = dict(options)
+    return Schedule(others.pop("decay"), others.pop("warmup")), others
 
 
 def warmup_factor(progress: Progress, fraction: float) -> float:

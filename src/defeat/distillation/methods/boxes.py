@@ -170,8 +170,8 @@ class Boxes(Method):
 
 def _class_logit(logits: Tensor, labels: Tensor, softmax: bool) -> Tensor:
     """Logit of the score of a class: (P,), of (P, K) sigmoid logits, or of (P, K+1) softmax logits."""
-    if not softmax:
-        return logits.gather(1, labels[:, None])[:, 0]
     own = logits.gather(1, labels[:, None])[:, 0]
+    if not softmax:
+        return own
     others = logits.masked_fill(F.one_hot(labels, logits.shape[1]).bool(), float("-inf"))
     return own - others.logsumexp(dim=1)

@@ -9,7 +9,7 @@ from torch import Tensor
 from defeat.distillation.align import LevelPair
 from defeat.distillation.base import Method, checked_weights
 from defeat.distillation.classification import ClassImitation, ClassTerm
-from defeat.distillation.imitation import MAP_DEFAULTS, MapImitation, MapOptions, PaintRegions, split_schedule
+from defeat.distillation.imitation import MAP_DEFAULTS, MapImitation, MapOptions, PaintRegions
 from defeat.distillation.regions import (
     CANONICAL_SIDE,
     Regions,
@@ -18,6 +18,7 @@ from defeat.distillation.regions import (
     object_regions,
     object_regions_on_all_levels,
 )
+from defeat.distillation.schedule import split_schedule
 from defeat.errors import InputError, unknown_name
 from defeat.types import DetectorInfo, DetectorOutput, Progress, Target
 
