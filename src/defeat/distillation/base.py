@@ -87,6 +87,11 @@ class Method(nn.Module, ABC):
         """
         return {}
 
+    def weighted(self, losses: Mapping[str, Tensor], progress: Progress) -> dict[str, Tensor]:
+        """Losses named `PART_TERM`, each times the weight `TERM_weight` and the factor of the schedule."""
+        products = {name: self.weights[f"{name.partition('_')[2]}_weight"] * loss for name, loss in losses.items()}
+        return self.schedule.scaled(products, progress)
+
     @abstractmethod
     def terms(
         self, student: DetectorOutput, teacher: DetectorOutput, targets: Sequence[Target], progress: Progress

@@ -200,10 +200,7 @@ class LevelMethod(Method):
         for maps in self.maps.of(student, teacher):
             for name, loss in self.level_losses(maps, targets).items():
                 sums.setdefault(name, []).append(loss)
-        losses = {
-            f"neck_{name}": self.weights[f"{name}_weight"] * torch.stack(loss).sum() for name, loss in sums.items()
-        }
-        return self.schedule.scaled(losses, progress)
+        return self.weighted({f"neck_{name}": torch.stack(loss).sum() for name, loss in sums.items()}, progress)
 
     def wants(self, term: str) -> bool:
         """Whether the weight of a term is above zero."""

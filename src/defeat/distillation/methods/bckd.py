@@ -86,5 +86,4 @@ class BCKD(Method):
             boxes = student.dense.decode(image, index), teacher.dense.decode(image, index)
             total = generalized_box_iou_loss(*boxes, reduction="sum")
             losses["head_box"] = total / average_count(positive.sum().to(total.dtype))
-        weighted = {name: self.weights[f"{name.removeprefix('head_')}_weight"] * loss for name, loss in losses.items()}
-        return self.schedule.scaled(weighted, progress)
+        return self.weighted(losses, progress)

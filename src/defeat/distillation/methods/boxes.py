@@ -122,8 +122,7 @@ class Boxes(Method):
         if self.weights["box_weight"] > 0:
             costs = generalized_box_iou_loss(torch.cat(boxes), torch.cat(goals)) * score
             losses["head_box"] = costs.sum() / average_count(score.sum())
-        weighted = {name: self.weights[f"{name.removeprefix('head_')}_weight"] * loss for name, loss in losses.items()}
-        return self.schedule.scaled(weighted, progress)
+        return self.weighted(losses, progress)
 
     def _match(self, boxes: Tensor, goals: Tensor) -> tuple[Tensor, Tensor]:
         """Indices of the matched predictions among (N, 4) boxes, and of the box of the teacher of each."""
