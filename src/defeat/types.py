@@ -163,6 +163,8 @@ class DensePredictions:
         deltas: (B, N, 4) predicted offsets from the anchors; None for a head without anchors.
         distributions: (B, N, 4, M) logits of the distribution of the distance to each side, left, top, right, bottom;
             None for a head without them.
+        squares: (N, 4) squares of eight strides around the points, in pixels of the batch, which stand for anchors;
+            only with `distributions`.
     """
 
     logits: Tensor
@@ -172,6 +174,7 @@ class DensePredictions:
     anchors: Tensor | None = None
     deltas: Tensor | None = None
     distributions: Tensor | None = None
+    squares: Tensor | None = None
 
     @property
     def boxes(self) -> Tensor:
@@ -224,6 +227,23 @@ class Queries:
 
 
 ScoreProposals = Callable[[list[Tensor]], Tensor]
+FinishHead = Callable[[dict[int, Tensor], dict[int, Tensor]], DensePredictions]
+
+
+@dataclass(frozen=True)
+class Towers:
+    """Feature maps inside a dense head, before the last convolution of each of its two branches.
+
+    Attributes:
+        classes: maps of the classification branch by stride, (B, C, H, W).
+        boxes: maps of the regression branch by stride, (B, C, H, W).
+        finish: computes the predictions from maps of another detector instead, which take the place of `classes` and
+            `boxes` and have their shapes; with a gradient for these maps, also where the head is frozen.
+    """
+
+    classes: dict[int, Tensor]
+    boxes: dict[int, Tensor]
+    finish: FinishHead
 
 
 @dataclass(frozen=True)
@@ -240,6 +260,7 @@ class DetectorOutput:
         score_proposals: computes class logits (R, K+1), background last, of any boxes (one (R_i, 4) tensor per image,
             in pixels of this output's batch) on these feature maps; None if the family has no proposals.
         queries: predictions of object queries; None if the family has none.
+        towers: feature maps inside the head; None if the family has no head with towers of convolutions.
         detections: final detections of a teacher for each image, in pixels of this output's batch, if a method reads
             them.
         scale: rows of pixels of this output's batch per row of the student's batch.
@@ -254,6 +275,7 @@ class DetectorOutput:
     proposals: Proposals | None = None
     score_proposals: ScoreProposals | None = None
     queries: Queries | None = None
+    towers: Towers | None = None
     detections: list[Detections] | None = None
     scale: float = 1.0
     stretch: float = 1.0
@@ -279,6 +301,7 @@ class DetectorInfo:
         offers: optional fields of `DetectorOutput` that the family fills.
         anchors: description of the anchors of `dense`; equal descriptions mean equal anchors.
         square: whether images are stretched to a square of side `size`, instead of keeping their aspect ratio.
+        bins: number of values of the distributions in `dense`; 0 where boxes are no distributions.
     """
 
     family: str
@@ -295,6 +318,7 @@ class DetectorInfo:
     offers: frozenset[str] = field(default_factory=frozenset)
     anchors: str = ""
     square: bool = False
+    bins: int = 0
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,7 @@ def test_cells_of_an_extended_comparison_have_the_numbers_of_its_plan(tmp_path, 
     assert trained == ["none-seed0", "fgfi-seed0"]
 
 
+@pytest.mark.slow
 def test_a_cell_that_fails_is_named_and_the_others_are_trained(tmp_path, teacher, monkeypatch, capsys):
     def failing(settings, console):
         if getattr(settings, "method", NONE) == "fgfi":
@@ -176,6 +177,7 @@ def test_a_comparison_of_methods_and_an_ablation_has_two_commands():
     assert ablation.endswith("--ablate=regions")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -354,6 +356,7 @@ def make():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("predicts", [False, True])
 def test_a_network_of_the_users_code_is_the_teacher_of_a_comparison(predicts, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

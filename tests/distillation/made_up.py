@@ -42,11 +42,11 @@ def random_output(channels: int, seed: int, images: int = 2, size: int = 64, **f
     return output(neck, **fields)
 
 
-def dense(logits: Tensor, labels: Tensor, boxes: Tensor | None = None) -> DensePredictions:
+def dense(logits: Tensor, labels: Tensor, boxes: Tensor | None = None, **fields: Tensor) -> DensePredictions:
     """Predictions with logits (B, N, K); all boxes are zero, unless boxes (B, N, 4) are given."""
     given = torch.zeros(*logits.shape[:2], 4) if boxes is None else boxes
     strides = torch.full((logits.shape[1],), 8)
-    return DensePredictions(logits, lambda image, index: given[image, index], labels, strides)
+    return DensePredictions(logits, lambda image, index: given[image, index], labels, strides, **fields)
 
 
 def proposals(boxes: list[Tensor], logits: Tensor, labels: Tensor) -> Proposals:

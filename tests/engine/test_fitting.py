@@ -80,6 +80,7 @@ def test_a_run_with_auto_values_is_resumed_with_the_same_command(family, tmp_pat
         run(left_open(tmp_path / "run", family, max_steps=2, resume=True, lr=0.5), QUIET)
 
 
+@pytest.mark.slow
 @every_family
 @pytest.mark.parametrize("written", ["all", "none"])
 def test_an_old_run_with_the_old_defaults_is_resumed_by_the_command_that_does_not_name_them(family, written, tmp_path):

@@ -159,6 +159,7 @@ def test_a_loss_that_rises_is_reported_once():
     assert "has risen to 6.0 at step 25, from 1.5" in messages[2 * window + 5]
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_and_learns_nothing_reports_both(tmp_path, monkeypatch):
     monkeypatch.setattr(guards, "RISEN", 0.01)
     console = Console(record=True, file=StringIO(), width=400)
@@ -168,6 +169,7 @@ def test_a_run_that_diverges_and_learns_nothing_reports_both(tmp_path, monkeypat
     assert text.count("The detector detects next to nothing (AP50 ") == 1
 
 
+@pytest.mark.slow
 def test_a_run_whose_terms_outweigh_the_detectors_losses_reports_it_once(tmp_path):
     console = Console(record=True, file=StringIO(), width=400)
     teacher = save_teacher(tmp_path / "teacher")
@@ -211,6 +213,7 @@ def test_a_failed_step_can_be_replayed(planted, tmp_path):
     assert losses["good"].requires_grad
 
 
+@pytest.mark.slow
 def test_a_missing_or_damaged_step_is_refused(planted, tmp_path):
     folder = planted("", epochs=1).folder
     with pytest.raises(InputError, match="the run saved no failed step"):

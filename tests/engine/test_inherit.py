@@ -52,6 +52,7 @@ def test_with_zero_weights_the_run_equals_one_initialised_from_a_file(family, tm
     assert weights(new.folder) != weights(baseline.folder)
 
 
+@pytest.mark.slow
 @every_family
 def test_the_method_none_only_inherits_and_never_runs_the_teacher(family, tmp_path, monkeypatch):
     teacher = save_teacher(tmp_path / "teacher", family, neck_channels=16)
@@ -67,6 +68,7 @@ def test_weights_of_another_detector_are_refused(tmp_path):
         tiny_run(tmp_path / "run", weights=str(tmp_path / "wide"))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_continues_from_its_checkpoint_and_not_from_the_teacher(tmp_path, monkeypatch, counted):
     teacher = save_teacher(tmp_path / "teacher", neck_channels=16)
     whole = tiny_run(tmp_path / "whole", teacher=teacher)
@@ -92,6 +94,7 @@ def test_the_run_and_the_plan_report_what_was_inherited(tmp_path):
     assert json.loads((tmp_path / "plan" / "plan.json").read_text())["inherited"] == made.inherited
 
 
+@pytest.mark.slow
 def test_a_student_with_another_neck_still_learns_from_its_teacher(tmp_path):
     # With a wider teacher nothing can be inherited, and the student must equal one that inherits nothing.
     teacher = save_teacher(tmp_path / "teacher", neck_channels=24)

@@ -61,6 +61,7 @@ def test_a_stopped_run_goes_on_as_the_longer_run(step, begun, longer, tmp_path, 
     assert {name: recorded[name] for name in longer} == longer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("begun", "longer"),
     [
@@ -120,6 +121,7 @@ def test_a_distillation_goes_on_as_the_longer_run(tmp_path):
     require_same(tiny_run(tmp_path / "run", epochs=2, resume=True, **given).folder, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("begun", "longer", "reason"),
     [
@@ -153,6 +155,7 @@ def test_another_warm_up_is_refused_with_the_one_that_the_run_had(tmp_path):
     assert results(resumed.folder)["steps"] == 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"decay": "linear"}, {"warmup": 0.5}, {"decay": "cosine"}])
 def test_a_distillation_whose_weights_depended_on_the_length_is_refused(options, tmp_path):
     teacher = save_teacher(tmp_path / "teacher")
@@ -186,6 +189,7 @@ def test_other_settings_are_still_refused(tmp_path):
         tiny_run(folder, resume=True, **CONSTANT, epochs=2, lr=0.02)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_with_the_new_length(tmp_path):
     folder = tiny_run(tmp_path / "run", epochs=1).folder
     for name in ("checkpoints/last.ckpt", "results.json", "model.json"):
@@ -193,6 +197,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_with_the_new_l
     assert results(tiny_run(folder, epochs=2, resume=True).folder)["steps"] == 8
 
 
+@pytest.mark.slow
 def test_an_invalid_length_in_the_settings_is_named(tmp_path):
     folder = tiny_run(tmp_path / "run", epochs=1).folder
     config = yaml.safe_load((folder / "config.yaml").read_text())
@@ -201,6 +206,7 @@ def test_an_invalid_length_in_the_settings_is_named(tmp_path):
         tiny_run(folder, epochs=2, resume=True)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_before_its_only_evaluation_is_evaluated_first(tmp_path, monkeypatch):
     original = Checkpoint.on_validation_start
 

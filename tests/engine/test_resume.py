@@ -76,6 +76,7 @@ COSINE = CHOSEN | {"optimizer": "adamw", "lr": 2e-3, "schedule": "cosine", "epoc
 
 
 # Without a stop the patient run has its best AP after 2 of its 5 epochs, and its rate falls after the third and fourth.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "step"),
     [
@@ -101,6 +102,7 @@ def test_average_best_student_and_patience_are_resumed_bit_for_bit(given, step, 
     require_same(resumed.folder, whole)
 
 
+@pytest.mark.slow
 def test_resuming_a_run_that_patience_ended_changes_nothing(tmp_path):
     folder = tiny_run(tmp_path / "run", "faster_rcnn", **PATIENT).folder
     before = {name: results(folder)[name] for name in ("metrics", "curve", "ended", "kept", "fingerprint")}
@@ -129,6 +131,7 @@ def test_a_checkpoint_with_another_best_student_is_refused(tmp_path):
         tiny_run(tmp_path / "run", resume=True, **given)
 
 
+@pytest.mark.slow
 def test_a_run_of_a_version_without_these_settings_is_resumed(tmp_path, monkeypatch):
     whole = tiny_run(tmp_path / "whole", epochs=2, schedule="step").folder
     with monkeypatch.context() as patch:
@@ -185,6 +188,7 @@ def test_resuming_with_other_settings_lists_them(tmp_path):
     assert "\n" not in message
 
 
+@pytest.mark.slow
 def test_resuming_as_another_command_is_refused(tmp_path):
     tiny_run(tmp_path / "run", max_steps=1)
     teacher = save_teacher(tmp_path / "teacher")

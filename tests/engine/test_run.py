@@ -20,8 +20,9 @@ from defeat.engine.guards import fingerprint
 from defeat.engine.module import DetectionModule
 from defeat.errors import InputError
 from defeat.inference.evaluate import evaluate
-from tests.detector.tiny import COMPOSED, YOLO
+from tests.detector.tiny import COMPOSED
 from tests.detector.tiny import FAMILIES_IN_RUNS as FAMILIES
+from tests.distillation.test_methods import skips_refusals
 from tests.distillation.test_methods import weights as method_weights
 from tests.engine.tiny_runs import lines, results, save_teacher, settings, tensors, tiny_run, weights
 
@@ -51,15 +52,19 @@ def full_run(small_demo, trained_once):
     return trained_once("faster_rcnn", distilled=True).folder
 
 
+QUICK_METHODS = ("defeat", "classification")
+
+
 @every_family
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[] if name in QUICK_METHODS else pytest.mark.slow) for name in METHODS]
+)
 def test_zero_weights_leave_training_unchanged(family, method, tmp_path, trained_once):
-    if "queries" in METHODS[method].reads and family in (*COMPOSED, YOLO):
-        pytest.skip(f"{family} has no queries")
-    baseline = trained_once(family)
     teacher = save_teacher(tmp_path / "teacher", family)
     options = {"method": method, "method_options": method_weights(method, 0.0)}
-    helped = tiny_run(tmp_path / "helped", family, teacher, max_steps=3, **options)
+    with skips_refusals():
+        helped = tiny_run(tmp_path / "helped", family, teacher, max_steps=3, **options)
+    baseline = trained_once(family)
     assert baseline.finished
     assert helped.finished
     assert weights(baseline.folder) == weights(helped.folder)
@@ -342,6 +347,7 @@ def test_a_missing_gpu_is_refused(change, tmp_path):
         tiny_run(tmp_path / "run", **change)
 
 
+@pytest.mark.slow
 @every_family
 def test_outputs_that_the_method_does_not_read_change_nothing(family, tmp_path, monkeypatch):
     teacher = save_teacher(tmp_path / "teacher", family)

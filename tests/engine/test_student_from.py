@@ -57,6 +57,7 @@ def test_rows_of_the_head_follow_the_names_of_the_classes(tmp_path):
     assert torch.equal(mine[:, CLASSES.index("cross")], theirs[:, 2])
 
 
+@pytest.mark.slow
 def test_a_narrower_student_is_trained_resumed_and_continued(tmp_path, monkeypatch):
     teacher = save_teacher(tmp_path / "teacher")
     settings = given(teacher, width=0.5)

@@ -129,6 +129,7 @@ def test_a_ratio_of_zero_changes_nothing(folder, tmp_path):
     assert weights(run.folder) == weights(tiny_run(tmp_path / "alone", teacher=teacher, max_steps=2).folder)
 
 
+@pytest.mark.slow
 def test_the_teacher_detects_once_and_a_resumed_run_does_not_repeat_it(folder, seeing, tmp_path, monkeypatch):
     teacher = save_teacher(tmp_path / "teacher", "faster_rcnn")
     options = {"family": "faster_rcnn", "teacher": teacher, "unlabelled": str(folder), "epochs": 2}

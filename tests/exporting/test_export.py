@@ -58,12 +58,14 @@ def test_a_file_says_what_it_needs_and_contains(file, tmp_path):
     assert len(about.fingerprint) == 64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("white", [1, 255])
 def test_the_input_may_be_in_0_to_1(white, tmp_path):
     detector, path = exported(tmp_path, white=white)
     assert measure_parity(detector, load(path), PICTURES).matched >= 0.99
 
 
+@pytest.mark.slow
 def test_a_fixed_input_is_filled_with_the_mean_and_boxes_return_to_the_image(tmp_path):
     detector, path = exported(tmp_path, height=96, width=96)
     file = load(path)
@@ -80,6 +82,7 @@ def test_a_fixed_input_is_filled_with_the_mean_and_boxes_return_to_the_image(tmp
     assert (wide.shape, size) == ((1, 3, 96, 96), (28, 96))
 
 
+@pytest.mark.slow
 def test_a_report_is_written_beside_the_file(run, tmp_path, small_demo, capsys):
     assert main(["export", str(run), "--out", str(tmp_path / "a.onnx"), "--verify", "full"]) == 0
     content = json.loads((tmp_path / "a.onnx.json").read_text())
@@ -161,6 +164,7 @@ def test_int8_that_costs_too_much_is_refused(run, tmp_path, small_demo, monkeypa
     assert not (tmp_path / "a.onnx").exists()
 
 
+@pytest.mark.slow
 def test_a_file_is_evaluated_and_draws_like_a_run(run, tmp_path, small_demo, capsys):
     export(run, tmp_path / "a.onnx", verify="none")
     results = [
@@ -186,6 +190,7 @@ def test_a_file_is_a_teacher_that_gives_boxes(file):
     assert teacher.info.classes == exported.classes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamic", ["auto", "none"])
 def test_the_example_needs_neither_torch_nor_this_package(dynamic, tmp_path):
     detector, path = exported(tmp_path, dynamic=dynamic)
@@ -320,6 +325,7 @@ def test_the_other_exporter_is_refused_where_it_can_not_work(options, tmp_path):
         export(tmp_path / "run", tmp_path / "a.onnx", verify="none", dynamo=True, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sides", "share"), [((64, 64), 64 / 96), ((64, 96), 1), ((None, None), 1), ((32, 96), 32 / 60)]
 )

@@ -30,6 +30,7 @@ def test_a_file_detects_what_the_detector_does(family, suffix, tmp_path):
     assert parity.largest_box_difference < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_image_without_detections_gives_empty_tensors(family, suffix, tmp_path):
@@ -41,6 +42,7 @@ def test_an_image_without_detections_gives_empty_tensors(family, suffix, tmp_pat
     assert len(found.scores) == len(found.labels) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_candidates_outside_of_the_file_are_selected_alike_and_come_in_batches(family, tmp_path):
     if family == "faster_rcnn":

@@ -17,6 +17,7 @@ def sources(tmp_path_factory):
     return folder / "run", path
 
 
+@pytest.mark.slow
 def test_each_source_batch_and_number_of_threads_has_a_row(sources):
     costs = defeat.profile([str(source) for source in sources], batch=[1, 2], threads=[1, 2], repeats=2)
     assert [(cost.source, cost.batch, cost.threads) for cost in costs] == [

@@ -75,7 +75,7 @@ def built(name, kind, **options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in METHODS if "queries" not in METHODS[name].reads])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("crosskd", "detr", "ld")])
 @properties
 @given(st.data(), st.sampled_from(["proposals", "dense"]), targets(), standing())
 def test_losses_and_gradients_are_finite_for_large_maps(name, data, kind, boxes, progress):

@@ -107,6 +107,7 @@ def test_a_disk_without_space_for_a_log_line_ends_a_run(small_disk, tmp_path):
     require_resumable(out, tmp_path / "whole", epochs=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"eval_every": 1, "keep": "best", "ema": 0.9}], ids=["last", "best"])
 def test_a_limit_of_file_sizes_ends_a_run(settings, tmp_path):
     """The write itself fails, although there is space on the disk."""
@@ -151,6 +152,7 @@ def test_a_cache_on_a_full_disk_does_not_end_the_run(small_disk, tmp_path):
     assert weights(tmp_path / "run") == weights(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_removed_data_is_reported_and_the_run_is_resumed_when_it_is_restored(workers, tmp_path):
     objects = voc_object("cat", [4, 5, 24, 25]) + voc_object("dog", [10, 8, 36, 28])

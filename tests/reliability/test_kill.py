@@ -60,6 +60,7 @@ def at(count: int, kind: str | None = None, **changes) -> Callable[[Path, bool],
     return lambda folder, resume: forked(job(folder, resume, **changes), Events(folder, count, kind))
 
 
+@pytest.mark.slow
 def test_a_run_killed_several_times_gives_the_same_result(tmp_path):
     uninterrupted(tmp_path / "whole")
     kills = [at(1, "half balance.json"), at(2, "half last.ckpt"), at(1, "validation_step")]

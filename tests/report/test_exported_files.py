@@ -42,6 +42,7 @@ def test_a_file_has_a_row_with_its_latency_and_size(file, runs, tmp_path, capsys
     assert "AP over latency" in page
 
 
+@pytest.mark.slow
 def test_a_file_without_an_evaluation_has_no_accuracy(tmp_path, runs):
     _, path = exported(tmp_path)
     run = read_export(path)
@@ -55,11 +56,13 @@ def test_runs_without_measured_latency_have_no_plot(runs):
     assert "AP over latency" not in render([read_run(runs[0])])
 
 
+@pytest.mark.slow
 def test_files_alone_are_refused(file):
     with pytest.raises(InputError, match="Give at least one run directory to compare the exported files with"):
         compare([str(file)])
 
 
+@pytest.mark.slow
 def test_a_file_without_its_report_is_refused(file, runs, tmp_path):
     file.with_name("file.onnx.json").unlink()
     with pytest.raises(InputError, match=r"file.onnx.json is missing: `defeat export` writes it beside the file"):

@@ -143,6 +143,7 @@ def test_without_a_system_font_english_text_is_drawn(monkeypatch):
     fonts._best.cache_clear()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_demo")
 def test_the_gallery_of_a_distilled_run_shows_all_detectors_and_regions(tmp_path):
     teacher = save_teacher(tmp_path / "teacher", "faster_rcnn")

@@ -96,6 +96,7 @@ def test_renamed_and_missing_classes_are_part_of_the_plan(tmp_path):
     assert "does not know the teacher's haus" in text
 
 
+@pytest.mark.slow
 def test_a_balanced_plan_shows_the_weights_of_the_run_and_writes_nothing_else(tmp_path):
     teacher = save_teacher(tmp_path / "teacher")
     given = settings(tmp_path / "run", "retinanet", teacher, balance=0.5)

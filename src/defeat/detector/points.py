@@ -14,6 +14,7 @@ from defeat.detector.statistics import ObjectStatistics
 from defeat.types import Batch, Target
 
 FULL_SIZE = 800  # input size in pixels for which the published numbers of candidates are meant
+SQUARE = 8.0  # side in strides of the `squares` of `DensePredictions`, as published for LD
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,14 @@ from defeat.distillation.combined import DOT, PLUS, Combined, combination
 from defeat.distillation.methods.bckd import BCKD
 from defeat.distillation.methods.boxes import Boxes
 from defeat.distillation.methods.classification import Classification
+from defeat.distillation.methods.crosskd import CrossKD
 from defeat.distillation.methods.cwd import CWD
 from defeat.distillation.methods.defeat import DeFeat
 from defeat.distillation.methods.detr import DETR
 from defeat.distillation.methods.fgd import FGD
 from defeat.distillation.methods.fgfi import FGFI
 from defeat.distillation.methods.imitation import Imitation
+from defeat.distillation.methods.ld import LD
 from defeat.distillation.methods.mgd import MGD
 from defeat.distillation.methods.none import NoDistillation
 from defeat.distillation.methods.pkd import PKD
@@ -29,6 +31,7 @@ __all__ = [
     "DETR",
     "FGD",
     "FGFI",
+    "LD",
     "METHODS",
     "MGD",
     "PKD",
@@ -37,6 +40,7 @@ __all__ = [
     "ClassMap",
     "Classification",
     "Combined",
+    "CrossKD",
     "DeFeat",
     "Imitation",
     "Method",
@@ -54,12 +58,14 @@ METHODS: dict[str, type[Method]] = {
     "bckd": BCKD,
     "boxes": Boxes,
     "classification": Classification,
+    "crosskd": CrossKD,
     "cwd": CWD,
     "defeat": DeFeat,
     "detr": DETR,
     "fgd": FGD,
     "fgfi": FGFI,
     "imitation": Imitation,
+    "ld": LD,
     "mgd": MGD,
     "pkd": PKD,
     "tadf": TADF,

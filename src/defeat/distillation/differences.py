@@ -218,6 +218,20 @@ def standardise(feature_map: Tensor, valid: Tensor, eps: float = 1e-6) -> Tensor
     return result
 
 
+def standardised_like(feature_map: Tensor, other: Tensor, valid: Tensor, eps: float = 1e-12) -> Tensor:
+    """Give every channel the mean and the deviation that another map has over the valid cells of the batch.
+
+    Args:
+        feature_map: (B, C, H, W), any finite values.
+        other: (B, C, H, W) up to 1e15, without gradient.
+        valid: (B, H, W) bool; at least one cell is valid.
+        eps: added to both variances.
+    """
+    weight = valid.to(other.dtype)
+    statistics = _channel_statistics(other, weight, sum_over_processes(weight.sum()), eps)
+    return standardise(feature_map, valid, eps) / statistics.inverse + statistics.mean
+
+
 def squared_difference(student: Tensor, teacher: Tensor) -> Tensor:
     """Squared difference of two maps (B, C, H, W), summed over the channels: (B, H, W).
 

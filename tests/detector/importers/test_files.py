@@ -298,7 +298,7 @@ def test_a_folder_of_transformers_is_imported(tmp_path):
     assert run.tool == "transformers"
     picture = images((64, 96))
     (expected,), (found,) = load(folder).predict(picture), load(tmp_path / "run").predict(picture)
-    assert torch.equal(found.boxes, expected.boxes)
-    assert torch.equal(found.scores, expected.scores)
+    torch.testing.assert_close(found.boxes, expected.boxes)
+    torch.testing.assert_close(found.scores, expected.scores)
     with pytest.raises(InputError, match="only --classes can be given"):
         import_checkpoint(str(folder), str(tmp_path / "other"), size=64)

@@ -34,7 +34,8 @@ from defeat.detector.points import (
 from defeat.detector.published import StrideAnchors
 from defeat.detector.selection import BOXES, FACTORS, SCORES, Raw, Selection, by_level, dense_candidates, select_dense
 from defeat.detector.statistics import ObjectStatistics
-from defeat.types import Batch, DensePredictions, Detections, DetectorOutput, Maps
+from defeat.detector.towers import rest_of, run_recorded
+from defeat.types import Batch, DensePredictions, Detections, DetectorOutput, Maps, Towers
 
 STRIDES = FIVE_LEVELS
 LARGEST = 8  # a level learns objects whose farthest side is 4 to 8 strides from a point; the first and last more
@@ -102,20 +103,25 @@ class Head(nn.Module):
         self.centerness_of_classes = options.centerness_branch == "classes"
         self.scales = nn.Parameter(torch.ones(len(STRIDES))) if options.level_scales else None
 
-    def forward(self, levels: list[Tensor]) -> dict[str, Tensor]:
-        """Predict for L feature maps (B, C, H, W).
+    def forward(self, levels: list[Tensor], box_levels: list[Tensor] | None = None) -> dict[str, Tensor]:
+        """Predict for L feature maps.
+
+        Args:
+            levels: feature maps (B, C, H, W).
+            box_levels: those of the regression branch, where they are others.
 
         Returns:
             `cls_logits` (B, N, K), `bbox_regression` (B, N, 4): distances to left, top, right and bottom in strides, 0
             or more; and `bbox_ctrness` (B, N, 1) logits.
         """
-        outputs = [self._predict(index, level) for index, level in enumerate(levels)]
+        pairs = zip(levels, box_levels or levels, strict=True)
+        outputs = [self._predict(index, *pair) for index, pair in enumerate(pairs)]
         return {name: torch.cat([output[name] for output in outputs], dim=1) for name in outputs[0]}
 
-    def _predict(self, index: int, level: Tensor) -> dict[str, Tensor]:
+    def _predict(self, index: int, class_level: Tensor, box_level: Tensor) -> dict[str, Tensor]:
         classification: Any = self.classification_head
         regression: Any = self.regression_head
-        classes, boxes = classification.conv(level), regression.conv(level)
+        classes, boxes = classification.conv(class_level), regression.conv(box_level)
         outputs = {
             "cls_logits": classification.cls_logits(classes),
             "bbox_regression": regression.bbox_reg(boxes),
@@ -166,7 +172,7 @@ class FCOS(Detector):
             backbone,
             activation="sigmoid",
             background="none",
-            offers=frozenset({"dense"}),
+            offers=frozenset({"dense", "towers"}),
             anchors=f"FCOS {options.points} {list(backbone.neck_channels)} {anchor_generator.sizes}",
         )
 
@@ -174,21 +180,22 @@ class FCOS(Detector):
         """Compute the losses `classification`, `box` and `centerness`, and the fields that methods read."""
         assert self.training, "forward_train needs the training mode"
         maps = self.forward_maps(batch)
-        head, points = self._predictions(ImageList(batch.images, batch.sizes), maps)
+        head, towers = run_recorded(self.head, maps.neck)
+        points = self._points(batch.images, batch.sizes, maps)
         everything, training = assign_objects(batch, partial(self._match, points, self._per_level(maps.neck)))
         losses = self._losses(training, head, points, negative_weight)
-        return self._output(batch, losses, maps, head, points, everything)
+        return self._output(batch, losses, maps, head, towers, points, everything)
 
     def teach(self, batch: Batch, maps: Maps) -> DetectorOutput:
         """Return the feature maps and the predictions at every point."""
-        head, points = self._predictions(ImageList(batch.images, batch.sizes), maps)
+        points = self._points(batch.images, batch.sizes, maps)
         everything, _ = assign_objects(batch, partial(self._match, points, self._per_level(maps.neck)))
-        return self._output(batch, {}, maps, head, points, everything)
+        return self._output(batch, {}, maps, *run_recorded(self.head, maps.neck), points, everything)
 
     def raw(self, images: Tensor, sizes: list[tuple[int, int]], maps: Maps | None = None) -> Raw:
         """Scores and boxes at the points of each level."""
         maps = maps or Maps(*self.backbone(images))
-        head, points = self._predictions(ImageList(images, sizes), maps)
+        head, points = self.head(list(maps.neck.values())), self._points(images, sizes, maps)
         scores, centerness = head["cls_logits"][..., self.first_label :].sigmoid(), head["bbox_ctrness"].sigmoid()
         if self.score == "root":
             scores = (scores * centerness).sqrt()
@@ -211,10 +218,10 @@ class FCOS(Detector):
         rows = torch.cat((torch.full((self.first_label,), -1), torch.arange(len(self.info.classes))))
         return {f"head.classification_head.cls_logits.{kind}": rows for kind in ("weight", "bias")}
 
-    def _predictions(self, images: ImageList, maps: Maps) -> tuple[dict[str, Tensor], Tensor]:
-        """Output of the head, and the square (N, 4) of each point; all images of a batch have the same."""
-        levels = list(maps.neck.values())
-        return self.head(levels), self.anchor_generator(images, levels)[0]
+    def _points(self, images: Tensor, sizes: list[tuple[int, int]], maps: Maps) -> Tensor:
+        """The square (N, 4) of each point; all images of a batch have the same."""
+        squares: Tensor = self.anchor_generator(ImageList(images, sizes), list(maps.neck.values()))[0]
+        return squares
 
     @staticmethod
     def _per_level(neck: dict[int, Tensor]) -> list[int]:
@@ -256,21 +263,27 @@ class FCOS(Detector):
         losses: dict[str, Tensor],
         maps: Maps,
         head: dict[str, Tensor],
+        towers: dict[str, dict[int, Tensor]],
         points: Tensor,
         assignment: Assignment,
     ) -> DetectorOutput:
         per_level = torch.tensor(self._per_level(maps.neck), device=points.device)
-        return output_of(
-            batch,
-            maps,
-            losses,
-            dense=DensePredictions(
-                logits=head["cls_logits"][..., self.first_label :],
-                decode=decoding(self.box_coder.decode, head["bbox_regression"], points),
-                labels=assignment.labels(batch.classes),
-                strides=torch.tensor(list(maps.neck), device=points.device).repeat_interleave(per_level),
-            ),
+        dense = DensePredictions(
+            **self._dense_fields(head, points),
+            labels=assignment.labels(batch.classes),
+            strides=torch.tensor(list(maps.neck), device=points.device).repeat_interleave(per_level),
         )
+
+        def finish(classes: dict[int, Tensor], boxes: dict[int, Tensor]) -> DensePredictions:
+            rest = rest_of(self.head)
+            return replace(dense, **self._dense_fields(rest([*classes.values()], [*boxes.values()]), points))
+
+        return output_of(batch, maps, losses, dense=dense, towers=Towers(**towers, finish=finish))
+
+    def _dense_fields(self, head: dict[str, Tensor], points: Tensor) -> dict[str, Any]:
+        """The fields of `DensePredictions` that follow from the output of the head."""
+        decode = decoding(self.box_coder.decode, head["bbox_regression"], points)
+        return {"logits": head["cls_logits"][..., self.first_label :], "decode": decode}
 
 
 def match_points(points: Tensor, lower: Tensor, upper: Tensor, reach: Tensor, targets: PaddedTargets) -> Tensor:

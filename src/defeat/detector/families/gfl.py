@@ -22,6 +22,7 @@ from defeat.detector.composed import FIVE_LEVELS, five_levels
 from defeat.detector.normalisation import GroupNorm
 from defeat.detector.options import automatic, bounded, fitted_to_data, require_valid, with_usual_values
 from defeat.detector.points import (
+    SQUARE,
     Assignment,
     PaddedTargets,
     assign_objects,
@@ -30,7 +31,8 @@ from defeat.detector.points import (
 )
 from defeat.detector.selection import BOXES, SCORES, Raw, Selection, by_level, dense_candidates, select_dense
 from defeat.detector.statistics import ObjectStatistics, paired_iou
-from defeat.types import Batch, DensePredictions, Detections, DetectorOutput, Maps
+from defeat.detector.towers import rest_of, run_recorded
+from defeat.types import Batch, DensePredictions, Detections, DetectorOutput, Maps, Towers
 
 STRIDES = FIVE_LEVELS
 TOWER = 4  # convolutions in each branch of the head
@@ -114,10 +116,15 @@ class Head(nn.Module):
         super().__init__()
         self.classification_head, self.regression_head = classification_head, regression_head
 
-    def forward(self, levels: list[Tensor]) -> dict[str, Tensor]:
-        """Predict `cls_logits` (B, N, K) and `distributions` (B, N, 4, M+1), logits of both, for (B, C, H, W) maps."""
+    def forward(self, levels: list[Tensor], box_levels: list[Tensor] | None = None) -> dict[str, Tensor]:
+        """Predict `cls_logits` (B, N, K) and `distributions` (B, N, 4, M+1), logits of both.
+
+        Args:
+            levels: feature maps (B, C, H, W).
+            box_levels: those of the distributions, where they are others.
+        """
         # Convert to float32 also under autocast: half precision would move decoded boxes by pixels.
-        classes, distributions = self.classification_head(levels), self.regression_head(levels)
+        classes, distributions = self.classification_head(levels), self.regression_head(box_levels or levels)
         return {"cls_logits": classes.float(), "distributions": distributions.float()}
 
 
@@ -152,6 +159,11 @@ class Points:
         distances = (distributions.softmax(dim=-1) @ values) * self.strides[:, None]
         return torch.cat((self.centres - distances[..., :2], self.centres + distances[..., 2:]), dim=-1)
 
+    def squares(self, side: float) -> Tensor:
+        """(N, 4) squares around the points, of a side in strides."""
+        half = self.strides[:, None] * side / 2
+        return torch.cat((self.centres - half, self.centres + half), dim=1)
+
     def select(self, indices: Tensor) -> "Points":
         """The points with these indices."""
         return Points(self.centres[indices], self.strides[indices], [])
@@ -181,24 +193,25 @@ class GFL(Detector):
             backbone,
             activation="sigmoid",
             background="none",
-            offers=frozenset({"dense"}),
+            offers=frozenset({"dense", "towers"}),
             anchors=f"GFL points {list(backbone.neck_channels)}",
+            bins=options.reg_max + 1,
         )
 
     def forward_train(self, batch: Batch, negative_weight: float = 1.0) -> DetectorOutput:
         """Compute the losses `classification`, `box` and `distribution`, and the fields that methods read."""
         assert self.training, "forward_train needs the training mode"
         maps = self.forward_maps(batch)
-        head, points = self.head(list(maps.neck.values())), Points.of(maps.neck)
+        (head, towers), points = run_recorded(self.head, maps.neck), Points.of(maps.neck)
         everything, training = assign_objects(batch, partial(self._match, points))
         losses = self._losses(training, head, points, negative_weight)
-        return self._output(batch, losses, maps, head, points, everything)
+        return self._output(batch, losses, maps, head, towers, points, everything)
 
     def teach(self, batch: Batch, maps: Maps) -> DetectorOutput:
         """Return the feature maps and the predictions at every point."""
         points = Points.of(maps.neck)
         everything, _ = assign_objects(batch, partial(self._match, points))
-        return self._output(batch, {}, maps, self.head(list(maps.neck.values())), points, everything)
+        return self._output(batch, {}, maps, *run_recorded(self.head, maps.neck), points, everything)
 
     def raw(self, images: Tensor, sizes: list[tuple[int, int]], maps: Maps | None = None) -> Raw:
         """Scores and boxes at the points of each level."""
@@ -222,8 +235,7 @@ class GFL(Detector):
         return {f"head.classification_head.cls_logits.{kind}": rows for kind in ("weight", "bias")}
 
     def _match(self, points: Points, targets: PaddedTargets) -> Tensor:
-        half = points.strides[:, None] * self.options.anchor_scale / 2
-        squares = torch.cat((points.centres - half, points.centres + half), dim=1)
+        squares = points.squares(self.options.anchor_scale)
         return assign(points.centres, squares, points.per_level, targets, self.options.atss_candidates)
 
     def _losses(
@@ -259,21 +271,28 @@ class GFL(Detector):
         losses: dict[str, Tensor],
         maps: Maps,
         head: dict[str, Tensor],
+        towers: dict[str, dict[int, Tensor]],
         points: Points,
         assignment: Assignment,
     ) -> DetectorOutput:
-        return output_of(
-            batch,
-            maps,
-            losses,
-            dense=DensePredictions(
-                logits=head["cls_logits"],
-                decode=partial(_decode, head["distributions"], points),
-                labels=assignment.labels(batch.classes),
-                strides=points.strides,
-                distributions=head["distributions"],
-            ),
+        dense = DensePredictions(
+            **_dense_fields(head, points),
+            labels=assignment.labels(batch.classes),
+            strides=points.strides,
+            squares=points.squares(SQUARE),
         )
+
+        def finish(classes: dict[int, Tensor], boxes: dict[int, Tensor]) -> DensePredictions:
+            return replace(dense, **_dense_fields(rest_of(self.head)([*classes.values()], [*boxes.values()]), points))
+
+        return output_of(batch, maps, losses, dense=dense, towers=Towers(**towers, finish=finish))
+
+
+def _dense_fields(head: dict[str, Tensor], points: Points) -> dict[str, Any]:
+    """The fields of `DensePredictions` that follow from the output of the head."""
+    distributions = head["distributions"]
+    decode = partial(_decode, distributions, points)
+    return {"logits": head["cls_logits"], "decode": decode, "distributions": distributions}
 
 
 def _decode(distributions: Tensor, points: Points, image: Tensor, index: Tensor) -> Tensor:

@@ -33,8 +33,9 @@ from defeat.detector.points import fitted_candidates, group_count
 from defeat.detector.published import LimitedBoxCoder, build_anchors, initialise_pyramid, one_stage_loss
 from defeat.detector.selection import BOXES, SCORES, Raw, Selection, by_level, dense_candidates, select_dense
 from defeat.detector.statistics import ObjectStatistics, fit_sides
+from defeat.detector.towers import rest_of, run_recorded
 from defeat.errors import InputError
-from defeat.types import Batch, DensePredictions, Detections, DetectorOutput, Maps, Target
+from defeat.types import Batch, DensePredictions, Detections, DetectorOutput, Maps, Target, Towers
 
 STRIDES = FIVE_LEVELS
 OCTAVES = tuple(2 ** (third / 3) for third in range(3))
@@ -148,7 +149,7 @@ class RetinaNet(Detector):
             backbone,
             activation="sigmoid",
             background="none",
-            offers=frozenset({"dense"}),
+            offers=frozenset({"dense", "towers"}),
             anchors=describe_anchors(backbone.neck_channels, anchor_generator),
         )
 
@@ -156,10 +157,11 @@ class RetinaNet(Detector):
         """Compute the losses `classification` and `box`, and the fields that methods read."""
         assert self.training, "forward_train needs the training mode"
         maps = self.forward_maps(batch)
-        head, anchors = self._predictions(ImageList(batch.images, batch.sizes), maps)
+        predictions, towers = run_recorded(self.head, maps.neck)
+        head, anchors = _in_float32(predictions), self._anchors(batch.images, batch.sizes, maps)
         matched = self._match(batch.targets, anchors)
         losses = self._losses(batch, head, anchors, matched, negative_weight)
-        return self._output(batch, losses, maps, head, anchors, matched)
+        return self._output(batch, losses, maps, head, towers, anchors, matched)
 
     def _losses(
         self,
@@ -195,13 +197,15 @@ class RetinaNet(Detector):
 
     def teach(self, batch: Batch, maps: Maps) -> DetectorOutput:
         """Return the feature maps and the predictions at every anchor."""
-        head, anchors = self._predictions(ImageList(batch.images, batch.sizes), maps)
-        return self._output(batch, {}, maps, head, anchors, self._match(batch.targets, anchors))
+        predictions, towers = run_recorded(self.head, maps.neck)
+        anchors = self._anchors(batch.images, batch.sizes, maps)
+        matched = self._match(batch.targets, anchors)
+        return self._output(batch, {}, maps, _in_float32(predictions), towers, anchors, matched)
 
     def raw(self, images: Tensor, sizes: list[tuple[int, int]], maps: Maps | None = None) -> Raw:
         """Scores and boxes at the anchors of each level."""
         maps = maps or Maps(*self.backbone(images))
-        head, anchors = self._predictions(ImageList(images, sizes), maps)
+        head, anchors = _in_float32(self.head(list(maps.neck.values()))), self._anchors(images, sizes, maps)
         scores = head["cls_logits"][..., self.first_label :].sigmoid()
         per_level = anchors_per_level(maps.neck, self.anchor_generator)
         parts = {SCORES: scores.split(per_level, dim=1), BOXES: self._boxes(head, anchors).split(per_level, dim=1)}
@@ -228,12 +232,10 @@ class RetinaNet(Detector):
         boxes: Tensor = self.box_coder.decode_single(deltas.flatten(0, 1), repeated).view_as(deltas)
         return boxes
 
-    def _predictions(self, images: ImageList, maps: Maps) -> tuple[dict[str, Tensor], list[Tensor]]:
-        levels = list(maps.neck.values())
-        # Convert to float32 also under autocast: half precision would move decoded boxes by pixels.
-        head = {name: output.float() for name, output in self.head(levels).items()}  # (B, N, K) and (B, N, 4)
-        anchors = self.anchor_generator(images, levels)  # B times (N, 4)
-        return head, anchors
+    def _anchors(self, images: Tensor, sizes: list[tuple[int, int]], maps: Maps) -> list[Tensor]:
+        """The anchors (N, 4) of each image."""
+        anchors: list[Tensor] = self.anchor_generator(ImageList(images, sizes), list(maps.neck.values()))
+        return anchors
 
     def _match(self, targets: Sequence[Target], anchors: list[Tensor]) -> list[Tensor]:
         """Index of the object matched to each anchor, -1 for background, -2 for ignored."""
@@ -250,24 +252,32 @@ class RetinaNet(Detector):
         losses: dict[str, Tensor],
         maps: Maps,
         head: dict[str, Tensor],
+        towers: dict[str, dict[int, Tensor]],
         anchors: list[Tensor],
         matched: list[Tensor],
     ) -> DetectorOutput:
         strides = torch.tensor(list(maps.neck), device=batch.images.device)
         per_level = torch.tensor(anchors_per_level(maps.neck, self.anchor_generator), device=batch.images.device)
-        return output_of(
-            batch,
-            maps,
-            losses,
-            dense=DensePredictions(
-                logits=head["cls_logits"][..., self.first_label :],
-                decode=decoding(self.box_coder.decode_single, head["bbox_regression"], anchors[0]),
-                labels=self._labels(batch, matched),
-                strides=strides.repeat_interleave(per_level),
-                anchors=torch.stack(anchors),
-                deltas=head["bbox_regression"],
-            ),
+        dense = DensePredictions(
+            **self._dense_fields(head, anchors),
+            labels=self._labels(batch, matched),
+            strides=strides.repeat_interleave(per_level),
+            anchors=torch.stack(anchors),
         )
+
+        def finish(classes: dict[int, Tensor], boxes: dict[int, Tensor]) -> DensePredictions:
+            rest = rest_of(self.head)
+            predictions = rest.classification_head([*classes.values()]), rest.regression_head([*boxes.values()])
+            other = _in_float32(dict(zip(("cls_logits", "bbox_regression"), predictions, strict=True)))
+            return replace(dense, **self._dense_fields(other, anchors))
+
+        return output_of(batch, maps, losses, dense=dense, towers=Towers(**towers, finish=finish))
+
+    def _dense_fields(self, head: dict[str, Tensor], anchors: list[Tensor]) -> dict[str, Any]:
+        """The fields of `DensePredictions` that follow from the output of the head."""
+        deltas = head["bbox_regression"]
+        decode = decoding(self.box_coder.decode_single, deltas, anchors[0])
+        return {"logits": head["cls_logits"][..., self.first_label :], "decode": decode, "deltas": deltas}
 
     def _labels(self, batch: Batch, matched: list[Tensor]) -> Tensor:
         """(B, N) label of each anchor, K for background, -1 for ignored."""
@@ -277,6 +287,11 @@ class RetinaNet(Detector):
             label = with_background[torch.where(index >= 0, index, len(target.labels))]
             labels.append(torch.where(index == Matcher.BETWEEN_THRESHOLDS, -1, label))
         return torch.stack(labels)
+
+
+def _in_float32(head: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Outputs of the head, (B, N, K) and (B, N, 4), which half precision under autocast would move by pixels."""
+    return {name: output.float() for name, output in head.items()}
 
 
 def _anchor_generator(options: Any) -> AnchorGenerator:

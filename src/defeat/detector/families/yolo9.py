@@ -25,7 +25,7 @@ from defeat.detector.libreyolo_models import (
 )
 from defeat.detector.normalisation import apply_norm
 from defeat.detector.options import automatic, bounded, fitted_to_data, require_valid, with_usual_values
-from defeat.detector.points import Assignment, PaddedTargets, assign_objects, fitted_candidates
+from defeat.detector.points import SQUARE, Assignment, PaddedTargets, assign_objects, fitted_candidates
 from defeat.detector.selection import BOXES, SCORES, Raw, Selection, by_level, dense_candidates, select_dense
 from defeat.detector.statistics import ObjectStatistics
 from defeat.errors import InputError
@@ -152,6 +152,7 @@ class YOLO9(Detector):
             background="none",
             offers=frozenset({"dense"}),
             anchors=f"YOLOv9 points {list(STRIDES)}",
+            bins=REG_MAX,
         )
 
     def forward_train(self, batch: Batch, negative_weight: float = 1.0) -> DetectorOutput:
@@ -227,6 +228,7 @@ class YOLO9(Detector):
                 labels=assignment.labels(batch.classes),
                 strides=predictions.strides,
                 distributions=predictions.distributions,
+                squares=torch.cat([_squares(level, stride) for stride, level in maps.neck.items()]),
             ),
         )
 
@@ -236,9 +238,7 @@ def _decoded(output: Tensor, stride: int) -> Tensor:
 
     Its own code makes points for a fixed size of the image; these are for any, so that they can be traced.
     """
-    y, x = ((torch.arange(side, device=output.device) + 0.5) * stride for side in output.shape[-2:])
-    rows, columns = torch.meshgrid(y, x, indexing="ij")
-    points = torch.stack((columns.flatten(), rows.flatten()), dim=1)  # (H*W, 2)
+    points = _points(output, stride)
     distributions = output[:, : 4 * REG_MAX].flatten(2).unflatten(1, (4, REG_MAX)).softmax(dim=2)  # (B, 4, M, H*W)
     values = torch.arange(REG_MAX, dtype=output.dtype, device=output.device)[:, None]
     distances = (distributions * values).sum(dim=2).transpose(1, 2) * stride  # (B, H*W, 4) left, top, right, bottom
@@ -363,3 +363,16 @@ def _with_classes(trained: YOLO9, spec: DetectorSpec, source: str) -> YOLO9:
             "the checkpoint's, and the others start anew.",
         )
     return detector
+
+
+def _points(level: Tensor, stride: int) -> Tensor:
+    """(H*W, 2) x and y of the points of a map (B, C, H, W), in pixels."""
+    y, x = ((torch.arange(side, device=level.device) + 0.5) * stride for side in level.shape[-2:])
+    rows, columns = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack((columns.flatten(), rows.flatten()), dim=1)
+
+
+def _squares(level: Tensor, stride: int) -> Tensor:
+    """(H*W, 4) squares around the points of a map (B, C, H, W), in pixels."""
+    points, half = _points(level, stride), SQUARE * stride / 2
+    return torch.cat((points - half, points + half), dim=1)
