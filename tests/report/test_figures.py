@@ -8,7 +8,18 @@ import pytest
 import torch
 
 from defeat.inference.drawing import class_color, draw_detections
-from defeat.report.figures import SHADES, STROKES, Line, legend, line_chart, thinned, ticks
+from defeat.report.figures import (
+    SHADES,
+    STROKES,
+    Line,
+    Mark,
+    front,
+    legend,
+    line_chart,
+    scatter_plot,
+    thinned,
+    ticks,
+)
 from defeat.types import Detections
 
 
@@ -103,3 +114,19 @@ def test_curves_beyond_the_colours_differ_in_their_stroke() -> None:
         assert f".chart .{stroke} {{" in style
         assert f".legend .{stroke} {{" in style
         assert legend(lines).count(f'class="{stroke}"') == SHADES
+
+
+def test_the_front_has_the_points_that_none_beats_in_both():
+    marks = [Mark("dear", 3.0, 5.0), Mark("cheap", 1.0, 2.0), Mark("worse", 2.0, 1.0), Mark("same", 1.0, 1.5)]
+    assert [mark.name for mark in front(marks)] == ["cheap", "dear"]
+    assert front([]) == []
+
+
+def test_a_scatter_plot_names_the_front_and_escapes():
+    chart = scatter_plot([Mark("<a>", 1.0, 2.0), Mark("b", 2.0, 1.0), Mark("c", 3.0, 4.0)], "time", "gain")
+    assert chart.count('class="best"') == 2
+    assert chart.count('class="mark"') == 1
+    assert chart.count('class="name"') == 2
+    assert "&lt;a&gt;" in chart
+    assert "<a>" not in chart
+    assert scatter_plot([Mark("alone", 1.0, 2.0)], "time", "gain") == ""

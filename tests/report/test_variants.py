@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from defeat.errors import InputError
 from defeat.evaluation.detections import save_detections
 from defeat.evaluation.evaluator import Evaluator
 from defeat.report.gains import Bootstrap
-from defeat.report.matrix_page import of_one_seed
+from defeat.report.matrix_page import of_one_seed, write_matrix
 from defeat.report.runs import read_run
 from defeat.report.tables import by_seed, print_matrix
 from defeat.report.variants import baseline_of, compare_variants
@@ -175,3 +176,50 @@ def test_a_result_file_names_the_baseline_and_the_key_of_version_0_1_is_read_too
     old = json.loads(BENCH_OF_0_1.read_text())
     assert "baseline" not in old
     assert baseline_of(old) == old["alone"]
+
+
+@pytest.fixture
+def many(runs, tmp_path):
+    """Twelve methods with one seed; the third is the best, the others are worse the later they come."""
+    methods = {"none": runs["none"][:1]}
+    for number in range(12):
+        part = 0.9 if number == 2 else 0.85 - 0.05 * number
+        changes = {"train_seconds": 3725.0 * (1 + 0.1 * number)}
+        methods[f"method{number}"] = [distilled(tmp_path / f"m{number}", part, 0, **changes)]
+    return methods
+
+
+def test_methods_are_ordered_by_their_gain(many):
+    result = compare_variants(many, {"AP": 90.0}, samples=1000)
+    assert [other.name for other in result.others] == list(many)[1:]
+    assert [other.name for other in result.ranked[:3]] == ["method2", "method0", "method1"]
+    assert result.best is result.ranked[0]
+
+
+def test_the_page_of_many_methods_shows_all_gains_and_the_curves_of_the_best(many, tmp_path):
+    result = compare_variants(many, {"AP": 90.0}, samples=1000)
+    html = write_matrix(result, many, None, tmp_path / "report.html", "defeat bench").read_text()
+    assert html.index("<h2>Gain over the baseline") < html.index("<h2>Gain and cost") < html.index("<h2>Gain per class")
+    heat = html.partition('<table class="heat">')[2].partition("</table>")[0]
+    assert re.findall(r'scope="col">(\w+)', heat) == ["class", *[other.name for other in result.ranked]]
+    gain = result.best.class_gains["cat"].mean
+    assert re.search(rf'cat</th><td style="--side:var\(--good\);--part:\d+">{re.escape(f"{gain:+.1f}")}</td>', heat)
+    losses = html.partition("<h2>Losses</h2>")[2]
+    drawn = re.findall(r"<h3>(\w+)</h3>", losses.partition("<h2>")[0])
+    assert drawn == ["n0", *[f"m{number}" for number in range(5)]]
+    assert "the other 7 have a report of their own" in html
+
+
+def test_a_single_method_has_no_heat_map_and_no_plot_of_costs(runs, tmp_path):
+    result = compare_variants(runs, {"AP": 90.0}, samples=1000)
+    html = write_matrix(result, runs, None, tmp_path / "report.html", "defeat bench").read_text()
+    assert 'class="heat"' not in html
+    assert "Gain and cost" not in html
+
+
+def test_the_table_of_classes_has_the_columns_of_the_best_methods(many):
+    stream = io.StringIO()
+    result = compare_variants(many, {"AP": 90.0}, samples=1000)
+    print_matrix(result, Console(file=stream, width=200))
+    (head,) = [line for line in stream.getvalue().splitlines() if "gain per class" in line]
+    assert head.split()[3:] == [other.name for other in result.ranked[:6]]

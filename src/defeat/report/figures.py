@@ -1,4 +1,4 @@
-"""Line charts and intervals as inline SVG."""
+"""Line charts, scatter plots and intervals as inline SVG."""
 
 import math
 from collections.abc import Sequence
@@ -52,6 +52,63 @@ def line_chart(lines: Sequence[Line], x_title: str, y_title: str) -> str:
         return ""
     points = [point for line in drawn for point in line.points]
     x_ticks, y_ticks = ticks([x for x, _ in points]), ticks([y for _, y in points])
+    parts = _axes(x_ticks, y_ticks, x_title, y_title)
+    parts += [_curve(line, x_ticks, y_ticks) for line in drawn]
+    return "".join(parts) + "</svg>"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A named point of a scatter plot."""
+
+    name: str
+    x: float
+    y: float
+
+
+def front(marks: Sequence[Mark]) -> list[Mark]:
+    """The Pareto front, from left to right: the marks for which no other has a lower or equal x and a higher y."""
+    best: list[Mark] = []
+    for mark in sorted(marks, key=lambda mark: (mark.x, -mark.y)):
+        if not best or mark.y > best[-1].y:
+            best.append(mark)
+    return best
+
+
+def scatter_plot(marks: Sequence[Mark], x_title: str, y_title: str) -> str:
+    """Draw points and their Pareto front (low x, high y); those on the front are named, all have a tooltip.
+
+    Returns:
+        The SVG, all text escaped; empty for less than two points.
+    """
+    if len(marks) < 2:
+        return ""
+    x_ticks, y_ticks = ticks([mark.x for mark in marks]), ticks([mark.y for mark in marks])
+
+    def at(mark: Mark) -> Point:
+        x = _position(mark.x, x_ticks, LEFT, WIDTH - RIGHT)
+        return x, _position(mark.y, y_ticks, HEIGHT - BOTTOM, TOP)
+
+    best = front(marks)
+    parts = _axes(x_ticks, y_ticks, x_title, y_title)
+    corners = [at(mark) for mark in best]
+    steps = "".join(f"H{x:.1f}V{y:.1f}" for x, y in corners[1:])
+    parts.append(f'<path class="front" d="M{corners[0][0]:.1f} {corners[0][1]:.1f}{steps}"/>')
+    for mark in marks:
+        x, y = at(mark)
+        title = f"<title>{escape(mark.name)}: {mark.y:+.1f} at {mark.x:.2f}</title>"
+        kind = "best" if mark in best else "mark"
+        parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="4.5">{title}</circle>')
+    for mark, (x, y) in zip(best, corners, strict=True):
+        side, anchor = (-8, "end") if x > (LEFT + WIDTH - RIGHT) / 2 else (8, "start")
+        parts.append(
+            f'<text class="name" x="{x + side:.1f}" y="{y - 7:.1f}" text-anchor="{anchor}">{escape(mark.name)}</text>'
+        )
+    return "".join(parts) + "</svg>"
+
+
+def _axes(x_ticks: list[float], y_ticks: list[float], x_title: str, y_title: str) -> list[str]:
+    """The beginning of a chart: both axes with their ticks, and the title of the horizontal one."""
     label = escape(f"{y_title} by {x_title}")
     parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">']
     for tick in y_ticks:
@@ -62,8 +119,7 @@ def line_chart(lines: Sequence[Line], x_title: str, y_title: str) -> str:
         x = _position(tick, x_ticks, LEFT, WIDTH - RIGHT)
         parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{tick:g}</text>')
     parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{escape(x_title)}</text>')
-    parts += [_curve(line, x_ticks, y_ticks) for line in drawn]
-    return "".join(parts) + "</svg>"
+    return parts
 
 
 def ticks(values: Sequence[float]) -> list[float]:

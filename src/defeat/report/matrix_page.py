@@ -5,19 +5,21 @@ from html import escape
 from pathlib import Path
 
 from defeat.files import write_into
-from defeat.report.figures import GainRow, forest_plot
+from defeat.report.figures import GainRow, Mark, forest_plot, scatter_plot
 from defeat.report.html import METRICS, OPEN_CLASSES, page, recipe_card
 from defeat.report.pictures import make_gallery
 from defeat.report.runs import RunSummary
 from defeat.report.sections import curves_section, gallery_section, mistakes_section, shares_section
 from defeat.report.tables import OVER_INHERITED, PARTS, by_seed, decimal, gain_cells, interval_cell
-from defeat.report.variants import MatrixResult, VariantResult
+from defeat.report.variants import INHERITED, MatrixResult, VariantResult
 
 NOTE = (
     f"none: the baseline; +inherit: the student starts with the teacher's neck and head. {METRICS} Gap closed: share "
     "of the AP gap between baseline and teacher that the method closed. Training time: relative to the baseline. "
     "Shaded: a significant gain or loss."
 )
+SHOWN = 5  # methods whose curves and errors are drawn, those with the largest gains
+STRONGEST = 40  # per cent of colour in the cell of the heat map with the largest gain, under readable text
 OVER_INHERITED_NOTE = (
     f" {OVER_INHERITED.capitalize()}: gain over the student that inherits but is not distilled (95 % interval over "
     "images)."
@@ -44,14 +46,19 @@ def write_matrix(
         The path.
     """
     best = result.best
-    examples = of_one_seed(runs, result.baseline.name)
+    every = of_one_seed(runs, result.baseline.name)
+    drawn = {result.baseline.name, INHERITED, *(other.name for other in result.ranked[:SHOWN])}
+    variants = {run.folder: name for name, of_variant in runs.items() for run in of_variant}
+    examples = [run for run in every if variants[run.folder] in drawn]
     sections = [
         f'<header><h1>Which method helped?</h1><p class="soft">{_setting(result, examples[0])}</p></header>',
         _verdict(result, best),
         "<h2>Gain over the baseline</h2>",
         _forest(result),
         _table(result),
+        _costs(result),
         _classes(result),
+        _left_out(len(every) - len(examples)),
         mistakes_section(examples),
         curves_section(examples),
         shares_section(examples),
@@ -62,7 +69,7 @@ def write_matrix(
         sections.append(gallery_section(make_gallery(distilled, baselines[distilled.seed], teacher)))
     sections += [
         f"<h2>How to reproduce</h2><pre>{escape(command)}</pre>",
-        '<div class="columns">' + "".join(recipe_card(run) for run in examples) + "</div>",
+        '<div class="columns">' + "".join(recipe_card(run) for run in every) + "</div>",
     ]
     write_into(path.parent, path.name, page("Which method helped?", sections).encode())
     return path
@@ -114,7 +121,7 @@ def _verdict(result: MatrixResult, best: VariantResult | None) -> str:
 def _forest(result: MatrixResult) -> str:
     rows = [
         GainRow(other.name, gain.mean, gain.by_seed, gain.over_seeds, gain.over_images)
-        for other in result.others
+        for other in result.ranked
         if (gain := other.gain) is not None
     ]
     chart = forest_plot(rows)
@@ -133,7 +140,7 @@ def _table(result: MatrixResult) -> str:
     titles = ("method", "AP", "by seed", "gain", "95 % over seeds", "95 % over images", "gap closed", *last, *PARTS)
     heads = "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
     body = [_row("teacher", [decimal(result.teacher.get("AP")), *[""] * (5 + len(last)), *_parts(result.teacher), ""])]
-    for variant in (result.baseline, *result.others):
+    for variant in (result.baseline, *result.ranked):
         gain = variant.gain
         cells = [decimal(variant.mean), by_seed(variant, result)]
         cells += [""] * 4 if gain is None else gain_cells(gain, variant.gap_closed)
@@ -163,14 +170,66 @@ def _parts(metrics: Mapping[str, float | None]) -> list[str]:
     return [decimal(metrics.get(name)) for name in PARTS[:-1]]
 
 
+def _costs(result: MatrixResult) -> str:
+    """Gain over training time; empty where no time was measured."""
+    marks = [
+        Mark(other.name, other.time_ratio, other.gain.mean)
+        for other in result.ranked
+        if other.gain is not None and other.time_ratio is not None
+    ]
+    chart = scatter_plot(marks, "training time, relative to the baseline", "gain in AP")
+    if not chart:
+        return ""
+    return (
+        f'<h2>Gain and cost</h2><div class="card plot">{chart}<p class="soft">AP points over training time. Named: the '
+        "methods than which none is both cheaper and better.</p></div>"
+    )
+
+
+def _left_out(count: int) -> str:
+    if not count:
+        return ""
+    return (
+        f'<p class="soft">Below: the baseline and the {SHOWN} methods with the largest gains. The run directories of '
+        f"the other {count} have a report of their own.</p>"
+    )
+
+
 def _classes(result: MatrixResult) -> str:
-    best, parts = result.best, []
-    for other in sorted(result.others, key=lambda other: other is not best):
+    """Gains per class: a heat map of all methods, and the intervals of each method."""
+    parts = [_heat_map(result)]
+    for other in result.ranked:
         ordered = sorted((other.class_gains or {}).items(), key=lambda item: -item[1].mean)
         rows = [GainRow(name, gain.mean, gain.by_seed, None, gain.over_images) for name, gain in ordered]
-        shown = " open" if other is best and len(rows) <= OPEN_CLASSES else ""
+        shown = " open" if other is result.best and len(rows) <= OPEN_CLASSES else ""
         if rows:
             summary = f"{other.name}, {len(rows)} class{'es' * (len(rows) != 1)}"
             chart = f'<div class="card plot">{forest_plot(rows)}</div>'
             parts.append(f"<details{shown}><summary>{escape(summary)}</summary>{chart}</details>")
-    return f"<h2>Gain per class</h2>{''.join(parts)}" if parts else ""
+    return f"<h2>Gain per class</h2>{''.join(parts)}" if any(parts) else ""
+
+
+def _heat_map(result: MatrixResult) -> str:
+    """Mean gain of each method on each class, in AP points; empty for a single method."""
+    columns = [other for other in result.ranked if other.class_gains]
+    if len(columns) < 2:
+        return ""
+    gains = [{name: gain.mean for name, gain in (column.class_gains or {}).items()} for column in columns]
+    largest = max((abs(gain) for column in gains for gain in column.values()), default=0.0) or 1.0
+    heads = "".join(f'<th scope="col">{escape(column.name)}</th>' for column in columns)
+    body = []
+    for name in result.baseline.per_class:
+        cells = []
+        for column in gains:
+            gain = column.get(name)
+            if gain is None:
+                cells.append("<td>n/a</td>")
+                continue
+            side = "good" if gain > 0 else "bad"
+            part = STRONGEST * abs(gain) / largest
+            cells.append(f'<td style="--side:var(--{side});--part:{part:.0f}">{gain:+.1f}</td>')
+        body.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>')
+    return (
+        f'<div class="card scroll"><table class="heat"><thead><tr><th scope="col">class</th>{heads}</tr></thead>'
+        f'<tbody>{"".join(body)}</tbody></table></div><p class="soft">Mean gain over the baseline, AP points.</p>'
+    )

@@ -16,6 +16,7 @@ FIELDS = {
     "backbone": "feature maps of the backbone",
     "proposals": "proposals (two-stage detectors)",
     "dense": "predictions at the same anchors or points (one-stage detectors)",
+    "towers": "feature maps inside heads with towers of convolutions",
     "queries": "object queries (detection transformers)",
     "detections": "the teacher's final boxes",
 }

@@ -93,6 +93,7 @@ COLUMNS = (
     Column("training", lambda row: row.run.train_seconds, duration),
 )
 PARTS = ("AP50", "AP75", "APs", "APm", "APl", "training time")  # the second table of a matrix
+MOST_COLUMNS = 6  # of the table of gains per class
 MOST_CLASSES = 25  # a longer per-class table is not printed
 ACCURACY = 8  # number of accuracy columns; the others are costs
 
@@ -224,7 +225,7 @@ def print_matrix(result: MatrixResult, console: Console) -> None:
             table.add_column(title, justify="right", no_wrap=title != "by seed")
     gains.add_row("teacher", decimal(result.teacher.get("AP")))
     parts.add_row("teacher", *(decimal(result.teacher.get(name)) for name in PARTS[:-1]))
-    for variant in (result.baseline, *result.others):
+    for variant in (result.baseline, *result.ranked):
         cells = [] if variant.gain is None else gain_cells(variant.gain, variant.gap_closed)
         if (gain := over_inherited.get(variant.name)) is not None:
             cells.append(f"{gain.mean:+.1f}")
@@ -237,7 +238,7 @@ def print_matrix(result: MatrixResult, console: Console) -> None:
         console.print()
     if unequal := result.unequal_seeds():
         console.print(f"{unequal}\n", highlight=False)
-    for variant in result.others:
+    for variant in result.ranked:
         significant = variant.gain is not None and variant.gain.significant
         console.print(Text(variant.sentence(result.images), style="bold" if significant else ""))
     if result.missing:
@@ -245,10 +246,10 @@ def print_matrix(result: MatrixResult, console: Console) -> None:
 
 
 def _class_table(result: MatrixResult) -> Table:
-    """Gain per class and variant; without rows where there are more than `MOST_CLASSES` classes."""
+    """Gain per class of the best variants; without rows where there are more than `MOST_CLASSES` classes."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("gain per class", overflow="fold")
-    gains = {other.name: other.class_gains or {} for other in result.others}
+    gains = {other.name: other.class_gains or {} for other in result.ranked[:MOST_COLUMNS]}
     for name in gains:
         table.add_column(Text(name), justify="right")
     names = [name for name in result.baseline.per_class if any(name in per_class for per_class in gains.values())]

@@ -104,9 +104,14 @@ class MatrixResult:
         return asdict(self)
 
     @property
+    def ranked(self) -> list[VariantResult]:
+        """The other variants, that with the largest gain first."""
+        return sorted(self.others, key=lambda other: -(other.gain.mean if other.gain else 0.0))
+
+    @property
     def best(self) -> VariantResult | None:
         """The variant with the largest gain; None without other variants."""
-        return max(self.others, key=lambda other: other.gain.mean if other.gain else 0.0, default=None)
+        return next(iter(self.ranked), None)
 
     @property
     def seeds(self) -> list[int]:

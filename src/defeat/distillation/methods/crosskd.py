@@ -91,9 +91,7 @@ class CrossKD(Method):
         assert student.towers is not None
         assert teacher.towers is not None
         assert teacher.dense is not None
-        maps = {
-            branch: self._restandardised(branch, getattr(student.towers, branch), teacher) for branch in BRANCHES
-        }
+        maps = {branch: self._restandardised(branch, getattr(student.towers, branch), teacher) for branch in BRANCHES}
         crossed, own = teacher.towers.finish(maps["classes"], maps["boxes"]), teacher.dense
         positive = (own.labels >= 0) & (own.labels < len(self.student.classes))  # (B, N)
         count = average_count(positive.sum().float())
