@@ -1,6 +1,6 @@
 """The training functions of `import defeat`: arguments are values as on the command line, or objects."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -41,10 +41,12 @@ class DistillArguments(DistillSettings, TrainArguments):
     """Arguments of `distill` and `plan`."""
 
     data: Data = setting(role=Role.SOURCE, compared=False)  # type: ignore[assignment]
-    teacher: str | TeacherNetwork | BoxTeacher = setting(role=Role.SOURCE)  # type: ignore[assignment]
+    teacher: str | TeacherNetwork | BoxTeacher | Sequence[str | TeacherNetwork] = setting(  # type: ignore[assignment]
+        role=Role.SOURCE
+    )
     """Run directory of the teacher, a torchvision model such as torchvision:fasterrcnn_resnet50_fpn_v2, a `Detector`,
     or any network as a `TappedTeacher`; or a teacher that only gives boxes, for `unlabelled`: boxes:FILE, a results
-    file of COCO, onnx:FILE, a `BoxTeacher`, or a function as a `BoxFunction`."""
+    file of COCO, onnx:FILE, a `BoxTeacher`, or a function as a `BoxFunction`. A list of several teaches at once."""
     method: str | Method | MethodFactory = setting(default="defeat", role=Role.CELL)  # type: ignore[assignment]
     """Name of a distillation method, a `Method` built with `student.info` and `teacher.info`, or a function that builds
     one of these two."""
@@ -95,6 +97,8 @@ def plan(**arguments: Any) -> Plan:
 def _split(kind: Any, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], Objects]:
     """Split arguments into settings, with a name in place of each object, and objects."""
     values = checked_arguments(kind, arguments)
+    if isinstance(values.get("teacher"), list | tuple) and all(isinstance(name, str) for name in values["teacher"]):
+        values = {**values, "teacher": ",".join(values["teacher"])}
     objects = {
         name: value
         for name, value in values.items()

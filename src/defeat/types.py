@@ -265,6 +265,7 @@ class DetectorOutput:
             them.
         scale: rows of pixels of this output's batch per row of the student's batch.
         stretch: the same ratio of columns, divided by `scale`; 1 where the aspect ratio is the same.
+        members: the outputs of several teachers, of which this is the first; empty for a single one.
     """
 
     losses: dict[str, Tensor]
@@ -279,6 +280,7 @@ class DetectorOutput:
     detections: list[Detections] | None = None
     scale: float = 1.0
     stretch: float = 1.0
+    members: tuple["DetectorOutput", ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Builds an experiment from settings: data, student, teacher, method."""
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -17,7 +18,8 @@ from defeat.assembly.box_teachers import (
 from defeat.assembly.earlier import recorded_settings
 from defeat.assembly.foreign import tapped_teacher
 from defeat.assembly.inheriting import inherit_from
-from defeat.assembly.objects import MethodFactory, Objects
+from defeat.assembly.objects import Objects
+from defeat.assembly.pairing import lower_precision, pair
 from defeat.assembly.settings import FREE_IN_RESUMED, DistillSettings, TrainSettings
 from defeat.assembly.students import build_student, with_given_architecture
 from defeat.assembly.teacher_quality import teacher_doubts
@@ -25,13 +27,14 @@ from defeat.assembly.unlabelled import detect_unlabelled
 from defeat.data import DetectionDataset
 from defeat.data.dataset import shared_images
 from defeat.data.source import EVALUATION_SPLITS, DataSource
-from defeat.detector import BoxNetwork, Detector, TeacherNetwork, load_detector
+from defeat.detector import BoxNetwork, Detector, TeacherEnsemble, TeacherNetwork, load_detector
 from defeat.detector.devices import moved
 from defeat.detector.frozen import frozen
-from defeat.detector.teacher import can_predict, gives_detections
-from defeat.distillation import Method, build_method, renamed_classes
+from defeat.detector.teacher import gives_detections
+from defeat.distillation import Method
 from defeat.distillation.class_map import listed
 from defeat.distillation.inheritance import Inheritance
+from defeat.distillation.joint import Joint
 from defeat.engine.devices import require_devices, training_device
 from defeat.engine.experiment import Distillation, Experiment, Record
 from defeat.engine.guards import fingerprint, require_accurate_teacher
@@ -159,6 +162,10 @@ def load_teacher(settings: DistillSettings, console: Console | None = None) -> T
     Raises:
         InputError: it can't be loaded.
     """
+    if len(settings.teachers) > 1:
+        alone = [replace(settings, teacher=name, teacher_shares=None) for name in settings.teachers]
+        members: Any = [load_teacher(each, console) for each in alone]
+        return TeacherEnsemble(members)
     boxes = named_box_teacher(settings, console or Console(quiet=True))
     if boxes is not None:
         return boxes
@@ -227,17 +234,26 @@ def _distillation(
     console: Console,
     unlabelled: int | None,
 ) -> tuple[Distillation, Lessons]:
-    inherited = inherit_from(teacher, student, method.classes, settings, console)
+    members = teacher.members if isinstance(teacher, TeacherEnsemble) else [teacher]
+    methods = method.methods if isinstance(method, Joint) else [method]
+    inherited = inherit_from(teacher, student, methods[0].classes, settings, console)
     accuracy, unchecked = None, "" if gives_detections(teacher) else "gives no detections"
     if not settings.allow_weak_teacher:
         sample, stored = stored_sample(teacher, training, TEACHER_SAMPLE, settings.unlabelled)
         with moved(teacher, training_device(settings)):
-            accuracy = require_accurate_teacher(teacher, method.classes, sample, stored=stored)
+            for each, of_each in zip(members, methods, strict=True):
+                accuracy = require_accurate_teacher(each, of_each.classes, sample, stored=stored)
+            if len(members) > 1:
+                accuracy = require_accurate_teacher(teacher, method.classes, sample)
         unchecked = unchecked if sample else "has no detections of the training images"
     if unchecked:
         note = f"The teacher {unchecked}: whether it detects anything on the data was not checked."
         console.print(note, style="yellow", highlight=False)
-    doubts = tuple(teacher_doubts(settings.teacher, teacher, student, settings.epochs, accuracy))
+    doubts = tuple(
+        doubt
+        for name, each in zip(settings.teachers, members, strict=False)
+        for doubt in teacher_doubts(name, each, student, settings.epochs, accuracy)
+    )
     for doubt in doubts:
         console.print(doubt, style="yellow", highlight=False, markup=False)
     others = None
@@ -275,11 +291,6 @@ def with_frozen_teacher(experiment: Experiment) -> Experiment:
     return replace(experiment, distillation=replace(distillation, teacher=teacher))
 
 
-def lower_precision(settings: DistillSettings) -> torch.dtype | None:
-    """Precision of distillation, where it differs from that of the run."""
-    return torch.bfloat16 if settings.distill_precision == "bf16" else None
-
-
 def evaluation_split(settings: TrainSettings, source: DataSource) -> str:
     """The evaluation split: as set, else `val` if it exists, else `test`.
 
@@ -300,45 +311,3 @@ def evaluation_split(settings: TrainSettings, source: DataSource) -> str:
             "--hold-out 0.2, or name a split with --eval-split."
         )
     return name
-
-
-def pair(
-    student: Detector,
-    teacher: TeacherNetwork,
-    settings: DistillSettings,
-    console: Console,
-    given: Method | MethodFactory | None = None,
-) -> Method:
-    """Build the method for a pair; its initial weights depend on the seed, and the global random state does not change.
-
-    Args:
-        student: the detector to train.
-        teacher: a trained detector.
-        settings: name and options of the method, and the class map.
-        console: where to print what the pair leaves out.
-        given: a method, or a callable that builds one, instead of a name.
-
-    Raises:
-        InputError: the pair lacks what the method needs, or a given method is for another pair.
-    """
-    known = renamed_classes(teacher.info, student.info.classes, settings.class_names)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        if given is None:
-            method = build_method(settings.method, student.info, known, settings.method_options)
-        else:
-            method = given if isinstance(given, Method) else given(student.info, known)
-    if not isinstance(method, Method):
-        raise InputError(
-            f"method must be a name, a Method, or a callable that builds one, not a {type(method).__name__}."
-        )
-    if (method.student, method.teacher) != (student.info, known):
-        raise InputError("method was built for other detectors: build it with `student.info` and `teacher.info`.")
-    if "detections" in method.needs and not can_predict(teacher):
-        raise InputError(
-            "The method reads boxes that the teacher detects in each step, and this teacher can't detect any."
-        )
-    method.adapt_in(lower_precision(settings))
-    for note in [*method.classes.describe(), *method.notes]:
-        console.print(note, style="yellow", highlight=False)
-    return method

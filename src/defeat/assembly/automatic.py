@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from defeat.assembly.earlier import recorded_settings
 from defeat.assembly.settings import DistillSettings, TrainSettings
 from defeat.data import DetectionDataset
-from defeat.detector import Detector, TeacherNetwork, family_options, make_options
+from defeat.detector import Detector, TeacherNetwork, family_options, first_of, make_options
 from defeat.detector.options import automatic, summaries, with_teacher_values, with_usual_values
 from defeat.detector.statistics import object_statistics
 from defeat.distillation import is_method, method_defaults
@@ -92,9 +92,10 @@ def choose(settings: TrainSettings, training: DetectionDataset, teacher: Teacher
         return as_begun(settings, directory.read_config())
     options = make_options(settings.detector, settings.detector_options)
     names = automatic(options)
-    if isinstance(teacher, Detector) and teacher.spec.family == settings.detector:
-        of_teacher = with_usual_values(make_options(teacher.spec.family, teacher.spec.options))
-        same_size = (teacher.info.size, teacher.info.max_size) == (settings.size, settings.long_side)
+    first = first_of(teacher)
+    if isinstance(first, Detector) and first.spec.family == settings.detector:
+        of_teacher = with_usual_values(make_options(first.spec.family, first.spec.options))
+        same_size = (first.info.size, first.info.max_size) == (settings.size, settings.long_side)
         options = with_teacher_values(options, of_teacher, same_size)
     numbers: dict[str, Any] = {}
     if settings.neck_channels == AUTO and has_pyramid(settings.detector):

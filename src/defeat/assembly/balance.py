@@ -9,7 +9,8 @@ from statistics import median
 import torch
 from rich.console import Console
 
-from defeat.assembly.assemble import Assembly, pair, record_of
+from defeat.assembly.assemble import Assembly, record_of
+from defeat.assembly.pairing import pair
 from defeat.assembly.settings import DistillSettings
 from defeat.distillation import Method
 from defeat.engine.checkpoint import RunDirectory, is_writer

@@ -15,7 +15,16 @@ from defeat.data import DetectionDataset
 from defeat.data.formats.coco import categories_of
 from defeat.data.results import Description, read_results
 from defeat.data.unlabelled import image_paths
-from defeat.detector import BoxNetwork, BoxTeacher, Detector, PredictedBoxes, StoredBoxes, TappedTeacher, TeacherNetwork
+from defeat.detector import (
+    BoxNetwork,
+    BoxTeacher,
+    Detector,
+    PredictedBoxes,
+    StoredBoxes,
+    TappedTeacher,
+    TeacherEnsemble,
+    TeacherNetwork,
+)
 from defeat.detector.exported import described_file, is_exported
 from defeat.detector.onnx_boxes import OnnxTeacher, read_onnx_description
 from defeat.detector.teacher import Teacher, can_predict, has_stored
@@ -80,8 +89,11 @@ def as_network(teacher: object) -> TeacherNetwork:
     Raises:
         InputError: it is none.
     """
-    if isinstance(teacher, Detector | TappedTeacher | BoxNetwork):
+    if isinstance(teacher, Detector | TappedTeacher | TeacherEnsemble | BoxNetwork):
         return teacher
+    if isinstance(teacher, list | tuple) and teacher:
+        networks: Any = [as_network(member) for member in teacher]
+        return TeacherEnsemble(networks) if len(networks) > 1 else networks[0]
     if isinstance(teacher, Teacher) and isinstance(teacher, torch.nn.Module):  # of the user
         return cast(TeacherNetwork, teacher)
     if isinstance(teacher, BoxTeacher):
@@ -98,6 +110,8 @@ def kind_of(teacher: TeacherNetwork) -> str:
     """What a teacher is, in words."""
     if isinstance(teacher, BoxNetwork):
         return f"boxes only: {teacher.kind}"
+    if isinstance(teacher, TeacherEnsemble):
+        return f"{len(teacher.members)} teachers"
     return "detector" if isinstance(teacher, Detector) else "feature maps of a network"
 
 

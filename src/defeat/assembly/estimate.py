@@ -12,7 +12,7 @@ from torch import Tensor
 
 from defeat.assembly.assemble import assemble, with_frozen_teacher
 from defeat.assembly.settings import TrainSettings
-from defeat.detector import BoxNetwork, Detector
+from defeat.detector import Detector, MapsNetwork
 from defeat.detector.devices import wait_for
 from defeat.distillation import Method
 from defeat.engine.averaging import StudentAverage
@@ -180,7 +180,7 @@ def _cache_bytes(experiment: Experiment) -> int:
         return 0
     views, limit = require_views(experiment.augmentation), distillation.cache.limit
     teacher, parts = distillation.teacher, cached_parts(distillation.method)
-    assert not isinstance(teacher, BoxNetwork)  # refused before
+    assert isinstance(teacher, MapsNetwork)  # others are refused before
     size = cache_size(experiment.student, teacher, parts, experiment.datasets, views).bytes
     return min(size, limit if limit is not None else size)
 

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from defeat.assembly.settings import DistillSettings
 from defeat.assembly.students import starts_from_run
-from defeat.detector import BoxNetwork, Detector, TeacherNetwork
+from defeat.detector import BoxNetwork, Detector, TeacherNetwork, first_of
 from defeat.distillation import ClassMap
 from defeat.distillation.inheritance import Inheritance, inherit
 from defeat.engine.checkpoint import RunDirectory
@@ -22,9 +22,9 @@ def inherit_from(
     """Copy weights of the teacher into the student; a run that resumes from a checkpoint has them already.
 
     Args:
-        teacher: a trained detector.
+        teacher: a trained detector, or several, of which the first is inherited from.
         student: the detector to change.
-        classes: maps the teacher's classes to the student's.
+        classes: maps the classes of that teacher to the student's.
         settings: settings of the run.
         console: where to print what was inherited.
 
@@ -36,9 +36,10 @@ def inherit_from(
     source = settings.weights if starts_from_run(settings) else settings.student_from
     if settings.inherit == "auto" and source is not None:
         return Inheritance(reason=f"the student starts with the weights of {source}")
+    first = first_of(teacher)
     missing = "only gives boxes" if isinstance(teacher, BoxNetwork) else "is not a detector of this library"
-    if isinstance(teacher, Detector):
-        inherited = inherit(student, teacher, classes, settings.inherit)
+    if isinstance(first, Detector):
+        inherited = inherit(student, first, classes, settings.inherit)
     elif settings.inherit in ("none", "auto"):
         inherited = Inheritance(reason=f"the teacher {missing}")
     else:

@@ -23,14 +23,14 @@ class Objects:
 
     Attributes:
         student: the detector to train, with its weights.
-        teacher: a trained detector, or an object that only gives boxes.
+        teacher: a trained detector, a list of several, or an object that only gives boxes.
         method: a method built for this pair, or a callable that builds one from both detectors' info.
         data: images to train on.
         eval_data: images to evaluate on; without it, a run whose `data` is an object is not evaluated.
     """
 
     student: Detector | None = None
-    teacher: TeacherNetwork | BoxTeacher | None = None
+    teacher: TeacherNetwork | BoxTeacher | Sequence[TeacherNetwork] | None = None
     method: Method | MethodFactory | None = None
     data: DetectionDataset | ImagesWithBoxes | None = None
     eval_data: DetectionDataset | ImagesWithBoxes | None = None
@@ -94,7 +94,9 @@ def as_dataset(
 
 
 def name_of(thing: object) -> str:
-    """Name of an object in a run directory."""
+    """Name of an object in a run directory; those of a list are separated by commas."""
+    if isinstance(thing, list | tuple):
+        return ",".join(name_of(each) for each in thing)
     if isinstance(thing, partial):
         thing = thing.func
     if isinstance(thing, BoxFunction):

@@ -6,8 +6,9 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from defeat.assembly.assemble import load_teacher, pair
+from defeat.assembly.assemble import load_teacher
 from defeat.assembly.earlier import recorded_settings
+from defeat.assembly.pairing import pair
 from defeat.assembly.settings import DistillSettings, TrainSettings
 from defeat.assembly.students import build_student
 from defeat.engine.checkpoint import RunDirectory

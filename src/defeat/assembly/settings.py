@@ -46,7 +46,10 @@ class DistillationSettings(Checked):
     transformers (a folder written by save_pretrained, or hf:ORG/NAME), a YOLOv9 checkpoint of LibreYOLO (`defeat
     import` makes a run directory of other tools' checkpoints); or a teacher that only gives boxes, for --unlabelled:
     boxes:FILE, a results file of COCO; onnx:FILE, a detector in ONNX; or FILE.py:FACTORY, a function that returns an
-    object with `classes` and `predict`."""
+    object with `classes` and `predict`. Several teachers, separated by commas, teach at once; each teaches the classes
+    that it knows."""
+    teacher_shares: list[float] | None = setting(default=None)
+    """With several teachers, the share of each in the distillation losses, such as 2 1; by default equal."""
     teacher_weights: str | None = setting(default=None)
     """With a torchvision teacher, a file with its state dict, instead of the published weights."""
     teacher_taps: str | None = setting(default=None)
@@ -93,6 +96,7 @@ class DistillationSettings(Checked):
             raise InputError(f"--balance must be above 0, not {self.balance}; without it the weights stay as they are.")
         if self.teacher_description is not None and not self.teacher.startswith(("boxes:", "onnx:")):
             raise InputError("--teacher-description belongs to --teacher boxes:FILE or onnx:FILE.")
+        self._check_teachers()
         at_least("unlabelled_ratio", self.unlabelled_ratio, 0, 100)
         if self.pseudo_labels is not None and not 0 < self.pseudo_labels <= 1:
             raise InputError(f"--pseudo-labels must be a score above 0, at most 1, not {self.pseudo_labels}.")
@@ -103,6 +107,31 @@ class DistillationSettings(Checked):
         if self.cache_limit is not None and self.cache_teacher is None:
             raise InputError("--cache-limit needs a folder to limit: give --cache-teacher.")
         _ = self.cache
+
+    @property
+    def teachers(self) -> list[str]:
+        """The teachers of `teacher`, one or several; a path with a comma is one."""
+        if Path(self.teacher).exists():
+            return [self.teacher]
+        return [name.strip() for name in self.teacher.split(",")]
+
+    def _check_teachers(self) -> None:
+        """Refuse what several teachers can't have, and shares of a single one."""
+        count = len(self.teachers)
+        if count == 1 and self.teacher_shares is not None:
+            raise InputError("--teacher-shares belongs to several teachers: --teacher A,B.")
+        if count == 1:
+            return
+        if not all(self.teachers):
+            raise InputError(f"--teacher {self.teacher}: give names of teachers separated by commas.")
+        if self.teacher_shares is not None and len(self.teacher_shares) != count:
+            raise InputError(f"--teacher-shares needs a number for each of the {count} teachers.")
+        for share in self.teacher_shares or ():
+            if not 0 < share < float("inf"):
+                raise InputError(f"--teacher-shares must be above 0 and finite, not {share}.")
+        for name in ("teacher_weights", "teacher_taps", "teacher_description", "balance", "cache_teacher"):
+            if getattr(self, name) is not None:
+                raise InputError(f"{option(name)} belongs to a single teacher, and --teacher names {count}.")
 
     @property
     def cache(self) -> CacheFolder | None:

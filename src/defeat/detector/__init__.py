@@ -9,6 +9,7 @@ from defeat.detector import libreyolo_models
 from defeat.detector.base import Detector, DetectorSpec
 from defeat.detector.boxes import BoxFunction, BoxNetwork, BoxTeacher, PredictedBoxes, StoredBoxes
 from defeat.detector.description import default_max_size
+from defeat.detector.ensemble import TeacherEnsemble, first_of
 from defeat.detector.exported import ExportedDetector, is_exported, load_exported
 from defeat.detector.families import detr, faster_rcnn, fcos, gfl, lw_detr, retinanet, ssdlite, yolo9
 from defeat.detector.foreign_files import refusal
@@ -34,10 +35,12 @@ __all__ = [
     "StoredBoxes",
     "TappedTeacher",
     "Teacher",
+    "TeacherEnsemble",
     "TeacherNetwork",
     "build",
     "candidate_taps",
     "family_options",
+    "first_of",
     "load",
     "load_detector",
     "make_options",
@@ -45,7 +48,7 @@ __all__ = [
 ]
 
 MapsNetwork = Detector | TappedTeacher  # a teacher that has feature maps
-TeacherNetwork = MapsNetwork | BoxNetwork  # any teacher; all are an nn.Module
+TeacherNetwork = MapsNetwork | TeacherEnsemble | BoxNetwork  # any teacher; all are an nn.Module
 
 # A family is a file with `build(spec, weights)` and an options dataclass, and an entry here.
 FAMILIES = {

@@ -8,6 +8,7 @@ import torch
 
 from defeat.detector.base import Detector
 from defeat.detector.boxes import BoxNetwork
+from defeat.detector.ensemble import TeacherEnsemble
 from defeat.detector.taps import TappedTeacher
 from defeat.errors import InputError
 
@@ -31,7 +32,7 @@ def choose_device(device: str) -> torch.device:
 
 
 @contextmanager
-def moved(detector: Detector | TappedTeacher | BoxNetwork, device: torch.device) -> Iterator[None]:
+def moved(detector: Detector | TappedTeacher | TeacherEnsemble | BoxNetwork, device: torch.device) -> Iterator[None]:
     """Move a detector to a device temporarily."""
     before = detector.device
     detector.to(device)

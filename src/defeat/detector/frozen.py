@@ -12,6 +12,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from defeat.detector.base import Detector
 from defeat.detector.boxes import BoxNetwork
+from defeat.detector.ensemble import TeacherEnsemble
 from defeat.detector.taps import TappedTeacher
 
 CONVOLUTIONS = (nn.Conv2d, Conv2dSame)  # others compute their weights in each forward pass
@@ -20,9 +21,10 @@ PROBE = (1, 3, 128, 128)
 TOLERANCE = 1e-3  # relative to the largest value of a feature map
 
 
-def frozen(
-    detector: Detector | TappedTeacher | BoxNetwork, dtype: torch.dtype | None = None
-) -> Detector | TappedTeacher | BoxNetwork:
+Network = Detector | TappedTeacher | TeacherEnsemble | BoxNetwork
+
+
+def frozen(detector: Network, dtype: torch.dtype | None = None) -> Network:
     """Copy a teacher for inference: eval mode, no gradients, batch normalisation folded into convolutions.
 
     A teacher that only gives boxes is returned: it has no weights, and sessions of ONNX Runtime can't be copied.
@@ -34,6 +36,12 @@ def frozen(
     """
     if isinstance(detector, BoxNetwork):
         return detector
+    if isinstance(detector, TeacherEnsemble):
+        return TeacherEnsemble([_frozen_network(member, dtype) for member in detector.members]).eval()
+    return _frozen_network(detector, dtype)
+
+
+def _frozen_network(detector: Detector | TappedTeacher, dtype: torch.dtype | None) -> Detector | TappedTeacher:
     copy = deepcopy(detector).eval().requires_grad_(False)
     if not isinstance(copy, Detector):
         copy.dtype = dtype

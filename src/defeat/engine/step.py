@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from defeat.detector import BoxNetwork, Detector
+from defeat.detector import Detector, MapsNetwork
 from defeat.engine.experiment import Distillation
 from defeat.engine.teacher_cache import TeacherCache
 from defeat.types import Batch, DetectorOutput, Progress
@@ -47,7 +47,7 @@ def step_losses(
         if cache is None:
             teacher_output = teacher.forward_teacher(teacher.adopt(batch), method.needs)
         else:
-            assert not isinstance(teacher, BoxNetwork)  # which `open_cache` refuses
+            assert isinstance(teacher, MapsNetwork)  # which `open_cache` requires
             teacher_output = cache.output(teacher, batch, method.needs)
     output = forward(batch, method.negative_weight(progress))
     return output, method(output, teacher_output, batch.targets, progress)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from defeat.data import DetectionDataset
 from defeat.data.transforms import Augmentation
-from defeat.detector import BoxNetwork, Detector, MapsNetwork
+from defeat.detector import BoxNetwork, Detector, MapsNetwork, TeacherEnsemble
 from defeat.distillation import Method
 from defeat.distillation.processes import process_count
 from defeat.engine.experiment import CacheFolder, Experiment
@@ -161,6 +161,8 @@ def open_cache(experiment: Experiment, console: Console) -> TeacherCache | None:
     teacher, parts = distillation.teacher, cached_parts(distillation.method)
     if isinstance(teacher, BoxNetwork):
         raise InputError("--cache-teacher keeps feature maps, and this teacher only gives boxes: leave it out.")
+    if isinstance(teacher, TeacherEnsemble):
+        raise InputError("--cache-teacher keeps the feature maps of a single teacher: leave it out.")
     if teacher.info.size and teacher.info.square != experiment.student.info.square:
         raise InputError(
             "--cache-teacher can't keep the maps of this pair: only one of the two detectors keeps the aspect ratio of "
