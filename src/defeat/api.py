@@ -97,7 +97,7 @@ def plan(**arguments: Any) -> Plan:
 def _split(kind: Any, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], Objects]:
     """Split arguments into settings, with a name in place of each object, and objects."""
     values = checked_arguments(kind, arguments)
-    if isinstance(values.get("teacher"), list | tuple) and all(isinstance(name, str) for name in values["teacher"]):
+    if isinstance(values.get("teacher"), list) and all(isinstance(name, str) for name in values["teacher"]):
         values = {**values, "teacher": ",".join(values["teacher"])}
     objects = {
         name: value

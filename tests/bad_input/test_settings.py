@@ -30,7 +30,8 @@ REASONS = {
         "a weight of 0 switches a term off": (
             "object-weight background-weight backbone-object-weight backbone-background-weight class-weight map-weight "
             "positive-weight negative-weight detector-negatives unlabelled-ratio weight-decay box-weight giou-weight "
-            "encoder-weight channel-weight correlation-weight generation-weight attention-weight relation-weight"
+            "encoder-weight channel-weight correlation-weight generation-weight attention-weight relation-weight "
+            "main-weight valuable-weight"
         ),
         "a fraction of 0 means none, and a score threshold of 0 accepts all": (
             "momentum flip warmup phi box-positive-fraction box-score-thresh box-nms-thresh score-thresh nms-thresh "
@@ -52,7 +53,8 @@ REASONS = {
             "lr weight-decay balance object-weight background-weight backbone-object-weight backbone-background-weight "
             "class-weight map-weight positive-weight negative-weight temperature positive-temperature "
             "negative-temperature detector-negatives detector-negatives-decay box-weight giou-weight encoder-weight "
-            "channel-weight correlation-weight generation-weight attention-weight relation-weight"
+            "channel-weight correlation-weight generation-weight attention-weight relation-weight main-weight "
+            "valuable-weight"
         ),
         "checked when the backbone is built": "frozen-stages",
         "an image may be as large as memory allows": "max-pixels",
@@ -90,8 +92,9 @@ def checks_only(infos, folder, monkeypatch):
             info = infos[settings.detector]
             if "queries" in find_method(settings.method).reads:
                 info = replace(info, offers=info.offers | {"queries", "dense"})
-            elif find_method(settings.method).reads == ("dense",):
-                info = replace(info, offers=frozenset({"dense"}), activation="sigmoid", background="none")
+            elif find_method(settings.method).reads[0] == "dense":
+                offers = frozenset({"dense", "towers"})
+                info = replace(info, offers=offers, activation="sigmoid", background="none", bins=17)
             build_method(settings.method, info, info, settings.method_options)
         stop()
 

@@ -91,7 +91,7 @@ def as_network(teacher: object) -> TeacherNetwork:
     """
     if isinstance(teacher, Detector | TappedTeacher | TeacherEnsemble | BoxNetwork):
         return teacher
-    if isinstance(teacher, list | tuple) and teacher:
+    if isinstance(teacher, list) and teacher:
         networks: Any = [as_network(member) for member in teacher]
         return TeacherEnsemble(networks) if len(networks) > 1 else networks[0]
     if isinstance(teacher, Teacher) and isinstance(teacher, torch.nn.Module):  # of the user

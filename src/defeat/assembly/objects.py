@@ -94,8 +94,8 @@ def as_dataset(
 
 
 def name_of(thing: object) -> str:
-    """Name of an object in a run directory; those of a list are separated by commas."""
-    if isinstance(thing, list | tuple):
+    """Name of an object in a run directory; those of several teachers are separated by commas."""
+    if isinstance(thing, list) and thing:
         return ",".join(name_of(each) for each in thing)
     if isinstance(thing, partial):
         thing = thing.func

@@ -14,7 +14,8 @@ from defeat.assembly.automatic import has_pyramid, optimizer_advice
 from defeat.assembly.balance import balanced, weights_above_zero
 from defeat.assembly.estimate import UNLABELLED, RunCost, estimate_experiment
 from defeat.assembly.objects import Objects
-from defeat.assembly.settings import DistillSettings
+from defeat.assembly.settings import DistillSettings, TrainSettings
+from defeat.assembly.stages import describe
 from defeat.data import DetectionDataset
 from defeat.data.problems import Problems
 from defeat.data.unlabelled import UnlabelledImages
@@ -183,6 +184,7 @@ def _planned(assembly: Assembly, experiment: Experiment, cost: RunCost) -> Plan:
             *method.classes.describe(),
             *method.notes,
             *lessons.notes,
+            *later_stages(assembly.settings),
             *lessons.doubts,
             *_warnings(data, cost),
         ],
@@ -193,6 +195,11 @@ def _planned(assembly: Assembly, experiment: Experiment, cost: RunCost) -> Plan:
         memory_bytes=cost.measured.memory_bytes,
         disk_bytes=cost.disk_bytes,
     )
+
+
+def later_stages(settings: TrainSettings) -> list[str]:
+    """The stages after the one that is planned, in sentences."""
+    return describe(settings) if isinstance(settings, DistillSettings) else []
 
 
 def _warnings(data: Sequence[PlannedData], cost: RunCost) -> list[str]:

@@ -12,9 +12,10 @@ from defeat.assembly.assemble import assemble, with_frozen_teacher
 from defeat.assembly.balance import balanced
 from defeat.assembly.objects import Objects
 from defeat.assembly.recipes import expected
-from defeat.assembly.settings import TrainSettings
+from defeat.assembly.settings import DistillSettings, TrainSettings
+from defeat.assembly.stages import run_in_stages
 from defeat.engine.checkpoint import RunDirectory
-from defeat.engine.fit import RunResult, fit, notifier
+from defeat.engine.fit import Completion, RunResult, fit, notifier
 
 
 def run(settings: TrainSettings, console: Console | None = None, given: Objects | None = None) -> RunResult:
@@ -32,10 +33,24 @@ def run(settings: TrainSettings, console: Console | None = None, given: Objects 
     directory = RunDirectory(settings.out)
     with directory.locked(notifier(console)):
         directory.require_free(settings.resume)
+        if isinstance(settings, DistillSettings) and settings.then:
+            return run_in_stages(
+                settings,
+                given,
+                console,
+                train=lambda stage: run(stage, console, given),
+                last=lambda stage, complete: _run(stage, directory, console, given, complete),
+            )
         return _run(settings, directory, console, given)
 
 
-def _run(settings: TrainSettings, directory: RunDirectory, console: Console, given: Objects | None) -> RunResult:
+def _run(
+    settings: TrainSettings,
+    directory: RunDirectory,
+    console: Console,
+    given: Objects | None,
+    complete: Completion = dict,
+) -> RunResult:
     start_time = perf_counter()
     figure = expected(settings.expected)
     assembly = assemble(settings, console, given=given)
@@ -53,7 +68,12 @@ def _run(settings: TrainSettings, directory: RunDirectory, console: Console, giv
         extra_results["teacher_kind"] = lessons.kind
         extra_results["inherited"] = {"parts": inherited.parts, "parameters": inherited.parameters}
     result = fit(
-        experiment, directory, console, start_time=start_time, start_files=start_files, extra_results=extra_results
+        experiment,
+        directory,
+        console,
+        start_time=start_time,
+        start_files=start_files,
+        complete=lambda results: complete({**results, **extra_results}),
     )
     if figure is not None and result.writer and result.finished and result.evaluation is not None:
         console.print(figure.judge(result.evaluation.metrics), highlight=False)

@@ -50,6 +50,13 @@ class DistillationSettings(Checked):
     that it knows."""
     teacher_shares: list[float] | None = setting(default=None)
     """With several teachers, the share of each in the distillation losses, such as 2 1; by default equal."""
+    then: list[str] = setting(factory=list)
+    """Teachers of later stages, such as one that is larger than --teacher: when a stage ends, the student goes on with
+    the next teacher. --epochs is the length of the first stage."""
+    then_epochs: list[int] = setting(factory=list)
+    """Epochs of each stage of --then; by default as many as --epochs."""
+    then_methods: list[str] = setting(factory=list)
+    """Method of each stage of --then; by default --method with its options. Another method has its default options."""
     teacher_weights: str | None = setting(default=None)
     """With a torchvision teacher, a file with its state dict, instead of the published weights."""
     teacher_taps: str | None = setting(default=None)
@@ -97,6 +104,7 @@ class DistillationSettings(Checked):
         if self.teacher_description is not None and not self.teacher.startswith(("boxes:", "onnx:")):
             raise InputError("--teacher-description belongs to --teacher boxes:FILE or onnx:FILE.")
         self._check_teachers()
+        self._check_stages()
         at_least("unlabelled_ratio", self.unlabelled_ratio, 0, 100)
         if self.pseudo_labels is not None and not 0 < self.pseudo_labels <= 1:
             raise InputError(f"--pseudo-labels must be a score above 0, at most 1, not {self.pseudo_labels}.")
@@ -132,6 +140,17 @@ class DistillationSettings(Checked):
         for name in ("teacher_weights", "teacher_taps", "teacher_description", "balance", "cache_teacher"):
             if getattr(self, name) is not None:
                 raise InputError(f"{option(name)} belongs to a single teacher, and --teacher names {count}.")
+
+    def _check_stages(self) -> None:
+        """Refuse lists for other numbers of stages, and what stages can't have."""
+        for name in ("then_epochs", "then_methods"):
+            values = getattr(self, name)
+            if values and len(values) != len(self.then):
+                raise InputError(f"{option(name)} needs a value for each of the {len(self.then)} teachers of --then.")
+        for epochs in self.then_epochs:
+            at_least("then_epochs", epochs, 1)
+        if self.then and self.balance is not None:
+            raise InputError("--balance and --then can't be combined: give the weights of the method.")
 
     @property
     def cache(self) -> CacheFolder | None:
@@ -188,6 +207,11 @@ class DistillSettings(DistillationSettings, TrainSettings):
 
     def check(self) -> None:
         """Refuse settings of different parts that don't fit each other."""
+        if self.then and self.processes > 1:
+            raise InputError(
+                "--then trains on one device: train the stages one after the other, each with --weights and the run "
+                "directory of the one before."
+            )
         if self.cache_teacher is not None and self.augmentation.views is None:
             raise InputError(
                 f"--cache-teacher can't keep the maps of --augment {self.augment}, which never shows an image the same "

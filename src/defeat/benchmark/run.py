@@ -116,6 +116,11 @@ def _settings_of(arguments: dict[str, Any]) -> tuple[ComparisonSettings, Distill
             "bench compares methods, and a teacher that only gives boxes has none: compare a run of `defeat distill` "
             "with one of `defeat train` by `defeat compare`."
         )
+    if values.get("then"):
+        raise InputError(
+            "bench compares methods over equal numbers of epochs, without --then: compare a run in stages with one of "
+            "`defeat train` over as many epochs by `defeat compare`."
+        )
     own = {name: value for name, value in values.items() if name in names}
     shared = {name: value for name, value in values.items() if name not in names}
     return ComparisonSettings(**own), DistillSettings(**shared)

@@ -84,8 +84,7 @@ class RunDirectory:
             return self.checkpoint if record.resume and self.checkpoint.is_file() else None
         content = {"command": record.command, **record.values}
         if record.resume:
-            as_in_file = yaml.safe_load(yaml.safe_dump(content))  # lists for tuples
-            self._require_same_settings(as_in_file, record)
+            self._require_same_settings(as_in_file(content), record)
         else:
             self.require_free(record.resume)
         for folder in (self.folder, self.checkpoint.parent):
@@ -125,7 +124,19 @@ class RunDirectory:
             )
         if not self.checkpoint.is_file() and not self.config.exists():
             return  # killed before it had written its settings
-        before = self.read_config()
+        self.require_same(content, record)
+
+    def require_same(self, content: Mapping[str, Any], record: Record) -> None:
+        """Refuse settings other than those in `config.yaml`.
+
+        Args:
+            content: the settings.
+            record: says which of them may differ.
+
+        Raises:
+            InputError: naming those that differ.
+        """
+        before, content = self.read_config(), as_in_file(content)
         if self.checkpoint.is_file():
             before, content = dict(record.recorded(before)), dict(record.recorded(content))
         checked = content.keys() - record.free - set(LENGTH)
@@ -135,7 +146,12 @@ class RunDirectory:
 
     def write_config(self, content: Mapping[str, Any]) -> None:
         """Write the settings of the run."""
-        write_into(self.folder, self.config.name, yaml.safe_dump(dict(content), sort_keys=False).encode())
+        write_into(self.folder, self.config.name, self.as_yaml(content))
+
+    @staticmethod
+    def as_yaml(content: Mapping[str, Any]) -> bytes:
+        """The content of a `config.yaml`."""
+        return yaml.safe_dump(dict(content), sort_keys=False).encode()
 
     def read_config(self) -> dict[str, Any]:
         """Settings of the run.
@@ -169,6 +185,12 @@ class RunDirectory:
     def write_results(self, results: dict[str, Any]) -> None:
         """Write the final results."""
         write_atomically(self.results, (json.dumps(results, indent=2) + "\n").encode())
+
+
+def as_in_file(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as a file has them: lists instead of tuples."""
+    values: dict[str, Any] = yaml.safe_load(yaml.safe_dump(dict(content)))
+    return values
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any], group: str = "") -> Iterator[str]:

@@ -33,6 +33,8 @@ from defeat.evaluation.detections import save_detections
 from defeat.evaluation.evaluator import EvaluationResult
 from defeat.files import DISK_FULL
 
+Completion = Callable[[Mapping[str, Any]], dict[str, Any]]
+
 MIN_AP50 = 1.0  # below it, a warning says that the detector has learned nothing
 VERIFIED_IMAGES = 4  # on which the saved model must repeat the detections of the last evaluation
 
@@ -75,7 +77,7 @@ def fit(
     *,
     start_time: float | None = None,
     start_files: Mapping[str, Mapping[str, Any]] | None = None,
-    extra_results: Mapping[str, Any] | None = None,
+    complete: Completion = dict,
 ) -> RunResult:
     """Train, evaluate and save a student.
 
@@ -86,7 +88,7 @@ def fit(
         start_time: time from which `wall_seconds` is measured, by `time.perf_counter`; by default now.
         start_files: JSON files to write into the run directory before the first step, content by file name; a run that
             is resumed from a checkpoint has them already.
-        extra_results: further entries of `results.json`.
+        complete: completes the content of `results.json`.
 
     Raises:
         InputError: the directory can't be written, or a loss is not finite.
@@ -107,7 +109,7 @@ def fit(
     outcome = None if stop_signal else module.outcome()
     if outcome is not None and module.trainer.is_global_zero:
         seconds = module.earlier_seconds + perf_counter() - start_time
-        _finish(module, outcome, directory, console, seconds, dict(extra_results or {}))
+        _finish(module, outcome, directory, console, seconds, complete)
     return RunResult(
         directory.folder,
         evaluation=module.last_evaluation if outcome is None else outcome.evaluation,
@@ -123,7 +125,7 @@ def _finish(
     directory: RunDirectory,
     console: Console,
     seconds: float,
-    extra_results: dict[str, Any],
+    complete: Completion,
 ) -> None:
     """Save the results of a run and verify the saved model."""
     evaluation, distillation = module.experiment.evaluation, module.experiment.distillation
@@ -134,7 +136,7 @@ def _finish(
     teacher_fingerprint = None if distillation is None else distillation.fingerprint
     results = _results(module, outcome, seconds)
     results |= {"fingerprint": fingerprint(outcome.student), "teacher_fingerprint": teacher_fingerprint}
-    directory.write_results(results | extra_results)
+    directory.write_results(complete(results))
     require_student_only(directory.folder, outcome.student)
     saved = load_detector(module.folder)
     if fingerprint(saved) != results["fingerprint"]:

@@ -16,6 +16,7 @@ from defeat.report.sections import (
     gallery_section,
     mistakes_section,
     shares_section,
+    stages_section,
     strip_card,
     trade_off_section,
 )
@@ -69,6 +70,7 @@ def render(
         *(_verdict(verdict) for verdict in judged),
         "<h2>Accuracy and cost</h2>",
         _comparison(rows),
+        stages_section(ordered),
         trade_off_section([row.run for row in rows]),
         _classes(ordered),
         mistakes_section(ordered),
@@ -194,9 +196,8 @@ def _bar(value: float | None, shade: int) -> str:
 
 def recipe_card(run: RunSummary) -> str:
     """The command that reproduces a run, and where it comes from."""
-    command = shlex.join(
-        ["defeat", run.command or "train", "--config", str(run.folder / "config.yaml"), "--out", f"{run.name}-again"]
-    )
+    config = run.folder / "stages" / "config.yaml" if run.stages else run.folder / "config.yaml"
+    command = shlex.join(["defeat", run.command or "train", "--config", str(config), "--out", f"{run.name}-again"])
     facts = {
         "data": run.data,
         "data fingerprint": run.data_fingerprint,

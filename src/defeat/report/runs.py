@@ -47,7 +47,8 @@ class RunSummary:
         latency_ms: median time per image in milliseconds.
         measured: how FLOPs and latency were measured, in words.
         model_bytes: size of the weights file.
-        epochs: epochs of the training.
+        epochs: epochs of the training, of all stages together.
+        stages: teacher, method, epochs and AP of each stage; empty for a run without stages.
         steps: optimiser steps of the training.
         seed: seed of the run.
         train_seconds: time spent in training steps.
@@ -83,6 +84,7 @@ class RunSummary:
     measured: str = ""
     model_bytes: int | None = None
     epochs: int | None = None
+    stages: list[dict[str, Any]] = field(default_factory=list)
     steps: int | None = None
     seed: int | None = None
     train_seconds: float | None = None
@@ -175,6 +177,7 @@ def read_run(folder: str | Path) -> RunSummary:
         latency_ms=_number(results.get("latency_ms")),
         model_bytes=_integer(results, "model_bytes"),
         epochs=_integer(results, "epochs"),
+        stages=_stages(results.get("stages")),
         steps=_integer(results, "steps"),
         seed=_integer(results, "seed"),
         train_seconds=_number(results.get("train_seconds")),
@@ -256,6 +259,21 @@ def _read_log(path: Path) -> list[dict[str, float]]:
             log = [earlier for earlier in log if earlier.get("step", -math.inf) < step]
         log.append(values)
     return log
+
+
+def _stages(content: Any) -> list[dict[str, Any]]:
+    """The stages of a run with several teachers, one after the other; empty where they are missing or damaged."""
+    if not isinstance(content, list) or not all(isinstance(stage, dict) for stage in content):
+        return []
+    return [
+        {
+            "teacher": _text(stage, "teacher"),
+            "method": _text(stage, "method"),
+            "epochs": _integer(stage, "epochs"),
+            "AP": _number(stage.get("AP")),
+        }
+        for stage in content
+    ]
 
 
 def _number(value: Any) -> float | None:

@@ -69,6 +69,23 @@ def curves_section(runs: Sequence[RunSummary]) -> str:
     return "\n".join(parts)
 
 
+def stages_section(runs: Sequence[RunSummary]) -> str:
+    """The stages of runs with teachers one after the other, with the AP at the end of each; empty without such runs."""
+    heads = "".join(f'<th scope="col">{title}</th>' for title in ("run", "stage", "teacher", "method", "epochs", "AP"))
+    body = []
+    for run in runs:
+        for number, stage in enumerate(run.stages, start=1):
+            texts = (number, stage["teacher"], stage["method"], stage["epochs"], decimal(stage["AP"]))
+            cells = "".join(f"<td>{escape(str(text))}</td>" for text in texts)
+            body.append(f'<tr><th scope="row">{escape(run.name)}</th>{cells}</tr>')
+    if not body:
+        return ""
+    return (
+        f'<h2>Stages</h2><div class="card scroll"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(body)}</tbody>'
+        "</table></div>"
+    )
+
+
 def trade_off_section(runs: Sequence[RunSummary]) -> str:
     """AP over latency, a point per run and exported file; empty for less than two of them."""
     known = [run for run in runs if run.latency_ms is not None and run.metrics.get("AP") is not None]

@@ -1,0 +1,186 @@
+"""Progressive teachers: one student, taught by one teacher after the other (Cao et al., MTPD, ICML 2023).
+
+The stages but the last are runs of their own in `stages/1`, `stages/2` ... of the run directory; the last is the run
+directory itself. Each begins with the student of the one before, and with new adaptation layers. `stages/config.yaml`
+has the settings of the whole.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from defeat.assembly.assemble import load_teacher, record_of
+from defeat.assembly.objects import Objects
+from defeat.assembly.settings import DistillSettings
+from defeat.assembly.students import described_by, with_given_architecture
+from defeat.detector import load_detector
+from defeat.distillation import find_method
+from defeat.engine.checkpoint import RunDirectory, is_writer
+from defeat.engine.fit import RunResult
+from defeat.errors import InputError
+from defeat.files import write_into
+
+FOLDER = "stages"
+OBJECTS = ("student", "teacher", "method")
+SUMS = ("steps", "wall_seconds", "train_seconds")  # figures of `results.json` that are those of all stages together
+
+NO_TEACHER_FILES: dict[str, Any] = dict.fromkeys(
+    ("teacher_weights", "teacher_taps", "teacher_description", "teacher_shares")
+)  # which belong to the first teacher
+
+Train = Callable[[DistillSettings], RunResult]
+
+
+class Stages:
+    """A run in stages.
+
+    Args:
+        settings: settings of the whole run, with teachers in `then`.
+        given: objects that replace settings.
+
+    Raises:
+        InputError: an object is given that only one stage could have, or a method is unknown.
+    """
+
+    def __init__(self, settings: DistillSettings, given: Objects | None = None) -> None:
+        self.settings = settings
+        for name in OBJECTS:
+            if getattr(given, name, None) is not None:
+                raise InputError(f"then names the teachers of later stages: give {name} as a name, too.")
+        self.folder = Path(settings.out) / FOLDER
+        for name in settings.then_methods:
+            find_method(name)
+
+    def open(self) -> None:
+        """Create the folder of the stages, or check that the run which is resumed has the same settings.
+
+        Raises:
+            InputError: it has others, a run that is not resumed exists, or a teacher of a later stage can't be loaded,
+                which would show after hours.
+        """
+        for teacher in self.settings.then:
+            load_teacher(replace(self.settings, **NO_TEACHER_FILES, teacher=teacher))
+        content = {"command": "distill", **record_of(self.settings).values}
+        path = self.folder / "config.yaml"
+        if not self.settings.resume:
+            RunDirectory(self.folder).require_free(resume=False)
+        elif path.is_file():
+            RunDirectory(self.folder).require_same(content, record_of(self.settings))
+        if is_writer():
+            write_into(self.folder, path.name, RunDirectory.as_yaml(content))
+
+    def earlier(self, train: Train) -> RunResult | None:
+        """Train the stages but the last, those that are not finished yet.
+
+        Args:
+            train: trains one stage in the run directory of its settings.
+
+        Returns:
+            The result of a stage that the user stopped; None when all are finished.
+        """
+        for number in range(len(self.settings.then)):
+            stage = self.stage(number)
+            directory = RunDirectory(stage.out)
+            if directory.results.is_file():
+                continue
+            result = train(replace(stage, resume=self.settings.resume and directory.resumable))
+            if not result.finished:
+                return result
+        return None
+
+    def stage(self, number: int) -> DistillSettings:
+        """Settings of a stage, counted from 0; those before it are finished."""
+        settings, count = self.settings, len(self.settings.then)
+        out = Path(settings.out) if number == count else self.folder / str(number + 1)
+        method = [settings.method, *(settings.then_methods or [settings.method] * count)][number]
+        changes: dict[str, Any] = {
+            "out": str(out),
+            "teacher": [settings.teacher, *settings.then][number],
+            "epochs": [settings.epochs, *(settings.then_epochs or [settings.epochs] * count)][number],
+            "method": method,
+            "method_options": settings.method_options if method == settings.method else {},
+            "resume": settings.resume and RunDirectory(out).resumable,
+            "then": [],
+            "then_epochs": [],
+            "then_methods": [],
+        }
+        if number == 0:
+            return replace(settings, **changes)
+        before = str(self.folder / str(number))
+        described = described_by(with_given_architecture(settings), load_detector(before).spec)
+        changes |= {"weights": before, "inherit": "none", "student_from": None, "width": 1.0} | NO_TEACHER_FILES
+        return replace(described, **changes)
+
+    def complete(self, results: Mapping[str, Any]) -> dict[str, Any]:
+        """Add the earlier stages to the results of the last: a table of all, and the sums of their cost."""
+        earlier = [_results(self.folder / str(number + 1)) for number in range(len(self.settings.then))]
+        stages = [*earlier, dict(results)]
+        table = [
+            {"teacher": stage["teacher"], "method": stage["method"], "epochs": stage["epochs"], "AP": _ap(stage)}
+            for stage in stages
+        ]
+        sums = {name: round(sum(stage[name] or 0 for stage in stages), 1) for name in SUMS}
+        return {**results, **sums, "epochs": sum(stage["epochs"] for stage in stages), "stages": table}
+
+
+def describe(settings: DistillSettings) -> list[str]:
+    """The later stages in one sentence each, for the plan."""
+    stages = Stages(settings)
+    count = len(settings.then)
+    epochs = settings.then_epochs or [settings.epochs] * count
+    methods = settings.then_methods or [settings.method] * count
+    return [
+        f"Stage {number}, after this one: {teacher} teaches for {stage_epochs} epochs with {method}."
+        for number, (teacher, stage_epochs, method) in enumerate(
+            zip(stages.settings.then, epochs, methods, strict=True), start=2
+        )
+    ]
+
+
+def _ap(results: Mapping[str, Any]) -> float | None:
+    value: float | None = results["metrics"].get("AP")
+    return value
+
+
+def _results(folder: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: the results of this stage can't be read.") from error
+    return content
+
+
+def run_in_stages(
+    settings: DistillSettings,
+    given: Objects | None,
+    console: Console,
+    train: Train,
+    last: Callable[[DistillSettings, Callable[[Mapping[str, Any]], dict[str, Any]]], RunResult],
+) -> RunResult:
+    """Train all stages.
+
+    Args:
+        settings: settings of the whole run.
+        given: objects that replace settings.
+        console: where to print which stage begins.
+        train: trains an earlier stage.
+        last: trains the last stage, and completes its results with the given function.
+    """
+    stages = Stages(settings, given)
+    stages.open()
+    count = len(settings.then) + 1
+
+    def announced(stage: DistillSettings) -> DistillSettings:
+        name = Path(stage.out).name
+        number = int(name) if Path(stage.out).parent == stages.folder else count
+        console.print(f"Stage {number} of {count}: {stage.teacher}", style="bold", highlight=False, markup=False)
+        return stage
+
+    stopped = stages.earlier(lambda stage: train(announced(stage)))
+    if stopped is not None:
+        return replace(stopped, folder=Path(settings.out))
+    return last(announced(stages.stage(count - 1)), stages.complete)
