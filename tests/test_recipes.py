@@ -109,7 +109,8 @@ def write_data(folder, name):
 @every_recipe
 def test_recipe_trains_two_steps_at_a_reduced_size(name, tmp_path):
     parsed = settings(name)
-    teacher = save_teacher(tmp_path / "teacher", parsed.detector, backbone="resnet18", classes=("cat", "dog"))
+    spec = {"backbone": "resnet18", "classes": ("cat", "dog"), "neck_channels": 256}
+    teacher = save_teacher(tmp_path / "teacher", parsed.detector, **spec)
     tiny = tiny_options(parsed.detector)
     options = parsed.detector_options | {name: tiny[name] for name in SMALLER if name in tiny}
     small = {"devices": 1, "batch_size": 2, "size": 64, "max_size": 96, "epochs": 2, "max_steps": 2, "log_every": 1}
