@@ -4,7 +4,7 @@ BIN := .venv/bin
 # On small tensors, two threads are many times slower than one.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test coverage check clean
+.PHONY: demo test coverage check docs clean
 
 demo: .venv/demo
 	rm -rf demo-runs
@@ -22,8 +22,11 @@ check: .venv/dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 clean:
-	rm -rf .venv demo-runs
+	rm -rf .venv demo-runs site
 
 .venv/made:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed')"
@@ -37,3 +40,7 @@ clean:
 .venv/dev: .venv/made pyproject.toml
 	$(BIN)/pip install --quiet --editable ".[dev]"
 	touch $@ .venv/demo
+
+.venv/docs: .venv/made pyproject.toml
+	$(BIN)/pip install --quiet --editable ".[docs]"
+	touch $@

@@ -21,6 +21,8 @@ from defeat.distillation import (
     find_method,
     method_defaults,
 )
+from defeat.distillation.losses import region_mean
+from defeat.distillation.maps import LevelMethod, LevelOptions, MapPair
 
 __all__ = [
     "BCKD",
@@ -38,8 +40,12 @@ __all__ = [
     "CrossKD",
     "DeFeat",
     "Imitation",
+    "LevelMethod",
+    "LevelOptions",
+    "MapPair",
     "Method",
     "build_method",
     "find_method",
     "method_defaults",
+    "region_mean",
 ]
