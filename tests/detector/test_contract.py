@@ -73,9 +73,18 @@ def test_offers_are_the_fields_that_are_filled(family, teaches):
     detector = tiny_detector(family).train(not teaches)
     batch = tiny_batch(detector)
     output = detector.forward_teacher(batch) if teaches else detector.forward_train(batch)
-    filled = {name for name in ("dense", "proposals", "queries") if getattr(output, name) is not None}
+    filled = {name for name in ("dense", "proposals", "queries", "towers") if getattr(output, name) is not None}
     assert filled == detector.info.offers
     assert (output.score_proposals is not None) == ("proposals" in filled)
+    distributions = None if output.dense is None else output.dense.distributions
+    assert detector.info.bins == (0 if distributions is None else distributions.shape[-1])
+    if distributions is not None:
+        assert output.dense.squares.shape == (distributions.shape[1], 4)
+    if output.towers is not None:
+        for maps in (output.towers.classes, output.towers.boxes):
+            assert {stride: level.shape for stride, level in maps.items()} == {
+                stride: level.shape for stride, level in output.neck.items()
+            }
 
 
 @every_family

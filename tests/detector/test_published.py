@@ -133,7 +133,8 @@ def test_losses_of_the_proposal_network_by_hand():
 def one_stage(objects=True):
     detector = tiny_detector("retinanet").train()
     batch = tiny_batch(detector, objects)
-    head, anchors = detector._predictions(ImageList(batch.images, batch.sizes), detector.forward_maps(batch))
+    maps = detector.forward_maps(batch)
+    head, anchors = detector.head(list(maps.neck.values())), detector._anchors(batch.images, batch.sizes, maps)
     matched = detector._match(batch.targets, anchors)
     targets = torchvision_targets(batch.targets, 0)
     given = (head["cls_logits"], head["bbox_regression"], targets, anchors, matched, detector.box_coder)

@@ -44,7 +44,7 @@ def losses(family, targets, **options):
             return predictions
 
         built._predict = watched
-    elif built.info.offers == {"dense"}:
+    elif "dense" in built.info.offers and "queries" not in built.info.offers:
         built.head.register_forward_hook(lambda module, given, found: setattr(built, "logits", found["cls_logits"]))
     if "queries" in built.info.offers:
         name = "logits" if hasattr(built.head, "groups") else "intermediate_logits"
