@@ -7,7 +7,7 @@ has the settings of the whole.
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from defeat.assembly.students import described_by, with_given_architecture
 from defeat.detector import load_detector
 from defeat.distillation import find_method
 from defeat.engine.checkpoint import RunDirectory, is_writer
-from defeat.engine.fit import RunResult
+from defeat.engine.fit import Completion, RunResult
 from defeat.errors import InputError
 from defeat.files import write_into
 
@@ -33,6 +33,24 @@ NO_TEACHER_FILES: dict[str, Any] = dict.fromkeys(
 )  # which belong to the first teacher
 
 Train = Callable[[DistillSettings], RunResult]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What happens in a stage: which teacher, for how many epochs, with which method."""
+
+    teacher: str
+    epochs: int
+    method: str
+
+
+def lessons(settings: DistillSettings) -> list[Lesson]:
+    """The stages of a run, the first of which is described by `teacher`, `epochs` and `method`."""
+    later = len(settings.then)
+    epochs = settings.then_epochs or [settings.epochs] * later
+    methods = settings.then_methods or [settings.method] * later
+    first = Lesson(settings.teacher, settings.epochs, settings.method)
+    return [first, *(Lesson(*each) for each in zip(settings.then, epochs, methods, strict=True))]
 
 
 class Stages:
@@ -73,36 +91,20 @@ class Stages:
         if is_writer():
             write_into(self.folder, path.name, RunDirectory.as_yaml(content))
 
-    def earlier(self, train: Train) -> RunResult | None:
-        """Train the stages but the last, those that are not finished yet.
-
-        Args:
-            train: trains one stage in the run directory of its settings.
-
-        Returns:
-            The result of a stage that the user stopped; None when all are finished.
-        """
-        for number in range(len(self.settings.then)):
-            stage = self.stage(number)
-            directory = RunDirectory(stage.out)
-            if directory.results.is_file():
-                continue
-            result = train(replace(stage, resume=self.settings.resume and directory.resumable))
-            if not result.finished:
-                return result
-        return None
+    def announce(self, number: int, console: Console) -> None:
+        """Print which stage begins, counted from 0, and its teacher."""
+        every = lessons(self.settings)
+        text = f"Stage {number + 1} of {len(every)}: {every[number].teacher}"
+        console.print(text, style="bold", highlight=False, markup=False)
 
     def stage(self, number: int) -> DistillSettings:
         """Settings of a stage, counted from 0; those before it are finished."""
-        settings, count = self.settings, len(self.settings.then)
-        out = Path(settings.out) if number == count else self.folder / str(number + 1)
-        method = [settings.method, *(settings.then_methods or [settings.method] * count)][number]
+        settings, lesson = self.settings, lessons(self.settings)[number]
+        out = Path(settings.out) if number == len(settings.then) else self.folder / str(number + 1)
         changes: dict[str, Any] = {
+            **asdict(lesson),
             "out": str(out),
-            "teacher": [settings.teacher, *settings.then][number],
-            "epochs": [settings.epochs, *(settings.then_epochs or [settings.epochs] * count)][number],
-            "method": method,
-            "method_options": settings.method_options if method == settings.method else {},
+            "method_options": settings.method_options if lesson.method == settings.method else {},
             "resume": settings.resume and RunDirectory(out).resumable,
             "then": [],
             "then_epochs": [],
@@ -129,15 +131,9 @@ class Stages:
 
 def describe(settings: DistillSettings) -> list[str]:
     """The later stages in one sentence each, for the plan."""
-    stages = Stages(settings)
-    count = len(settings.then)
-    epochs = settings.then_epochs or [settings.epochs] * count
-    methods = settings.then_methods or [settings.method] * count
     return [
-        f"Stage {number}, after this one: {teacher} teaches for {stage_epochs} epochs with {method}."
-        for number, (teacher, stage_epochs, method) in enumerate(
-            zip(stages.settings.then, epochs, methods, strict=True), start=2
-        )
+        f"Stage {number}, after this one: {lesson.teacher} teaches for {lesson.epochs} epochs with {lesson.method}."
+        for number, lesson in enumerate(lessons(settings)[1:], start=2)
     ]
 
 
@@ -159,7 +155,7 @@ def run_in_stages(
     given: Objects | None,
     console: Console,
     train: Train,
-    last: Callable[[DistillSettings, Callable[[Mapping[str, Any]], dict[str, Any]]], RunResult],
+    last: Callable[[DistillSettings, Completion], RunResult],
 ) -> RunResult:
     """Train all stages.
 
@@ -167,20 +163,18 @@ def run_in_stages(
         settings: settings of the whole run.
         given: objects that replace settings.
         console: where to print which stage begins.
-        train: trains an earlier stage.
+        train: trains an earlier stage in a run directory of its own.
         last: trains the last stage, and completes its results with the given function.
     """
     stages = Stages(settings, given)
     stages.open()
-    count = len(settings.then) + 1
-
-    def announced(stage: DistillSettings) -> DistillSettings:
-        name = Path(stage.out).name
-        number = int(name) if Path(stage.out).parent == stages.folder else count
-        console.print(f"Stage {number} of {count}: {stage.teacher}", style="bold", highlight=False, markup=False)
-        return stage
-
-    stopped = stages.earlier(lambda stage: train(announced(stage)))
-    if stopped is not None:
-        return replace(stopped, folder=Path(settings.out))
-    return last(announced(stages.stage(count - 1)), stages.complete)
+    for number in range(len(settings.then)):
+        stage = stages.stage(number)
+        if RunDirectory(stage.out).results.is_file():
+            continue
+        stages.announce(number, console)
+        result = train(stage)
+        if not result.finished:
+            return replace(result, folder=Path(settings.out))
+    stages.announce(len(settings.then), console)
+    return last(stages.stage(len(settings.then)), stages.complete)
