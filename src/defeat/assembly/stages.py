@@ -36,7 +36,7 @@ Train = Callable[[DistillSettings], RunResult]
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Stage:
     """What happens in a stage: which teacher, for how many epochs, with which method."""
 
     teacher: str
@@ -44,13 +44,13 @@ class Lesson:
     method: str
 
 
-def lessons(settings: DistillSettings) -> list[Lesson]:
+def stages_of(settings: DistillSettings) -> list[Stage]:
     """The stages of a run, the first of which is described by `teacher`, `epochs` and `method`."""
     later = len(settings.then)
     epochs = settings.then_epochs or [settings.epochs] * later
     methods = settings.then_methods or [settings.method] * later
-    first = Lesson(settings.teacher, settings.epochs, settings.method)
-    return [first, *(Lesson(*each) for each in zip(settings.then, epochs, methods, strict=True))]
+    first = Stage(settings.teacher, settings.epochs, settings.method)
+    return [first, *(Stage(*each) for each in zip(settings.then, epochs, methods, strict=True))]
 
 
 class Stages:
@@ -93,18 +93,18 @@ class Stages:
 
     def announce(self, number: int, console: Console) -> None:
         """Print which stage begins, counted from 0, and its teacher."""
-        every = lessons(self.settings)
+        every = stages_of(self.settings)
         text = f"Stage {number + 1} of {len(every)}: {every[number].teacher}"
         console.print(text, style="bold", highlight=False, markup=False)
 
-    def stage(self, number: int) -> DistillSettings:
+    def settings_of(self, number: int) -> DistillSettings:
         """Settings of a stage, counted from 0; those before it are finished."""
-        settings, lesson = self.settings, lessons(self.settings)[number]
+        settings, stage = self.settings, stages_of(self.settings)[number]
         out = Path(settings.out) if number == len(settings.then) else self.folder / str(number + 1)
         changes: dict[str, Any] = {
-            **asdict(lesson),
+            **asdict(stage),
             "out": str(out),
-            "method_options": settings.method_options if lesson.method == settings.method else {},
+            "method_options": settings.method_options if stage.method == settings.method else {},
             "resume": settings.resume and RunDirectory(out).resumable,
             "then": [],
             "then_epochs": [],
@@ -132,8 +132,8 @@ class Stages:
 def describe(settings: DistillSettings) -> list[str]:
     """The later stages in one sentence each, for the plan."""
     return [
-        f"Stage {number}, after this one: {lesson.teacher} teaches for {lesson.epochs} epochs with {lesson.method}."
-        for number, lesson in enumerate(lessons(settings)[1:], start=2)
+        f"Stage {number}, after this one: {stage.teacher} teaches for {stage.epochs} epochs with {stage.method}."
+        for number, stage in enumerate(stages_of(settings)[1:], start=2)
     ]
 
 
@@ -169,7 +169,7 @@ def run_in_stages(
     stages = Stages(settings, given)
     stages.open()
     for number in range(len(settings.then)):
-        stage = stages.stage(number)
+        stage = stages.settings_of(number)
         if RunDirectory(stage.out).results.is_file():
             continue
         stages.announce(number, console)
@@ -177,4 +177,4 @@ def run_in_stages(
         if not result.finished:
             return replace(result, folder=Path(settings.out))
     stages.announce(len(settings.then), console)
-    return last(stages.stage(len(settings.then)), stages.complete)
+    return last(stages.settings_of(len(settings.then)), stages.complete)
