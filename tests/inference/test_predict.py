@@ -11,9 +11,13 @@ from PIL import Image
 from defeat.cli import main
 from defeat.detector import Detector, load
 from defeat.errors import InputError
-from defeat.inference.predict import find_images, ignored_files, predict, side_by_side
+from defeat.evaluation.detections import save_detections
+from defeat.evaluation.evaluator import Evaluator
+from defeat.inference import predict as predict_module
+from defeat.inference.drawing import draw_detections
+from defeat.inference.predict import best_thresholds, find_images, ignored_files, predict, side_by_side
 from defeat.inference.videos import VideoWriter, read_frames
-from defeat.types import Detections
+from defeat.types import Detections, Target
 from tests.engine.tiny_runs import save_teacher
 
 
@@ -288,3 +292,47 @@ def test_ignored_files_are_counted_by_suffix(tmp_path):
         (tmp_path / name).write_bytes(b"")
     assert ignored_files([tmp_path], tmp_path / "out") == {".txt": 2, ".json": 1, "without suffix": 1}
     assert ignored_files([tmp_path / "notes.txt", tmp_path / "*.jpg"], tmp_path / "out") == {}
+
+
+def trained(folder):
+    """A run directory with detections of the classes `cross` and `disc`: correct from a score of 0.7 and 0.2."""
+    run = save_teacher(folder)
+    (run / "config.yaml").write_text("seed: 0\n")
+    evaluator = Evaluator(load(run).info.classes)
+    box, flags = torch.tensor([[10.0, 10.0, 60.0, 60.0]]), torch.tensor([False])
+    for number, (score, label, correct) in enumerate([(0.8, 0, True), (0.6, 0, False), (0.3, 1, True)]):
+        labels = torch.tensor([label])
+        target = Target(box, labels, flags, flags, number, (100, 100))
+        evaluator.update([Detections(box if correct else box + 30, torch.tensor([score]), labels)], [target])
+    save_detections(run / "detections.safetensors", evaluator)
+    return run
+
+
+def test_the_best_threshold_of_each_class_is_read_from_the_run(photos, tmp_path, monkeypatch):
+    run = trained(tmp_path / "trained")
+    expected = torch.tensor([0.7, 0.15, 0.5, 0.5, 0.5, 0.5])
+    torch.testing.assert_close(best_thresholds(run, 6), expected)
+    used = []
+    monkeypatch.setattr(predict_module, "draw_detections", lambda image, *rest: used.append(rest[-1]) or image)
+    predict(run, photos, tmp_path / "out", threshold="auto", compare=str(run))
+    assert len(used) == 6
+    assert all(torch.equal(threshold, best_thresholds(run, 6)) for threshold in used)
+    assert main(["predict", str(run), str(photos), "--out", str(tmp_path / "again"), "--threshold", "auto"]) == 0
+
+
+def test_thresholds_of_classes_are_drawn():
+    boxes = torch.tensor([[2.0, 2.0, 20.0, 20.0], [30.0, 30.0, 50.0, 50.0]])
+    detections = Detections(boxes, torch.tensor([0.6, 0.6]), torch.tensor([0, 1]))
+    image = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    drawn = draw_detections(image, detections, ("a", "b"), torch.tensor([0.5, 0.7]))
+    assert not torch.equal(drawn, draw_detections(image, detections, ("a", "b"), 0.5))
+    first = Detections(boxes[:1], torch.tensor([0.6]), torch.tensor([0]))
+    assert torch.equal(drawn, draw_detections(image, first, ("a", "b"), 0.5))
+
+
+def test_best_thresholds_need_a_run_that_was_evaluated(run, photos, tmp_path):
+    with pytest.raises(InputError, match="needs a run directory"):
+        predict(run, photos, tmp_path / "out", threshold="auto")
+    (run / "config.yaml").write_text("seed: 0\n")
+    with pytest.raises(InputError, match=r"detections\.safetensors is missing"):
+        predict(run, photos, tmp_path / "out", threshold="auto")

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 
 import numpy as np
 import pytest
@@ -10,12 +11,13 @@ from PIL import Image, ImageFont
 
 from defeat.evaluation.bootstrap import Interval
 from defeat.evaluation.detections import read_detections
+from defeat.evaluation.operating_points import best_points
 from defeat.inference import fonts
 from defeat.inference.drawing import draw_detections, draw_target, paint_heat, paint_regions
 from defeat.report.figures import GainRow, forest_plot
 from defeat.report.pictures import data_uri, differences_from_teacher, image_changes, make_gallery
 from defeat.report.runs import read_run
-from defeat.report.sections import gallery_section, loss_share, mistakes_section
+from defeat.report.sections import gallery_section, loss_share, mistakes_section, operating_section
 from defeat.report.verdict import verdicts
 from defeat.types import Detections, Target
 from tests.detector.tiny import tiny_detector
@@ -189,3 +191,16 @@ def test_a_forest_plot_places_gains_on_one_scale_and_escapes_names():
     assert chart.count('class="ring"') == 3
     assert chart.count('class="thin"') == chart.count('class="thick"') == chart.count('class="zero"') == 1
     assert forest_plot([]) == ""
+
+
+def test_the_thresholds_of_a_run_have_curves_a_table_and_a_confusion_matrix(tmp_path):
+    run = run_with_recall(tmp_path / "full", 0.5)
+    section = operating_section([run, read_run(write_run(tmp_path / "without", 1.0))])
+    assert section.count("<details") == 1
+    points = best_points(run.matches)
+    assert f"<td>{points[0].threshold:.2f}</td><td>{points[0].precision:.2f}</td>" in section
+    rows = re.findall(r'<tr><th scope="row">(\w[\w ]*)</th>(.*?)</tr>', section.partition('class="heat"')[2])
+    assert [name for name, _ in rows] == ["cat", "dog", "no object"]
+    # Half of the twenty cats are detected as cats, and the others as nothing.
+    assert re.findall(r">(\d*)</td>", rows[0][1]) == ["10", "", "10"]
+    assert operating_section([read_run(tmp_path / "without")]) == ""

@@ -23,21 +23,24 @@ def class_color(label: int) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def draw_detections(image: Tensor, detections: Detections, classes: Sequence[str], threshold: float = 0.3) -> Tensor:
+def draw_detections(
+    image: Tensor, detections: Detections, classes: Sequence[str], threshold: float | Tensor = 0.3
+) -> Tensor:
     """Draw boxes, class names and scores on a copy of an image.
 
     Args:
         image: (3, H, W) uint8 RGB.
         detections: detections in pixels of that image.
         classes: names of the K classes.
-        threshold: least score of a drawn detection, 0..1.
+        threshold: least score of a drawn detection, 0..1; or (K,), that of each class.
 
     Returns:
         (3, H, W) uint8 on the CPU.
     """
     detections, image = detections.cpu(), image.cpu()
     boxes, scores, labels = detections.boxes, detections.scores, detections.labels
-    keep = (scores >= threshold) & (boxes[:, 2:] >= boxes[:, :2]).all(dim=1)
+    least = threshold[labels] if isinstance(threshold, Tensor) else threshold
+    keep = (scores >= least) & (boxes[:, 2:] >= boxes[:, :2]).all(dim=1)
     order = scores[keep].argsort()  # the best is drawn last, on top
     boxes, scores, labels = (field[keep][order] for field in (boxes, scores, labels))
     if len(boxes) == 0:

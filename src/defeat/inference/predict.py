@@ -9,7 +9,9 @@ from io import BytesIO
 from os.path import commonpath
 from pathlib import Path
 from time import perf_counter
+from typing import Literal
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor
@@ -21,13 +23,18 @@ from defeat.data.problems import grouped
 from defeat.detector import load
 from defeat.detector.devices import choose_device
 from defeat.detector.teacher import Predictor
+from defeat.engine.checkpoint import RunDirectory
 from defeat.errors import InputError
+from defeat.evaluation.detections import read_detections
+from defeat.evaluation.matching import match_scenes
+from defeat.evaluation.operating_points import best_points
 from defeat.files import WriteError, write_atomically, write_into
 from defeat.inference.coco_results import Numbers, NumbersOf
 from defeat.inference.drawing import draw_detections, side_by_side
 from defeat.inference.videos import VIDEO_SUFFIXES, VideoWriter, frame_count, read_frames
 from defeat.settings import at_least
 
+USUAL = 0.5  # threshold of a class of which nothing is known
 HIDDEN = 2  # frames that a header may count although no player shows them
 
 
@@ -54,7 +61,7 @@ def predict(
     run: str | Path,
     images: list[str] | str | Path,
     out: str | Path,
-    threshold: float = 0.5,
+    threshold: float | Literal["auto"] = 0.5,
     compare: str | None = None,
     annotations: str | None = None,
     device: str = "auto",
@@ -69,7 +76,8 @@ def predict(
         run: run directory, a torchvision model, or a file written by `defeat export`.
         images: images, videos, folders of both, or patterns such as 'photos/*.jpg'.
         out: folder for the pictures and detections.json; created if it is missing.
-        threshold: least score of a drawn detection, 0..1; detections.json contains all detections.
+        threshold: least score of a drawn detection, 0..1, or auto: for each class the score with the best F1 on the
+            images on which the run was evaluated. detections.json contains all detections.
         compare: another run, drawn to the right of the first.
         annotations: COCO annotation file whose ids of images (by file name) and categories (by name) detections.json
             uses; by default images count from 1, and categories from 0 in the order of the detector's classes.
@@ -83,7 +91,7 @@ def predict(
     Raises:
         InputError: there is no image, no image could be read, or a run is not valid.
     """
-    if not 0 <= threshold <= 1:
+    if threshold != "auto" and not 0 <= threshold <= 1:
         raise InputError(f"--threshold must be between 0 and 1, not {threshold}.")
     at_least("max_pixels", max_pixels, 1)
     if compare == "":
@@ -95,14 +103,19 @@ def predict(
             f"--out {out} is the folder of the images themselves, which would be overwritten; give another."
         )
     torch_device = choose_device(device)
-    detectors = [load(source).to(torch_device) for source in (run, compare) if source is not None]
+    sources = [source for source in (run, compare) if source is not None]
+    detectors = [load(source).to(torch_device) for source in sources]
+    thresholds: list[float | Tensor] = [
+        best_thresholds(source, len(detector.info.classes)) if threshold == "auto" else threshold
+        for source, detector in zip(sources, detectors, strict=True)
+    ]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {out} can't be created ({error.strerror}).") from error
     classes = detectors[0].info.classes
     numbers = Numbers(classes) if annotations is None else NumbersOf(annotations, classes)
-    work = _Work(detectors, threshold, root, folder, numbers, max_pixels)
+    work = _Work(detectors, thresholds, root, folder, numbers, max_pixels)
     errors: list[InputError] = []
     with _progress(console) as bar:
         task = bar.add_task("Detecting", total=len(paths), speed="")
@@ -127,7 +140,7 @@ class _Work:
     """The detectors, and their results so far."""
 
     detectors: Sequence[Predictor]
-    threshold: float
+    thresholds: Sequence[float | Tensor]
     root: Path
     folder: Path
     numbers: Numbers
@@ -196,9 +209,30 @@ class _Work:
         self.result.seconds += perf_counter() - start
         self.result.images += 1
         self.records += ({**record, **extra} for record in self.numbers.records(image_id, name, detections[0]))
-        pairs = zip(detections, self.detectors, strict=True)
-        pictures = [draw_detections(image, boxes, detector.info.classes, self.threshold) for boxes, detector in pairs]
+        pictures = [
+            draw_detections(image, boxes, detector.info.classes, threshold)
+            for boxes, detector, threshold in zip(detections, self.detectors, self.thresholds, strict=True)
+        ]
         return side_by_side(pictures)
+
+
+def best_thresholds(run: str | Path, classes: int) -> Tensor:
+    """The score with the best F1 of each class, (K,), on the images on which a run was evaluated.
+
+    A class without a correct detection there has 0.5.
+
+    Args:
+        run: run directory.
+        classes: K.
+
+    Raises:
+        InputError: it is no run directory, or its stored detections are missing or damaged.
+    """
+    directory = RunDirectory(run)
+    if not directory.config.is_file():
+        raise InputError(f"--threshold auto needs a run directory, and {run} is none: give a number.")
+    points = best_points(match_scenes(read_detections(directory.detections), classes))
+    return torch.tensor([USUAL if point is None else point.threshold for point in points])
 
 
 def _progress(console: Console | None) -> Progress:

@@ -3,11 +3,17 @@
 from collections.abc import Sequence
 from html import escape
 
+import numpy as np
+
+from defeat.evaluation.average_precision import Floats
 from defeat.evaluation.mistakes import KINDS, find_mistakes
+from defeat.evaluation.operating_points import Curve, best_points, confusion_matrix, precision_recall
 from defeat.report.figures import SHADES, Line, legend, line_chart
 from defeat.report.pictures import Gallery, Strip
 from defeat.report.runs import RunSummary
 from defeat.report.tables import decimal
+
+MOST_CONFUSED = 25  # classes of a confusion matrix that can be read
 
 KIND_WORDS = {
     "classification": "good box, wrong class",
@@ -45,6 +51,66 @@ def mistakes_section(runs: Sequence[RunSummary]) -> str:
         f'<div class="card scroll"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
         '<p class="soft">AP50 points lost to each error type: the gain if all errors of that type, and no others, were '
         "corrected (TIDE, Bolya et al., ECCV 2020). The losses do not add up to 100 - AP50.</p>"
+    )
+
+
+def operating_section(runs: Sequence[RunSummary]) -> str:
+    """Per run with stored detections: precision over recall, the best threshold of each class, the confusion matrix."""
+    cards = [_operating_card(run) for run in runs if run.has_detections]
+    if not cards:
+        return ""
+    return (
+        '<h2>Thresholds</h2><p class="soft">At IoU 0.5. Threshold: the score from which detections of a class have '
+        "the highest F1, the harmonic mean of precision and recall, on these test images; "
+        "<code>defeat predict RUN IMAGES --threshold auto</code> draws with it.</p>" + "".join(cards)
+    )
+
+
+def _operating_card(run: RunSummary) -> str:
+    names, curves = list(run.per_class), [precision_recall(matches) for matches in run.matches]
+    points = best_points(run.matches)
+    drawn = sorted(range(len(names)), key=lambda label: -len(curves[label].scores))[:SHADES]
+    lines = [Line(names[label], _points(curves[label]), shade) for shade, label in enumerate(sorted(drawn))]
+    heads = "".join(f'<th scope="col">{title}</th>' for title in ("class", "threshold", "precision", "recall", "F1"))
+    body = []
+    for name, point in zip(names, points, strict=True):
+        figures = ("n/a",) * 4 if point is None else (point.threshold, point.precision, point.recall, point.f1)
+        cells = "".join(f"<td>{figure if isinstance(figure, str) else f'{figure:.2f}'}</td>" for figure in figures)
+        body.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
+    table = f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+    more = f'<p class="soft">The {SHADES} classes with most detections.</p>' if len(names) > SHADES else ""
+    chart = line_chart(lines, "recall", "precision")
+    thresholds = np.array([1.1 if point is None else point.threshold for point in points])
+    return (
+        f'<details class="card"><summary>{escape(run.name)}</summary><div class="columns"><div>{legend(lines)}{chart}'
+        f"{more}</div>{table}</div>{_confusion(run, thresholds)}</details>"
+    )
+
+
+def _points(curve: Curve) -> list[tuple[float, float]]:
+    """Precision over recall."""
+    return list(zip(curve.recall.tolist(), curve.precision.tolist(), strict=True))
+
+
+def _confusion(run: RunSummary, thresholds: Floats) -> str:
+    """The confusion matrix at the best thresholds; empty where there are too many classes to read it."""
+    names = list(run.per_class)
+    if len(names) > MOST_CONFUSED:
+        return ""
+    counts = confusion_matrix(run.scenes, thresholds)
+    totals = counts.sum(axis=1, keepdims=True).clip(min=1)
+    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in (*names, "not detected"))
+    body = []
+    for label, name in enumerate((*names, "no object")):
+        cells = []
+        for column, (count, total) in enumerate(zip(counts[label], totals[label].repeat(len(names) + 1), strict=True)):
+            side = "good" if column == label else "bad"
+            part = 0 if label == len(names) else round(40 * count / total)
+            cells.append(f'<td style="--side:var(--{side});--part:{part}">{count or ""}</td>')
+        body.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>')
+    return (
+        '<h3>What the objects of each class are detected as</h3><div class="scroll"><table class="heat"><thead><tr>'
+        f'<th scope="col">annotated</th>{heads}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
     )
 
 
