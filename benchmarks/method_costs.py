@@ -27,7 +27,9 @@ from defeat.errors import InputError
 from defeat.types import Batch, Progress
 
 BASELINE, COMBINED = "none", ("crosskd+pkd", "defeat+bckd")
-OPTIONS = {"boxes": {"least_score": 0.0}}  # a teacher with random weights detects nothing with a high score
+OPTIONS = {
+    "boxes": {"least_score": 0.0, "unconfirmed": "keep"}
+}  # a teacher with random weights detects nothing with a high score
 LATE = Progress(step=1, steps=2, epoch=1, epochs=2)
 
 

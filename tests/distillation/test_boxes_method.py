@@ -20,7 +20,9 @@ def student(kind="dense", **changes):
 
 
 def built(kind="dense", teacher=None, background="none", **options):
-    return build_method("boxes", student(kind, background=background), teacher or info({8: 1}), options)
+    """The method; it learns all boxes of the teacher, whatever is annotated."""
+    given = {"unconfirmed": "keep"} | options
+    return build_method("boxes", student(kind, background=background), teacher or info({8: 1}), given)
 
 
 def detected(*rows, **fields):
@@ -114,6 +116,21 @@ def test_classes_are_matched_by_name_and_unknown_ones_left_out():
     assert losses(built(teacher=teacher), own, rows)["head_class"] == pytest.approx(0, abs=1e-6)
 
 
+def test_mistakes_of_the_teacher_are_dropped_in_annotated_images():
+    # The first box is that of an object; the second is of another class, the third of no object.
+    rows = detected((BOX, 0.9, 0), (BOX, 0.8, 1), (FAR, 0.7, 0))
+    method = built(unconfirmed="drop")
+    target = boxed(BOX)
+    every = torch.tensor([BOX, BOX, FAR])
+    labels = torch.tensor([0, 1, 0])
+    assert method._usable(every, labels, target).tolist() == [True, False, False]
+    assert method._usable(every, labels, boxed()).tolist() == [False] * 3
+    assert method._usable(every, labels, replace(target, annotated=False)).all()
+    assert built(unconfirmed="keep")._usable(every, labels, target).all()
+    given = method(predicted(LEFT_HALF, FAR), rows, [target], START)
+    assert given["head_box"].item() == pytest.approx(2 * 0.9 * 0.5 / 1)  # over the sum of the scores, at least one
+
+
 def test_without_detections_there_is_nothing_to_learn():
     assert losses(built(), predicted(BOX), detected()) == {"head_class": 0.0, "head_box": 0.0}
 
@@ -125,6 +142,7 @@ def test_without_detections_there_is_nothing_to_learn():
         ("dense", info({8: 1}, classes=("owl",)), {}, "needs a class that both detectors know"),
         ("dense", info({8: 1}), {"least_score": 2.0}, "least_score must be between 0 and 1"),
         ("dense", info({8: 1}), {"iou_threshold": -0.1}, "iou_threshold must be between 0 and 1"),
+        ("dense", info({8: 1}), {"unconfirmed": "kept"}, "Did you mean 'keep'"),
     ],
 )
 def test_invalid_pairs_and_options_are_refused(kind, teacher, options, message):

@@ -25,7 +25,7 @@ LATE = Progress(step=90, steps=100)
 
 UNSTANDARDISED = ("cwd", "fgd", "mgd")
 # Which cells are masked is random; teachers with random weights detect nothing with a high score.
-OPTIONS = {"mgd": {"masked_share": 0.0}, "boxes": {"least_score": 0.0}}
+OPTIONS = {"mgd": {"masked_share": 0.0}, "boxes": {"least_score": 0.0, "unconfirmed": "keep"}}
 
 
 def weights(method, value):

@@ -14,7 +14,7 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 20, 12, 36  # margins for the tick labels
 MAX_POINTS = 200
 SHADES = 6
 STROKES = ("", "dashed", "dotted")  # the second and third set of curves reuse the colours
-ROW, NAMES = 30, 128  # height of a row of a forest plot, and the width of its names
+ROW, NAMES, LONGEST = 30, 156, 22  # height of a row of a forest plot, width of its names, characters of a name
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def front(marks: Sequence[Mark]) -> list[Mark]:
 
 
 def scatter_plot(marks: Sequence[Mark], x_title: str, y_title: str) -> str:
-    """Draw points and their Pareto front (low x, high y); those on the front are named, all have a tooltip.
+    """Draw points and their Pareto front (low x, high y), whose points are numbered; all have a tooltip.
 
     Returns:
         The SVG, all text escaped; empty for less than two points.
@@ -99,11 +99,8 @@ def scatter_plot(marks: Sequence[Mark], x_title: str, y_title: str) -> str:
         title = f"<title>{escape(mark.name)}: {mark.y:+.1f} at {mark.x:.2f}</title>"
         kind = "best" if mark in best else "mark"
         parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="4.5">{title}</circle>')
-    for mark, (x, y) in zip(best, corners, strict=True):
-        side, anchor = (-8, "end") if x > (LEFT + WIDTH - RIGHT) / 2 else (8, "start")
-        parts.append(
-            f'<text class="name" x="{x + side:.1f}" y="{y - 7:.1f}" text-anchor="{anchor}">{escape(mark.name)}</text>'
-        )
+    for number, (x, y) in enumerate(corners, start=1):
+        parts.append(f'<text class="name" x="{x:.1f}" y="{y - 8:.1f}" text-anchor="middle">{number}</text>')
     return "".join(parts) + "</svg>"
 
 
@@ -201,7 +198,7 @@ def forest_plot(rows: Sequence[GainRow]) -> str:
         parts.append(f'<text x="{at(mark):.1f}" y="{height - 12}" text-anchor="middle">{_signed(mark)}</text>')
     for number, row in enumerate(rows):
         y = ROW * number + ROW / 2 + 4
-        name = row.name if len(row.name) <= 18 else row.name[:17] + "…"
+        name = row.name if len(row.name) <= LONGEST else row.name[: LONGEST - 1] + "…"
         parts.append(f'<text class="name" x="{NAMES - 10}" y="{y + 4:.1f}" text-anchor="end">{escape(name)}</text>')
         title = f"<title>{escape(row.name)}: {row.mean:+.2f}</title>"
         if row.thin is not None:

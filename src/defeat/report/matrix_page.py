@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 
 from defeat.files import write_into
-from defeat.report.figures import GainRow, Mark, forest_plot, scatter_plot
+from defeat.report.figures import GainRow, Mark, forest_plot, front, scatter_plot
 from defeat.report.html import METRICS, OPEN_CLASSES, page, recipe_card
 from defeat.report.pictures import make_gallery
 from defeat.report.runs import RunSummary
@@ -180,9 +180,10 @@ def _costs(result: MatrixResult) -> str:
     chart = scatter_plot(marks, "training time, relative to the baseline", "gain in AP")
     if not chart:
         return ""
+    names = "".join(f"<li>{escape(mark.name)}</li>" for mark in front(marks))
     return (
-        f'<h2>Gain and cost</h2><div class="card plot">{chart}<p class="soft">AP points over training time. Named: the '
-        "methods than which none is both cheaper and better.</p></div>"
+        f'<h2>Gain and cost</h2><div class="card plot">{chart}<p class="soft">AP points over training time. Numbered: '
+        f"the methods than which none is both cheaper and better.</p><ol>{names}</ol></div>"
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +14,12 @@ from defeat.distillation.base import Method, checked_weights
 from defeat.distillation.losses import sigmoid_divergence
 from defeat.distillation.processes import average_count
 from defeat.distillation.schedule import Schedule
-from defeat.errors import InputError
+from defeat.errors import InputError, unknown_name
 from defeat.types import DetectorInfo, DetectorOutput, Progress, Target
 
 FIELDS = ("proposals", "queries", "dense")  # of the student, the first that it offers
+CHOICES = ("drop", "keep")
+CONFIRMED = 0.5  # IoU with an object from which a box of the teacher is confirmed
 TINY = 1e-6  # scores are kept this far from 0 and 1, where logits are infinite
 
 
@@ -53,6 +56,8 @@ class Boxes(Method):
         box_weight: weight of the boxes.
         least_score: boxes of the teacher with a lower score are left out, 0..1.
         iou_threshold: IoU from which a prediction is matched, 0..1.
+        unconfirmed: what to do in annotated images with boxes of the teacher that have no IoU of 0.5 or more with an
+            object of their class, which are its mistakes: drop or keep. Images without annotations keep all.
         warmup: fraction of the run over which the terms rise linearly from zero, 0..1.
         decay: how the terms change over the epochs: constant, linear, cosine or up_down.
 
@@ -73,6 +78,7 @@ class Boxes(Method):
         box_weight: float = 2.0,
         least_score: float = 0.1,
         iou_threshold: float = 0.5,
+        unconfirmed: Literal["drop", "keep"] = "drop",
         warmup: float = 0.0,
         decay: str = "constant",
     ) -> None:
@@ -82,7 +88,9 @@ class Boxes(Method):
         for name, value in (("least_score", least_score), ("iou_threshold", iou_threshold)):
             if not 0 <= value <= 1:
                 raise InputError(f"{name} must be between 0 and 1, not {value}.")
-        self.least_score, self.iou_threshold = least_score, iou_threshold
+        if unconfirmed not in CHOICES:
+            raise unknown_name("choice of unconfirmed", unconfirmed, CHOICES)
+        self.least_score, self.iou_threshold, self.unconfirmed = least_score, iou_threshold, unconfirmed
         self.field = next((name for name in FIELDS if name in student.offers), None)
         if self.field is None:
             raise InputError("boxes needs a student with proposals, queries or anchors.")
@@ -102,12 +110,13 @@ class Boxes(Method):
             return {}
         assert teacher.detections is not None
         logits, boxes, scores, goals = [], [], [], []
-        for image, (detections, predictions) in enumerate(
-            zip(teacher.detections, self._predictions(student), strict=True)
+        for image, (detections, predictions, target) in enumerate(
+            zip(teacher.detections, self._predictions(student), targets, strict=True)
         ):
             known = self.classes.detections(detections)
-            kept = known.scores >= self.least_score
-            (goal,) = rescale_boxes([known.boxes[kept].float()], 1 / teacher.scale, 1 / teacher.stretch)
+            (every,) = rescale_boxes([known.boxes.float()], 1 / teacher.scale, 1 / teacher.stretch)
+            kept = (known.scores >= self.least_score) & self._usable(every, known.labels, target)
+            goal = every[kept]
             index, matched = self._match(predictions.boxes, goal)
             label = known.labels[kept][matched]
             logits.append(_class_logit(predictions.logits[index], label, self.student.background == "last"))
@@ -123,6 +132,14 @@ class Boxes(Method):
             costs = generalized_box_iou_loss(torch.cat(boxes), torch.cat(goals)) * score
             losses["head_box"] = costs.sum() / average_count(score.sum())
         return self.weighted(losses, progress)
+
+    def _usable(self, boxes: Tensor, labels: Tensor, target: Target) -> Tensor:
+        """(D,) bool, false for mistakes of the teacher: boxes (D, 4) of classes (D,) where no such object is."""
+        if self.unconfirmed == "keep" or not target.annotated:
+            return torch.ones_like(labels, dtype=torch.bool)
+        of_class = labels[:, None] == target.labels
+        confirmed: Tensor = (box_iou(boxes, target.boxes) >= CONFIRMED) & of_class
+        return confirmed.any(dim=1)
 
     def _match(self, boxes: Tensor, goals: Tensor) -> tuple[Tensor, Tensor]:
         """Indices of the matched predictions among (N, 4) boxes, and of the box of the teacher of each."""
