@@ -36,7 +36,7 @@ from tests.engine.tiny_runs import CLASSES, lines, results, save_teacher, settin
 pytestmark = pytest.mark.usefixtures("small_demo")
 QUIET = Console(quiet=True)
 IMAGES = 6
-ANY_SCORE = {"least_score": 0.0}
+ANY_SCORE = {"least_score": 0.0, "unconfirmed": "keep"}
 
 
 @pytest.fixture
@@ -408,7 +408,7 @@ def test_the_method_boxes_learns_from_a_function_without_other_images(family, tm
         return [{"boxes": torch.tensor([[4.0, 4.0, 30.0, 30.0]]), "labels": torch.tensor([0])} for _ in images]
 
     function = defeat.BoxFunction(detect, classes=["disc"])
-    given = {"method": "boxes", "max_steps": 2}
+    given = {"method": "boxes", "max_steps": 2, "method_options": {"unconfirmed": "keep"}}
     options = settings(tmp_path / "run", family, tmp_path / "unused", **given)
     result = run(options, Console(quiet=True), Objects(teacher=function))
     terms = [line for line in lines(result.folder) if "train/head_box" in line]
