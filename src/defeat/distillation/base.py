@@ -65,8 +65,11 @@ class Method(nn.Module, ABC):
 
     @property
     def needs(self) -> frozenset[str]:
-        """The fields among `reads` that are read with the current options: the teacher need not compute the others."""
-        return frozenset(self.reads)
+        """The fields among `reads` that are read with the current options: the teacher need not compute the others.
+
+        By default all of them, and none if all weights are zero.
+        """
+        return frozenset(self.reads if any(self.weights.values()) or not self.weights else ())
 
     def negative_weight(self, progress: Progress) -> float:
         """Weight of negatives in the student's own classification loss; 1 leaves the loss unchanged."""

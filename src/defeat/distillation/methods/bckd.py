@@ -61,11 +61,6 @@ class BCKD(Method):
         if not self.classes.pairs:
             raise InputError("bckd needs a class that both detectors know: pair classes with --class-map.")
 
-    @property
-    def needs(self) -> frozenset[str]:
-        """The dense predictions, unless both weights are zero."""
-        return frozenset(self.reads if any(self.weights.values()) else ())
-
     def terms(
         self, student: DetectorOutput, teacher: DetectorOutput, targets: Sequence[Target], progress: Progress
     ) -> dict[str, Tensor]:

@@ -77,11 +77,6 @@ class CrossKD(Method):
             used = [branch for branch, name in BRANCHES.items() if self.weights[name] > 0]
             self.adaptation.update({branch: nn.Conv2d(*channels, 1) for branch in used})
 
-    @property
-    def needs(self) -> frozenset[str]:
-        """The predictions and the towers, unless both weights are zero."""
-        return frozenset(self.reads if any(self.weights.values()) else ())
-
     def terms(
         self, student: DetectorOutput, teacher: DetectorOutput, targets: Sequence[Target], progress: Progress
     ) -> dict[str, Tensor]:

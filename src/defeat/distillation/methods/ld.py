@@ -71,11 +71,6 @@ class LD(Method):
                 "of gfl, or two of yolo9, with images of one size)."
             )
 
-    @property
-    def needs(self) -> frozenset[str]:
-        """The dense predictions, unless both weights are zero."""
-        return frozenset(self.reads if any(self.weights.values()) else ())
-
     def terms(
         self, student: DetectorOutput, teacher: DetectorOutput, targets: Sequence[Target], progress: Progress
     ) -> dict[str, Tensor]:
