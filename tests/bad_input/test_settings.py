@@ -48,6 +48,7 @@ REASONS = {
             "epochs max-steps warmup-steps eval-every checkpoint-every log-every grad-clip patience"
         ),
         "a batch larger than the data set contains all images": "batch-size",
+        "a step of more batches than an epoch has ends with the epoch": "accumulate",
         "more queries or levels than there are are all of them": "queries finest-levels",
         "a loss that is not finite stops the run with another error": (
             "lr weight-decay balance object-weight background-weight backbone-object-weight backbone-background-weight "

@@ -107,7 +107,7 @@ def choose(settings: TrainSettings, training: DetectionDataset, teacher: Teacher
     if optimizer == AUTO:
         optimizer = numbers["optimizer"] = published_optimizer(settings.detector)
     if settings.lr == AUTO:
-        rate = learning_rate(settings.batch_size * settings.processes, optimizer)
+        rate = learning_rate(settings.batch_size * settings.accumulate * settings.processes, optimizer)
         numbers["lr"] = rate if settings.quantise == "none" else float(f"{QUANTISED_SHARE * rate:.4g}")
     if settings.schedule == AUTO:
         numbers["schedule"] = chosen_schedule(settings, settings.patience is not None)

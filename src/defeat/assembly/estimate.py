@@ -96,13 +96,13 @@ def estimate_experiment(experiment: Experiment) -> RunCost:
     _move(experiment, training_device(experiment.devices))
     optimisation, devices = experiment.optimisation, experiment.devices
     processes = devices.nodes * (devices.devices if devices.devices != "auto" else 1)
-    per_epoch = len(experiment.loader(world_size=processes))
+    per_epoch = optimisation.epoch_steps(len(experiment.loader(world_size=processes)))
     steps, every = optimisation.steps(per_epoch), experiment.selection.eval_every
     evaluations = optimisation.epochs // every if every else 1
     images = 0 if experiment.evaluation is None else len(experiment.evaluation)
     measured = _measured_steps(experiment)
     return RunCost(
-        step_seconds=measured.seconds,
+        step_seconds=measured.seconds * optimisation.accumulate,
         image_seconds=_image_seconds(experiment),
         steps=steps,
         epoch_steps=per_epoch,

@@ -53,6 +53,10 @@ class DetectionDataModule(LightningDataModule):
 
     def epoch_steps(self) -> int:
         """Optimiser steps per epoch."""
+        return self.experiment.optimisation.epoch_steps(self.epoch_batches())
+
+    def epoch_batches(self) -> int:
+        """Batches per epoch, in each process."""
         return len(self._training_loader())
 
     def _training_loader(self) -> DataLoader:  # type: ignore[type-arg]

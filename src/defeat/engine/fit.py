@@ -188,6 +188,7 @@ def _train(
             max_epochs=optimisation.epochs,
             max_steps=-1 if optimisation.max_steps is None else optimisation.max_steps,
             gradient_clip_val=optimisation.grad_clip or None,
+            accumulate_grad_batches=optimisation.accumulate,
             check_val_every_n_epoch=experiment.selection.eval_every or optimisation.epochs,
             limit_val_batches=0 if experiment.evaluation is None else 1.0,
             log_every_n_steps=logs.log_every,
@@ -264,7 +265,7 @@ def _results(module: DetectionModule, outcome: Outcome, seconds: float) -> dict[
     experiment, step_seconds, metrics = module.experiment, module.median_step(), outcome.evaluation
     training, evaluation, values = experiment.training, experiment.evaluation, experiment.record.values
     fingerprints = [dataset.fingerprint()[:16] for dataset in (training, evaluation) if dataset is not None]
-    point = outcome.point
+    point, optimisation = outcome.point, experiment.optimisation
     return {
         "command": experiment.record.command,
         "name": module.folder.name,
@@ -286,6 +287,7 @@ def _results(module: DetectionModule, outcome: Outcome, seconds: float) -> dict[
         "size": outcome.student.info.size,
         "epochs": experiment.optimisation.epochs,
         "steps": module.trainer.global_step,
+        "images_per_step": optimisation.batch_size * optimisation.accumulate * module.trainer.world_size,
         "ended": module.ended(),
         "kept": {
             "rule": experiment.selection.keep,

@@ -44,21 +44,22 @@ class ChangedLength:
         )
         return " and ".join(texts)
 
-    def require_same_past(self, checkpoint: Mapping[str, Any], epoch_steps: int) -> None:
+    def require_same_past(self, checkpoint: Mapping[str, Any], epoch_batches: int) -> None:
         """Refuse the new length, unless a run begun with it would have trained the same steps so far.
 
         Args:
             checkpoint: the checkpoint to resume from.
-            epoch_steps: optimiser steps per epoch.
+            epoch_batches: batches per epoch.
 
         Raises:
             InputError: why not, and how to continue.
         """
+        epoch_steps = self.now.epoch_steps(epoch_batches)
         done, steps = int(checkpoint["global_step"]), self.now.steps(epoch_steps)
         refused = f"{self.directory.folder} can't be resumed {self.options}"
         if steps < done:
             raise InputError(f"{refused}: it has trained {done} steps already, and would end after {steps}.")
-        if self.only_last and _ends_before_evaluation(checkpoint, epoch_steps):
+        if self.only_last and _ends_before_evaluation(checkpoint, epoch_batches):
             raise InputError(
                 f"{refused}, because it was stopped before its last evaluation: resume it first as it was begun."
             )
@@ -157,22 +158,22 @@ def changed_length(directory: RunDirectory, experiment: Experiment) -> ChangedLe
     )
 
 
-def reopen_epoch(checkpoint: Mapping[str, Any], epoch_steps: int) -> None:
+def reopen_epoch(checkpoint: Mapping[str, Any], epoch_batches: int) -> None:
     """Let a checkpoint continue the epoch within which `max_steps` ended its run, and which Lightning counts as whole.
 
     Args:
         checkpoint: is changed.
-        epoch_steps: optimiser steps per epoch.
+        epoch_batches: batches per epoch.
     """
     loop = checkpoint["loops"]["fit_loop"]
     batches = loop["epoch_loop.batch_progress"]["total"]["processed"]
     for counts in (loop["epoch_progress"]["total"], loop["epoch_progress"]["current"]):
-        if counts["processed"] * epoch_steps > batches:
+        if counts["processed"] * epoch_batches > batches:
             counts["processed"] -= 1
 
 
-def _ends_before_evaluation(checkpoint: Mapping[str, Any], epoch_steps: int) -> bool:
+def _ends_before_evaluation(checkpoint: Mapping[str, Any], epoch_batches: int) -> bool:
     """Whether a checkpoint was written after the last step of an epoch, and before the evaluation at its end."""
     loop = checkpoint["loops"]["fit_loop"]
     batches, epochs = loop["epoch_loop.batch_progress"]["total"], loop["epoch_progress"]["current"]
-    return bool(batches["processed"] % epoch_steps == 0 and epochs["processed"] < epochs["started"])
+    return bool(batches["processed"] % epoch_batches == 0 and epochs["processed"] < epochs["started"])

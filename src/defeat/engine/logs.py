@@ -126,6 +126,8 @@ class Checkpoint(Callback):
         """Save or stop between two steps, when weights and counters are consistent."""
         if trainer.is_last_batch:  # the end of the epoch saves and stops
             return
+        if isinstance(module, DetectionModule) and not module.ends_step(index):
+            return
         stop = self._is_stopped(trainer)
         if stop or (self.every and trainer.global_step % self.every == 0):
             trainer._logger_connector.update_train_step_metrics()  # otherwise this step's line would be missing

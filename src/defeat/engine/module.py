@@ -79,6 +79,7 @@ class DetectionModule(LightningModule):
         self.earlier_seconds = 0.0  # before the run was resumed
         self.commits = [source] if (source := commit()) else []  # of all parts; read before the sources can change
         self._began = self._step_began = perf_counter()
+        self._batch_of_step = 0
 
     @property
     def experiment(self) -> Experiment:
@@ -116,8 +117,10 @@ class DetectionModule(LightningModule):
         loader.batch_sampler.set_epoch(self.current_epoch)
 
     def on_train_batch_start(self, batch: Images, batch_idx: int) -> None:
-        """Seed the random numbers of the step."""
-        self._step_began = perf_counter()
+        """Seed the random numbers of the batch."""
+        self._batch_of_step = batch_idx % self.experiment.optimisation.accumulate
+        if self._batch_of_step == 0:
+            self._step_began = perf_counter()
         torch.manual_seed(self._seed())
 
     def training_step(self, batch: Images, batch_idx: int) -> Tensor:
@@ -138,7 +141,14 @@ class DetectionModule(LightningModule):
         if terms and self._measures_gradients():
             scalars |= self._gradient_ratios(terms, output)
         self.log_dict(scalars, batch_size=len(batch[0]))
-        return total
+        return self._averaged(total, batch_idx)
+
+    def _averaged(self, loss: Tensor, batch: int) -> Tensor:
+        """A loss for the mean over the batches of its step; Lightning always divides by the full number of batches."""
+        every, batches = self.experiment.optimisation.accumulate, int(self.trainer.num_training_batches)
+        first = batch - batch % every
+        size = min(every, batches - first)
+        return loss if size == every else loss * (every / size)
 
     def _require_finite(self, losses: dict[str, Tensor], batch: Images) -> None:
         try:
@@ -151,8 +161,10 @@ class DetectionModule(LightningModule):
             raise InputError(f"{error} To debug it: {path} contains this step, defeat.replay computes it.") from None
 
     def _seed(self) -> int:
-        """The random seed of this step."""
-        return step_seed(self.experiment.optimisation.seed, self.global_step, self.global_rank)
+        """The random seed of this batch."""
+        settings = self.experiment.optimisation
+        batch = self.global_step * settings.accumulate + self._batch_of_step
+        return step_seed(settings.seed, batch, self.global_rank)
 
     def _gradient_ratios(self, terms: dict[str, Tensor], output: DetectorOutput) -> dict[str, float]:
         """Gradient ratios of the terms, to be logged; notifies the user if they stay large."""
@@ -174,10 +186,16 @@ class DetectionModule(LightningModule):
         return Progress(self.global_step, steps, self.current_epoch, self.trainer.max_epochs or 1)
 
     def on_train_batch_end(self, outputs: Any, batch: Images, batch_idx: int) -> None:
-        """Record the duration of the step."""
+        """Record the duration of a step, once all its batches are done."""
+        if not self.ends_step(batch_idx):
+            return
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.step_seconds.append(perf_counter() - self._step_began)
+
+    def ends_step(self, batch: int) -> bool:
+        """Whether an optimiser step follows a batch of the epoch, counted from 0."""
+        return (batch + 1) % self.experiment.optimisation.accumulate == 0 or bool(self.trainer.is_last_batch)
 
     def on_train_end(self) -> None:
         """Check the first steps of a run that is shorter than them."""
@@ -205,8 +223,8 @@ class DetectionModule(LightningModule):
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         self._require_same_conditions(checkpoint)
         if self.changed_length is not None:
-            self.changed_length.require_same_past(checkpoint, data.epoch_steps())
-            reopen_epoch(checkpoint, data.epoch_steps())
+            self.changed_length.require_same_past(checkpoint, data.epoch_batches())
+            reopen_epoch(checkpoint, data.epoch_batches())
         if (first_steps := checkpoint.get("first_steps")) is None:
             self.first_steps = None
         elif self.first_steps is not None:

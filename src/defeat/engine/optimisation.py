@@ -30,7 +30,10 @@ class OptimisationSettings(Checked):
     max_steps: int | None = setting(default=None, compared=False)
     """Maximum number of optimiser steps; the run ends there even within an epoch."""
     batch_size: int = setting(default=8)
-    """Images per step on each device."""
+    """Images per batch on each device."""
+    accumulate: int = setting(default=1)
+    """Batches per optimiser step, whose gradients are averaged, for more images in a step than fit into memory. Batch
+    normalisation and the losses see one batch at a time."""
     optimizer: Literal["auto", "sgd", "adamw"] = setting(default=AUTO, usual="sgd")
     """Optimiser: sgd or adamw; auto for the one with which the detector was published, adamw for those of transformers
     and sgd for others."""
@@ -66,7 +69,7 @@ class OptimisationSettings(Checked):
 
     def check(self) -> None:
         """Refuse invalid values."""
-        for name in ("epochs", "batch_size"):
+        for name in ("epochs", "batch_size", "accumulate"):
             at_least(name, getattr(self, name), 1)
         for name in ("weight_decay", "grad_clip", "warmup_steps"):
             at_least(name, getattr(self, name), 0)
@@ -107,6 +110,10 @@ class OptimisationSettings(Checked):
                 f"--lr-milestones have no effect with {flag}, which lowers the learning rate itself: leave them "
                 "out, or give --lr-milestones=[] to override those of a recipe."
             )
+
+    def epoch_steps(self, batches: int) -> int:
+        """Optimiser steps per epoch, given its batches; the last step of an epoch may have fewer batches."""
+        return -(-batches // self.accumulate)
 
     def steps(self, epoch_steps: int) -> int:
         """Optimiser steps of a whole run, given those per epoch."""
