@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from defeat.assembly.automatic import choose
+from defeat.data import open_dataset
 from defeat.engine.optimisation import (
     build_optimizer,
     build_schedule,
@@ -132,18 +134,30 @@ def test_a_flat_cosine_falls_in_the_second_half(step, factor):
 
 
 @pytest.mark.parametrize(
-    ("change", "schedule"),
+    ("change", "steps", "schedule"),
     [
-        ({}, "flat_cosine"),
-        ({"lr_milestones": [0.5]}, "step"),
-        ({"lr_milestones": []}, "step"),
-        ({"patience": 2, "eval_every": 1}, "step"),
-        ({"schedule": "cosine"}, "cosine"),
+        ({}, 499, "flat_cosine"),
+        ({}, 500, "cosine"),
+        ({"lr_milestones": [0.5]}, 500, "step"),
+        ({"lr_milestones": []}, 100, "step"),
+        ({"patience": 2, "eval_every": 1}, 500, "step"),
+        ({"schedule": "cosine"}, 100, "cosine"),
+        ({"schedule": "flat_cosine"}, 1000, "flat_cosine"),
     ],
 )
-def test_the_schedule_follows_the_other_settings(change, schedule, tmp_path):
+def test_the_schedule_follows_the_other_settings_and_the_length(change, steps, schedule, tmp_path):
     given = settings(tmp_path, **change)
-    assert chosen_schedule(given, given.patience is not None) == schedule
+    assert chosen_schedule(given, steps, given.patience is not None) == schedule
+
+
+@pytest.mark.parametrize(
+    ("epochs", "accumulate", "schedule"), [(63, 1, "cosine"), (62, 1, "flat_cosine"), (63, 2, "flat_cosine")]
+)
+def test_the_length_of_the_schedule_is_counted_in_steps(epochs, accumulate, schedule, tmp_path):
+    # Sixteen images in batches of two are eight steps an epoch.
+    data = open_dataset("demo:0:16", "train")
+    given = settings(tmp_path, epochs=epochs, accumulate=accumulate, lr="auto")
+    assert choose(given, data).numbers["schedule"] == schedule
 
 
 def test_a_flat_cosine_is_the_schedule_of_a_run(tmp_path):

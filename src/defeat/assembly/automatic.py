@@ -110,7 +110,9 @@ def choose(settings: TrainSettings, training: DetectionDataset, teacher: Teacher
         rate = learning_rate(settings.batch_size * settings.accumulate * settings.processes, optimizer)
         numbers["lr"] = rate if settings.quantise == "none" else float(f"{QUANTISED_SHARE * rate:.4g}")
     if settings.schedule == AUTO:
-        numbers["schedule"] = chosen_schedule(settings, settings.patience is not None)
+        batches = math.ceil(len(training) / (settings.batch_size * settings.processes))
+        steps = settings.steps(settings.epoch_steps(batches))
+        numbers["schedule"] = chosen_schedule(settings, steps, settings.patience is not None)
     chosen = {name: getattr(options, name) for name in names}
     return Choices(settings.detector, chosen, numbers, method_options_of(settings))
 

@@ -18,6 +18,7 @@ MILESTONES = (8 / 12, 11 / 12)
 COSINES = ("cosine", "flat_cosine")  # schedules that end with a learning rate of zero
 # Settings that a resumed run may change if its steps so far stay the same, see `engine/length.py`.
 LENGTH = ("epochs", "max_steps", "warmup_steps")
+MANY_STEPS = 500  # from which a cosine is better than one whose first half is constant
 LEAST_SGD_LR = 0.01  # learning rates of SGD, with which AdamW diverges
 
 
@@ -49,9 +50,9 @@ class OptimisationSettings(Checked):
     norm_decay: bool = setting(default=True)
     """Whether weight decay of SGD also applies to normalisation layers and biases; that of AdamW never does."""
     schedule: Literal["auto", "flat_cosine", "cosine", "step"] = setting(default=AUTO, usual="step")
-    """Learning rate schedule after warm-up: flat_cosine, constant for the first half of the run, then to zero along a
-    cosine; cosine, to zero over the whole run; step, by --lr-milestones; auto for step with --lr-milestones or
-    --patience, else flat_cosine."""
+    """Learning rate schedule after warm-up: cosine, to zero over the whole run; flat_cosine, constant for the first
+    half of the run, then to zero along a cosine; step, by --lr-milestones; auto for step with --lr-milestones or
+    --patience, else cosine from 500 steps on, and flat_cosine for fewer."""
     lr_milestones: list[float] = setting(factory=lambda: list(MILESTONES))
     """With --schedule step, fractions of the run, 0..1, after which the learning rate drops to a tenth."""
     warmup_steps: int | None = setting(default=None)
@@ -196,7 +197,7 @@ def rate_factor(settings: OptimisationSettings, steps: int, patient: bool = Fals
         patient: whether AP lowers the learning rate (see `Patience`), which is not part of this factor.
     """
     warmup = warmup_of(settings, steps)
-    schedule = chosen_schedule(settings, patient)
+    schedule = chosen_schedule(settings, steps, patient)
     if schedule in COSINES:
         return cosine_factor(steps, warmup, steps // 2 if schedule == "flat_cosine" else 0)
     return step_factor(steps, warmup, [] if patient else settings.lr_milestones)
@@ -207,17 +208,20 @@ def warmup_of(settings: OptimisationSettings, steps: int) -> int:
     return min(500, steps // 20) if settings.warmup_steps is None else settings.warmup_steps
 
 
-def chosen_schedule(settings: OptimisationSettings, by_accuracy: bool = False) -> str:
+def chosen_schedule(settings: OptimisationSettings, steps: int, by_accuracy: bool = False) -> str:
     """The schedule of these settings, also where it is `auto`.
 
     Args:
         settings: kind of schedule and milestones.
+        steps: steps of the whole run. Where they are few, a cosine leaves too little training at a high rate
+            (docs/accuracy.md, "What decides").
         by_accuracy: whether the learning rate drops where AP does not rise (`--patience`).
     """
     if settings.schedule != AUTO:
         return settings.schedule
-    milestones_given = tuple(settings.lr_milestones) != MILESTONES
-    return "step" if by_accuracy or milestones_given else "flat_cosine"
+    if by_accuracy or tuple(settings.lr_milestones) != MILESTONES:
+        return "step"
+    return "cosine" if steps >= MANY_STEPS else "flat_cosine"
 
 
 def step_factor(steps: int, warmup: int, milestones: Sequence[float] = (8 / 12, 11 / 12)) -> Callable[[int], float]:
