@@ -22,7 +22,6 @@ from defeat.distillation import find_method
 from defeat.engine.checkpoint import RunDirectory, is_writer
 from defeat.engine.fit import Completion, RunResult
 from defeat.errors import InputError
-from defeat.files import write_into
 
 FOLDER = "stages"
 OBJECTS = ("student", "teacher", "method")
@@ -82,14 +81,13 @@ class Stages:
         """
         for teacher in self.settings.then:
             load_teacher(replace(self.settings, **NO_TEACHER_FILES, teacher=teacher))
-        content = {"command": "distill", **record_of(self.settings).values}
-        path = self.folder / "config.yaml"
-        if not self.settings.resume:
-            RunDirectory(self.folder).require_free(resume=False)
-        elif path.is_file():
-            RunDirectory(self.folder).require_same(content, record_of(self.settings))
+        directory, record = RunDirectory(self.folder), record_of(self.settings)
+        content = {"command": record.command, **record.values}
+        directory.require_free(self.settings.resume)
+        if directory.config.is_file():
+            directory.require_same(content, record)
         if is_writer():
-            write_into(self.folder, path.name, RunDirectory.as_yaml(content))
+            directory.write_config(content)
 
     def announce(self, number: int, console: Console) -> None:
         """Print which stage begins, counted from 0, and its teacher."""

@@ -146,12 +146,7 @@ class RunDirectory:
 
     def write_config(self, content: Mapping[str, Any]) -> None:
         """Write the settings of the run."""
-        write_into(self.folder, self.config.name, self.as_yaml(content))
-
-    @staticmethod
-    def as_yaml(content: Mapping[str, Any]) -> bytes:
-        """The content of a `config.yaml`."""
-        return yaml.safe_dump(dict(content), sort_keys=False).encode()
+        write_into(self.folder, self.config.name, yaml.safe_dump(dict(content), sort_keys=False).encode())
 
     def read_config(self) -> dict[str, Any]:
         """Settings of the run.

@@ -7,7 +7,7 @@ import numpy as np
 
 from defeat.evaluation.average_precision import Floats
 from defeat.evaluation.mistakes import KINDS, find_mistakes
-from defeat.evaluation.operating_points import Curve, best_points, confusion_matrix, precision_recall
+from defeat.evaluation.operating_points import Curve, best_f1, confusion_matrix, precision_recall
 from defeat.report.figures import SHADES, Line, legend, line_chart
 from defeat.report.pictures import Gallery, Strip
 from defeat.report.runs import RunSummary
@@ -68,7 +68,7 @@ def operating_section(runs: Sequence[RunSummary]) -> str:
 
 def _operating_card(run: RunSummary) -> str:
     names, curves = list(run.per_class), [precision_recall(matches) for matches in run.matches]
-    points = best_points(run.matches)
+    points = [best_f1(curve) for curve in curves]
     drawn = sorted(range(len(names)), key=lambda label: -len(curves[label].scores))[:SHADES]
     lines = [Line(names[label], _points(curves[label]), shade) for shade, label in enumerate(sorted(drawn))]
     heads = "".join(f'<th scope="col">{title}</th>' for title in ("class", "threshold", "precision", "recall", "F1"))
