@@ -48,6 +48,9 @@ def test_of_two_detections_of_an_object_the_one_with_the_higher_score_stays():
 
 def test_a_teacher_alone_with_a_class_keeps_its_choice():
     assert len(merged(detects((BOX, 0.5, 0), (NEAR, 0.4, 0)), detects((FAR, 0.9, 1)))) == 3
+    # Also where another one knows the class, and detects another object.
+    assert len(merged(detects((BOX, 0.5, 0), (NEAR, 0.4, 0)), detects((FAR, 0.9, 0)))) == 3
+    assert len(merged(detects((BOX, 0.5, 0)), detects((BOX, 0.5, 0)))) == 1
 
 
 def test_every_teacher_sees_the_batch_in_its_own_size():

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
+from torchvision.ops import box_iou
 
 from defeat.detector.base import Detector
 from defeat.detector.taps import TappedTeacher
@@ -95,12 +95,8 @@ def _merged(detections: Sequence[Detections]) -> Detections:
         torch.cat([getattr(of_teacher, name) for of_teacher in detections]) for name in ("boxes", "scores", "labels")
     )
     owner = torch.cat([torch.full_like(each.labels, number) for number, each in enumerate(detections)])
-    keep = torch.ones(len(scores), dtype=torch.bool)
-    for label in labels.unique():
-        same = (labels == label).nonzero()[:, 0]
-        if len(owner[same].unique()) > 1:
-            chosen = batched_nms(boxes[same], scores[same], torch.zeros_like(same), SAME_OBJECT)
-            keep[same] = False
-            keep[same[chosen]] = True
+    others = (owner[:, None] != owner) & (labels[:, None] == labels) & (box_iou(boxes, boxes) >= SAME_OBJECT)
+    first = (scores > scores[:, None]) | ((scores == scores[:, None]) & (owner < owner[:, None]))
+    keep = ~(others & first).any(dim=1)
     order = scores[keep].argsort(descending=True, stable=True)
     return Detections(boxes[keep][order], scores[keep][order], labels[keep][order])
