@@ -242,7 +242,7 @@ def test_a_folder_of_save_pretrained_is_the_detector(kind, tmp_path):
     save_model(loaded, tmp_path)  # a run directory of it needs neither the folder nor the network
     again = load(tmp_path)
     assert again.info == loaded.info
-    assert torch.equal(again.predict(pictures)[0].boxes, after.boxes)
+    assert torch.allclose(again.predict(pictures)[0].boxes, after.boxes, atol=1e-3)
 
 
 def test_other_classes_replace_their_rows_and_keep_all_other_weights(folder):

@@ -175,7 +175,7 @@ def test_a_length_below_what_was_trained_is_refused(tmp_path):
 
 @slow
 def test_a_run_that_patience_ended_does_not_go_on(tmp_path):
-    given = {"lr": 0.05, "patience": 1, "eval_every": 1, "keep": "best"}
+    given = PATIENT | {"lr": 1e-9, "patience": 1}
     folder = tiny_run(tmp_path / "run", "faster_rcnn", epochs=10, warmup_steps=0, **given).folder
     before = {name: results(folder)[name] for name in ("metrics", "curve", "ended", "kept", "fingerprint")}
     assert before["ended"]["reason"] == "patience"

@@ -74,8 +74,9 @@ def built(name, kind, **options):
     return build_method(name, known(kind), known(kind), every | options)
 
 
+# The others compare what these outputs lack: towers, queries, distributions, detections.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("crosskd", "detr", "ld")])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("boxes", "crosskd", "detr", "ld")])
 @properties
 @given(st.data(), st.sampled_from(["proposals", "dense"]), targets(), standing())
 def test_losses_and_gradients_are_finite_for_large_maps(name, data, kind, boxes, progress):
@@ -88,8 +89,9 @@ def test_losses_and_gradients_are_finite_for_large_maps(name, data, kind, boxes,
     for term, loss in losses.items():
         assert loss.dtype == torch.float32
         assert loss.isfinite(), term
+        # Divergences of equal distributions round to either side of zero.
         rounding = 1e-5 * max(float(side.proposals.logits.abs().max()) for side in sides) if "head" in term else 0
-        assert loss >= -rounding, term
+        assert loss >= -rounding - 1e-6, term
     total = sum(losses.values())
     if total.requires_grad:
         total.backward()
