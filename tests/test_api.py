@@ -48,6 +48,12 @@ def test_public_names_and_documentation_are_available():
         _ = defeat.trian
 
 
+def test_no_public_name_disappears_or_is_added_unnoticed():
+    listed = (Path(__file__).parent / "public_names.txt").read_text().split()
+    there = [f"defeat.{name}" for name in dir(defeat)] + [f"defeat.methods.{name}" for name in defeat.methods.__all__]
+    assert there == listed, "see public_names.txt; a name that goes is deprecated for a version first"
+
+
 def test_the_example_distils_its_own_objects(example, tmp_path):
     run = example["main"](tmp_path)
     assert run.finished

@@ -5,11 +5,22 @@ K classes, G ground-truth boxes of an image. Boxes are `x1 y1 x2 y2` in pixels, 
 image, `x2` and `y2` exclusive: a box over the whole image is `0 0 width height`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from defeat.errors import InputError
+
+
+def _package(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise InputError(f"Conversion to {name} needs a package that is not installed: pip install {name}.") from error
 
 
 @dataclass(frozen=True)
@@ -95,6 +106,50 @@ class Detections:
     def cpu(self) -> "Detections":
         """Move all tensors to the CPU; boxes and scores become float32."""
         return Detections(self.boxes.float().cpu(), self.scores.float().cpu(), self.labels.cpu())
+
+    def to_supervision(self, classes: Sequence[str] | None = None) -> Any:
+        """Convert to `supervision.Detections`.
+
+        Args:
+            classes: names of the K classes, such as `detector.info.classes`; they become the data `class_name`.
+
+        Raises:
+            InputError: the package supervision is not installed.
+        """
+        supervision = _package("supervision")
+        own = self.cpu()
+        names = None if classes is None else [classes[label] for label in own.labels.tolist()]
+        return supervision.Detections(
+            xyxy=own.boxes.numpy(),
+            confidence=own.scores.numpy(),
+            class_id=own.labels.numpy(),
+            data={} if names is None else {"class_name": names},
+        )
+
+    def to_fiftyone(self, classes: Sequence[str], size: tuple[int, int]) -> Any:
+        """Convert to `fiftyone.Detections`, whose boxes are fractions of the image.
+
+        Args:
+            classes: names of the K classes, such as `detector.info.classes`.
+            size: height and width of the image in pixels.
+
+        Raises:
+            InputError: the package fiftyone is not installed.
+        """
+        fiftyone = _package("fiftyone")
+        height, width = size
+        own = self.cpu()
+        rows = zip(own.boxes.tolist(), own.scores.tolist(), own.labels.tolist(), strict=True)
+        return fiftyone.Detections(
+            detections=[
+                fiftyone.Detection(
+                    label=classes[label],
+                    bounding_box=[x1 / width, y1 / height, (x2 - x1) / width, (y2 - y1) / height],
+                    confidence=score,
+                )
+                for (x1, y1, x2, y2), score, label in rows
+            ]
+        )
 
 
 @dataclass(frozen=True)
