@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from defeat.engine.fit import RunResult
     from defeat.errors import InputError
     from defeat.exporting import export
+    from defeat.inference.drawing import draw
     from defeat.inference.evaluate import evaluate
     from defeat.inference.predict import predict
     from defeat.inference.profile import profile
@@ -59,6 +60,7 @@ __all__ = [
     "candidate_taps",
     "compare",
     "distill",
+    "draw",
     "evaluate",
     "export",
     "import_checkpoint",
@@ -94,6 +96,7 @@ _HOMES = {
     "candidate_taps": "defeat.detector",
     "compare": "defeat.report.compare",
     "distill": "defeat.api",
+    "draw": "defeat.inference.drawing",
     "evaluate": "defeat.inference.evaluate",
     "export": "defeat.exporting",
     "import_checkpoint": "defeat.detector.importers",

@@ -24,6 +24,7 @@ from defeat.data.images import MAX_PIXELS, missing_decoder, read_header, read_im
 from defeat.data.problems import Problems
 from defeat.data.tables import BoxTable, Sample, SampleTable, Strings
 from defeat.errors import InputError, unknown_name
+from defeat.notebook import html_table
 from defeat.types import Target
 
 # In pixels: float32 represents every integer up to this.
@@ -82,6 +83,15 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     def sizes(self) -> list[tuple[int, int]]:
         """Height and width of each image, in pixels; a new list each time."""
         return [(height, width) for height, width in self.samples.sizes.tolist()]
+
+    def _repr_html_(self) -> str:
+        rows: dict[str, object] = {
+            "images": len(self),
+            "boxes": len(self.table.boxes),
+            "classes": ", ".join(self.classes),
+            "problems": "; ".join(self.problems) or "none",
+        }
+        return html_table(f"{self.name}, split {self.split}", rows)
 
     def __len__(self) -> int:
         return len(self.samples)

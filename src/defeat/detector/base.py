@@ -35,6 +35,7 @@ from defeat.detector.preparation import (
 )
 from defeat.detector.selection import Raw, Selection
 from defeat.detector.teacher import MAPS, PREDICT
+from defeat.notebook import html_table
 from defeat.types import Batch, DecodeBoxes, Detections, DetectorInfo, DetectorOutput, Maps, Target
 
 
@@ -251,6 +252,16 @@ class Detector(nn.Module, ABC):
         of them stretches images, height and width have a ratio each.
         """
         return resized_batch(self.info, batch)
+
+    def _repr_html_(self) -> str:
+        parameters = sum(parameter.numel() for parameter in self.parameters())
+        rows = {
+            "classes": ", ".join(self.info.classes),
+            "size": f"{self.info.size} pixels",
+            "parameters": f"{parameters / 1e6:.1f} M",
+            "strides": ", ".join(str(stride) for stride in self.info.neck),
+        }
+        return html_table(f"Detector of the family {self.info.family}", rows)
 
     def predict(self, images: object, max_pixels: int = MAX_PIXELS) -> list[Detections]:
         """Detect objects; the detections of an image do not depend on other images.

@@ -32,6 +32,7 @@ from defeat.errors import InputError
 from defeat.evaluation.detections import save_detections
 from defeat.evaluation.evaluator import EvaluationResult
 from defeat.files import DISK_FULL
+from defeat.notebook import html_table
 
 Completion = Callable[[Mapping[str, Any]], dict[str, Any]]
 
@@ -62,6 +63,10 @@ class RunResult:
     def metrics(self) -> dict[str, float | None]:
         """Metrics on the evaluation split by name, 0..100; empty for a run without evaluation."""
         return {} if self.evaluation is None else self.evaluation.metrics
+
+    def _repr_html_(self) -> str:
+        metrics = {name: f"{value:.1f}" for name, value in self.metrics.items() if isinstance(value, float)}
+        return html_table(f"Run in {self.folder}" + ("" if self.finished else ", not finished"), metrics)
 
     @property
     def exit_code(self) -> int:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
+from torchvision.transforms.v2.functional import pil_to_tensor, to_dtype, to_pil_image
 from torchvision.utils import draw_bounding_boxes
 
+from defeat.data.images import rgb_tensor
 from defeat.inference.fonts import font_for
 from defeat.types import Detections, Target
 
@@ -47,6 +48,27 @@ def draw_detections(
         return image.clone()
     texts = [f"{classes[label]} {score:.2f}" for label, score in zip(labels.tolist(), scores.tolist(), strict=True)]
     return _draw(image, boxes, labels, texts)
+
+
+def draw(image: object, detections: Detections, classes: Sequence[str], threshold: float = 0.3) -> Image.Image:
+    """Draw boxes, class names and scores on an image.
+
+    Args:
+        image: path of a file, PIL image, array (H, W, 3) of uint8, or tensor (3, H, W), uint8 in 0..255 or
+            floating-point in 0..1.
+        detections: detections in pixels of that image.
+        classes: names of the K classes, such as `detector.info.classes`.
+        threshold: least score of a drawn detection, 0..1.
+
+    Returns:
+        A PIL image, which notebooks show.
+
+    Raises:
+        InputError: the image can't be read.
+    """
+    picture = to_dtype(rgb_tensor(image), torch.uint8, scale=True)
+    drawn: Image.Image = to_pil_image(draw_detections(picture, detections, classes, threshold))
+    return drawn
 
 
 def draw_target(image: Tensor, target: Target, classes: Sequence[str]) -> Tensor:
