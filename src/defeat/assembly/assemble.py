@@ -102,7 +102,8 @@ def assemble(
     if given.student is not None and settings.student_from is not None:
         raise InputError("student_from names the architecture of a student that is built: leave it out, or student.")
     settings = with_given_architecture(given.described(settings))
-    if isinstance(settings, DistillSettings) and settings.balance is not None and given.method is not None:
+    named = settings.distillation
+    if named is not None and named.balance is not None and given.method is not None:
         raise InputError("balance sets the weights of a method that is given by its name, not of an object.")
     check_devices(settings)
     require_loggers(settings)
@@ -111,24 +112,21 @@ def assemble(
     for warning in [] if evaluation is None else evaluation_warnings(evaluation, shared or 0):
         console.print(warning, style="yellow", highlight=False, markup=False)
     teacher = None if given.teacher is None else as_network(given.teacher)
-    if isinstance(settings, DistillSettings) and teacher is None:
-        teacher = load_teacher(settings, console)
     box_notes: tuple[str, ...] = ()
-    if (
-        isinstance(settings, DistillSettings)
-        and isinstance(teacher, BoxNetwork)
-        and not learns_boxes(settings, teacher, given.method)
-    ):
-        settings, box_notes = for_box_teacher(settings, given.method)
+    if named is not None:
+        teacher = load_teacher(named, console) if teacher is None else teacher
+        if isinstance(teacher, BoxNetwork) and not learns_boxes(named, teacher, given.method):
+            settings, box_notes = for_box_teacher(named, given.method)
     choices = choose(settings, training, teacher)
     settings = choices.applied(settings)
     student = _student(settings, training, given)
     for note in [*student.notes, *optimizer_advice(settings), *box_notes]:
         console.print(note, style="yellow", highlight=False, markup=False)
     distillation, lessons = None, None
-    if isinstance(settings, DistillSettings) and teacher is not None:
-        method = pair(student, teacher, settings, console, given.method)
-        distillation, lessons = _distillation(settings, student, teacher, method, training, console, unlabelled)
+    named = settings.distillation
+    if named is not None and teacher is not None:
+        method = pair(student, teacher, named, console, given.method)
+        distillation, lessons = _distillation(named, student, teacher, method, training, console, unlabelled)
         lessons = replace(lessons, notes=box_notes)
     experiment = Experiment(
         student=student,
@@ -148,8 +146,7 @@ def assemble(
 
 def record_of(settings: TrainSettings) -> Record:
     """The record of a run with these settings for its run directory."""
-    command = "distill" if isinstance(settings, DistillSettings) else "train"
-    return Record(command, settings.to_dict(), FREE_IN_RESUMED, recorded_settings, settings.resume)
+    return Record(settings.command, settings.to_dict(), FREE_IN_RESUMED, recorded_settings, settings.resume)
 
 
 def load_teacher(settings: DistillSettings, console: Console | None = None) -> TeacherNetwork:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from defeat.assembly.earlier import recorded_settings
-from defeat.assembly.settings import DistillSettings, TrainSettings
+from defeat.assembly.settings import TrainSettings
 from defeat.data import DetectionDataset
 from defeat.detector import Detector, TeacherNetwork, family_options, first_of, make_options
 from defeat.detector.options import automatic, summaries, with_teacher_values, with_usual_values
@@ -151,11 +151,12 @@ def method_options_of(settings: TrainSettings, begun: Mapping[str, Any] | None =
     Returns:
         Options by name; None without a method, or with one that is an object.
     """
-    if not isinstance(settings, DistillSettings) or not is_method(settings.method):
+    named = settings.distillation
+    if named is None or not is_method(named.method):
         return None
-    if settings.balance is not None:
+    if named.balance is not None:
         begun = None  # its weights were balanced; balance.json has them
-    return {**method_defaults(settings.method), **(begun or {}), **settings.method_options}
+    return {**method_defaults(named.method), **(begun or {}), **named.method_options}
 
 
 def is_chosen(settings: TrainSettings) -> bool:

@@ -69,8 +69,8 @@ def balanced(assembly: Assembly, experiment: Experiment, console: Console, write
     Raises:
         InputError: the method has no weight or no gradient to balance, or the resumed run was balanced otherwise.
     """
-    settings, distillation = assembly.settings, experiment.distillation
-    if not isinstance(settings, DistillSettings) or settings.balance is None or distillation is None:
+    settings, distillation = assembly.settings.distillation, experiment.distillation
+    if settings is None or settings.balance is None or distillation is None:
         return experiment
     weights = weights_above_zero(distillation.method)
     recorded = Path(settings.out) / FILE

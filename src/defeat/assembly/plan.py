@@ -199,7 +199,7 @@ def _planned(assembly: Assembly, experiment: Experiment, cost: RunCost) -> Plan:
 
 def later_stages(settings: TrainSettings) -> list[str]:
     """The stages after the one that is planned, in sentences."""
-    return describe(settings) if isinstance(settings, DistillSettings) else []
+    return [] if settings.distillation is None else describe(settings.distillation)
 
 
 def _warnings(data: Sequence[PlannedData], cost: RunCost) -> list[str]:

@@ -44,9 +44,9 @@ def replay(run: str | Path, rank: int = 0) -> dict[str, Tensor]:
     forward = None
     if settings.quantise == "int8":
         parts["int8"] = forward = SimulatedInt8(student)
-    if isinstance(settings, DistillSettings):
-        teacher = load_teacher(settings).eval().requires_grad_(False)
-        parts["method"] = method = pair(student, teacher, settings, Console(quiet=True))
+    if (named := settings.distillation) is not None:
+        teacher = load_teacher(named).eval().requires_grad_(False)
+        parts["method"] = method = pair(student, teacher, named, Console(quiet=True))
         distillation = Distillation(teacher, method)
     torch.nn.ModuleDict(parts).load_state_dict(weights)
     torch.manual_seed(about["seed"])

@@ -12,7 +12,7 @@ from defeat.assembly.assemble import assemble, with_frozen_teacher
 from defeat.assembly.balance import balanced
 from defeat.assembly.objects import Objects
 from defeat.assembly.recipes import expected
-from defeat.assembly.settings import DistillSettings, TrainSettings
+from defeat.assembly.settings import TrainSettings
 from defeat.assembly.stages import run_in_stages
 from defeat.engine.checkpoint import RunDirectory
 from defeat.engine.fit import Completion, RunResult, fit, notifier
@@ -33,9 +33,9 @@ def run(settings: TrainSettings, console: Console | None = None, given: Objects 
     directory = RunDirectory(settings.out)
     with directory.locked(notifier(console)):
         directory.require_free(settings.resume)
-        if isinstance(settings, DistillSettings) and settings.then:
+        if (named := settings.distillation) is not None and named.then:
             return run_in_stages(
-                settings,
+                named,
                 given,
                 console,
                 train=lambda stage: run(stage, console, given),

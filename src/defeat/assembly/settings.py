@@ -3,7 +3,7 @@
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
 
@@ -177,6 +177,13 @@ class TrainSettings(  # fields and checks come in the order from the last base t
 ):
     """Train a detector."""
 
+    command: ClassVar[str] = "train"
+
+    @property
+    def distillation(self) -> "DistillSettings | None":
+        """These settings, if they are those of a distillation."""
+        return None
+
     def check(self) -> None:
         """Refuse settings of different parts that don't fit each other."""
         if self.patience is not None:
@@ -204,6 +211,13 @@ class TrainSettings(  # fields and checks come in the order from the last base t
 @settings_part
 class DistillSettings(DistillationSettings, TrainSettings):
     """Train a student with distillation from a teacher."""
+
+    command: ClassVar[str] = "distill"
+
+    @property
+    def distillation(self) -> "DistillSettings":
+        """These settings."""
+        return self
 
     def check(self) -> None:
         """Refuse settings of different parts that don't fit each other."""
