@@ -202,6 +202,25 @@ def test_a_map_of_one_column_keeps_its_rows():
     assert result == pytest.approx([1 / 7, 6 / 7])
 
 
+@pytest.mark.parametrize("path", ["/", "//", "/.", "../" * 60])
+def test_a_yolo_data_set_is_never_the_whole_machine(path, tmp_path):
+    (tmp_path / "data.yaml").write_text(f"path: {path}\ntrain: .\nnames: [cat]\n")
+    with pytest.raises(InputError, match="all files of this machine: set it to the folder of the data set"):
+        open_dataset(tmp_path, "train")
+
+
+def test_a_folder_that_disappears_while_it_is_searched_is_named(tmp_path, monkeypatch):
+    def rglob(folder, pattern):
+        raise FileNotFoundError(2, "No such file or directory", str(folder / "gone"))
+        yield
+
+    (tmp_path / "images").mkdir()
+    (tmp_path / "data.yaml").write_text("train: images\nnames: [cat]\n")
+    monkeypatch.setattr(Path, "rglob", rglob)
+    with pytest.raises(InputError, match=r"images can't be searched for images: .*gone"):
+        open_dataset(tmp_path, "train")
+
+
 @pytest.mark.parametrize("field", ["fill", "mean", "std", "score_thresh", "nms_thresh"])
 @pytest.mark.parametrize("number", [10**400, 1e300, math.nan, math.inf])
 def test_a_huge_number_in_the_description_of_an_exported_file_is_refused(field, number):

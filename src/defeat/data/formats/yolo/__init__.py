@@ -136,7 +136,10 @@ def _list_images(description: Description, split: str, problems: Problems) -> li
     for entry in description.splits[split]:
         path = resolve(description.root, entry, split, description.file, problems.notes)
         if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if is_image(file) and file.is_file())
+            try:
+                files = sorted(file for file in path.rglob("*") if is_image(file) and file.is_file())
+            except OSError as error:
+                raise InputError(f"{path} can't be searched for images: {error}.") from error
             images += [file for file in files if not hidden_below(path, file)]
         elif path.suffix.lower() == ".txt":
             images += lists.read(path)

@@ -187,6 +187,10 @@ def _names_paths(value: Any) -> bool:
 def _root(path: str, splits: Mapping[str, Sequence[str]], file: Path, notes: list[str]) -> Path:
     """The data folder; where `path` doesn't exist here, the folder of the YAML file or a folder in it."""
     root, own = absolute(file.parent / path), absolute(file.parent)
+    if root == root.parent != own:
+        raise InputError(
+            f"{file}: its 'path' is {quoted(path)}, all files of this machine: set it to the folder of the data set."
+        )
     if is_folder(root):
         return root
     entries = [entry for split in splits.values() for entry in split]
