@@ -242,6 +242,9 @@ def test_a_folder_of_save_pretrained_is_the_detector(kind, tmp_path):
     save_model(loaded, tmp_path)  # a run directory of it needs neither the folder nor the network
     again = load(tmp_path)
     assert again.info == loaded.info
+    kept, read = loaded.state_dict(), again.state_dict()
+    assert kept.keys() == read.keys()
+    assert all(torch.equal(kept[name], read[name]) for name in kept)
     assert torch.allclose(again.predict(pictures)[0].boxes, after.boxes, atol=1e-3)
 
 
