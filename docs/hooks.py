@@ -2,7 +2,6 @@
 
 import re
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,20 +71,9 @@ def commands_page() -> str:
 
 def options_of_command(name: str) -> list[Any]:
     """The options that a command would parse."""
-    from unittest.mock import patch
+    from defeat.command_options import all_options
 
-    from defeat.cli import COMMANDS
-    from defeat.options import Command
-
-    read: list[Command] = []
-
-    def stop(command: Command, *_: Any) -> None:
-        read.append(command)
-        raise SystemExit
-
-    with patch.object(Command, "read", stop), suppress(SystemExit):
-        COMMANDS[name]([])
-    return [option for option in read[0].options if not option.hidden]
+    return [option for option in all_options(name, []) if not option.hidden]
 
 
 def methods_page() -> str:

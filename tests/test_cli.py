@@ -15,6 +15,7 @@ from PIL import Image
 
 from defeat.benchmark import BenchRun
 from defeat.cli import COMMANDS, main, run_settings
+from defeat.command_options import TABLE, OptionTable, table
 from defeat.data import demo
 from defeat.demo import STUDENT
 from defeat.distillation import METHODS, method_defaults
@@ -49,6 +50,63 @@ def test_help_names_every_command(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     assert all(re.search(rf"^  {command} ", text, re.MULTILINE) for command in COMMANDS)
+
+
+def test_the_table_of_the_help_has_the_options_of_the_code():
+    # `python -m defeat.command_options` writes it anew.
+    code, stored = OptionTable(json.loads(json.dumps(table()))), OptionTable(json.loads(TABLE.read_text()))
+    assert stored.content.keys() == code.content.keys()
+    for kind, names in code.content.items():
+        assert stored.content[kind].keys() == names.keys()
+    for command in COMMANDS:
+        assert stored.of_command(command) == code.of_command(command)
+    for family in FAMILIES:
+        assert stored.of_detector(family) == code.of_detector(family)
+    for method in METHODS:
+        assert stored.of_method(method) == code.of_method(method)
+    for ablation in code.content["ablations"]:
+        assert stored.ablated(ablation) == code.ablated(ablation) != []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_imports_nothing_that_is_slow(command):
+    heavy = {"torch", "torchvision", "lightning", "numpy", "cv2", "PIL", "rich"}
+    code = f"import sys; from defeat.cli import main; main([{command!r}, '--help']); print({heavy} & set(sys.modules))"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert f"usage: defeat {command}" in printed
+    assert printed.endswith("set()\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["distill", "--method", "pkd", "--detector", "gfl"],
+        ["distill", "--method", "defeat+bckd"],
+        ["plan", "--method=ld"],
+        ["train", "--detector", "d_fine"],
+        ["bench", "--methods", "none,fgd+inherit", "--detector", "retinanet"],
+        ["bench", "--ablate", "regions"],
+    ],
+)
+def test_the_help_of_the_table_is_that_of_the_code(arguments, monkeypatch, capsys, tmp_path):
+    printed = []
+    for path in (TABLE, tmp_path / "missing.json"):
+        monkeypatch.setattr("defeat.command_options.TABLE", path)
+        assert main([*arguments, "--help"]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+
+
+def test_help_depends_on_the_detector_of_a_recipe(tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text("command: train\ndetector: ssdlite\n")
+    assert main(["train", "--config", str(tmp_path / "recipe.yaml"), "--help"]) == 0
+    of_recipe = capsys.readouterr().out
+    assert main(["train", "--detector", "ssdlite", "--help"]) == 0
+    assert capsys.readouterr().out == of_recipe
+
+
+def test_help_with_an_unknown_method_names_the_nearest(capsys):
+    assert "Did you mean 'pkd'" in refusal(capsys, "distill", "--method", "pkdd", "--help")
 
 
 def test_a_missing_command_prints_the_help_and_is_wrong_usage(capsys):

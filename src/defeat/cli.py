@@ -6,16 +6,14 @@ Nothing slow is imported before the command is known, so that --help is fast.
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from defeat.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
     from defeat.assembly.settings import TrainSettings
-    from defeat.options import Option
 
 USAGE, INTERNAL, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 
@@ -51,7 +49,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     from defeat.inference.evaluate import evaluate as function
     from defeat.report.tables import print_evaluation
 
-    result = function(**_keywords("evaluate", arguments, function), console=Console(stderr=True))
+    result = function(**_keywords("evaluate", arguments), console=Console(stderr=True))
     print_evaluation(result, Console())
     return 0
 
@@ -62,7 +60,7 @@ def predict(arguments: Sequence[str]) -> int:
 
     from defeat.inference.predict import predict as function
 
-    keywords = _keywords("predict", arguments, function)
+    keywords = _keywords("predict", arguments)
     result = function(**keywords, console=Console(stderr=True))
     count, rate = len(result.pictures), result.images / max(result.seconds, 1e-9)
     written = f"{count} picture{'s' * (count != 1)} and detections.json are in {keywords['out']}"
@@ -79,7 +77,7 @@ def compare(arguments: Sequence[str]) -> int:
     """Compare finished runs: did distillation help?"""
     from defeat.report.compare import compare as function
 
-    function(**_keywords("compare", arguments, function))
+    function(**_keywords("compare", arguments))
     return 0
 
 
@@ -100,7 +98,7 @@ def data(arguments: Sequence[str]) -> int:
 
     from defeat.report.data import describe_data, print_data
 
-    keywords = _keywords("data", arguments, describe_data)
+    keywords = _keywords("data", arguments)
     print_data(describe_data(**keywords, console=Console(stderr=True)), Console())
     if keywords.get("out"):
         sys.stderr.write(f"Page: {keywords['out']}\n")
@@ -111,7 +109,7 @@ def import_checkpoint(arguments: Sequence[str]) -> int:
     """Turn a detector of another tool into a run directory."""
     from defeat.detector.importers import import_checkpoint as function
 
-    imported = function(**_keywords("import", arguments, function))
+    imported = function(**_keywords("import", arguments))
     info = imported.detector.info
     for note in imported.notes:
         sys.stderr.write(f"defeat: {note}\n")
@@ -129,7 +127,7 @@ def export(arguments: Sequence[str]) -> int:
     from defeat.exporting import export as function
     from defeat.report.tables import print_export
 
-    report = function(**_keywords("export", arguments, function), console=Console(stderr=True))
+    report = function(**_keywords("export", arguments), console=Console(stderr=True))
     print_export(report, Console())
     return 0
 
@@ -141,7 +139,7 @@ def profile(arguments: Sequence[str]) -> int:
     from defeat.inference.profile import profile as function
     from defeat.report.tables import print_costs
 
-    print_costs(function(**_keywords("profile", arguments, function), console=Console(stderr=True)), Console())
+    print_costs(function(**_keywords("profile", arguments), console=Console(stderr=True)), Console())
     return 0
 
 
@@ -149,7 +147,7 @@ def taps(arguments: Sequence[str]) -> int:
     """List the feature maps of your own network, for --teacher-taps."""
     from defeat.inference.taps import print_taps
 
-    print_taps(**_keywords("taps", arguments, print_taps))
+    print_taps(**_keywords("taps", arguments))
     return 0
 
 
@@ -157,16 +155,14 @@ def methods(arguments: Sequence[str]) -> int:
     """List the distillation methods, or describe one: paper, arithmetic, options."""
     from rich.console import Console
 
-    from defeat.distillation import find_method
-    from defeat.options import Command, Option, options_of
+    from defeat.command_options import OptionsOfCode
     from defeat.report.methods import print_method, print_methods
 
-    option = Option("name", str | None, None, "A method to describe in full, with its arithmetic and its options.")
-    name = Command("methods", _description("methods"), [option]).read(arguments).get("name")
+    name = _keywords("methods", arguments).get("name")
     if name is None:
         print_methods(Console())
         return 0
-    options = options_of(find_method(name), "method", skip={"student", "teacher"})
+    options = OptionsOfCode().of_method(name)
     print_method(name, {option.flag: (option.default, option.help) for option in options}, Console())
     return 0
 
@@ -186,7 +182,7 @@ def demo(arguments: Sequence[str]) -> int:
     """Distil a small detector on drawn scenes and show the gain, in minutes."""
     from defeat.demo import demo as function
 
-    function(**_keywords("demo", arguments, function))
+    function(**_keywords("demo", arguments))
     return 0
 
 
@@ -254,6 +250,11 @@ def _main(arguments: Sequence[str] | None) -> int:
             return 0
         if given[0] not in COMMANDS:
             raise unknown_name("command", given[0], COMMANDS)
+        if {"-h", "--help"} & set(given[1:]) and not any(text.startswith("--config") for text in given[1:]):
+            from defeat.command_options import help_command
+
+            help_command(given[0], _description(given[0]), given[1:]).parser().print_help()
+            return 0
         return COMMANDS[given[0]](given[1:])
     except InputError as error:
         sys.stderr.write(f"defeat: {error}\n")
@@ -298,12 +299,12 @@ def _description(command: str) -> str:
     return COMMANDS[command].__doc__ or ""
 
 
-def _keywords(command: str, arguments: Sequence[str], function: Callable[..., Any] | None = None) -> dict[str, Any]:
-    """Parse the keyword arguments of a function."""
-    from defeat.options import Command, options_of
+def _keywords(command: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """Parse the keyword arguments of the function of a command."""
+    from defeat.command_options import all_options
+    from defeat.options import Command
 
-    options = [] if function is None else options_of(function, skip={"console"})
-    return Command(command, _description(command), options).read(arguments)
+    return Command(command, _description(command), all_options(command, arguments)).read(arguments)
 
 
 def run_settings(arguments: Sequence[str], command: str, shown: str | None = None) -> "TrainSettings":
@@ -318,12 +319,13 @@ def run_settings(arguments: Sequence[str], command: str, shown: str | None = Non
         InputError: an option is unknown, missing or not valid.
     """
     from defeat.assembly.settings import DistillSettings, TrainSettings
+    from defeat.command_options import all_options
     from defeat.options import Command
 
     recipe = _recipe(arguments)
     if recipe.pop("command", command) != command:
         raise InputError(f"The file of --config belongs to another command than `defeat {command}`.")
-    options = run_options(arguments, command, recipe)
+    options = all_options(command, arguments, recipe)
     name = shown or command
     values = Command(name, _description(name), options, recipes=True).read(arguments, recipe)
     groups = dict.fromkeys(option.group for option in options if option.group not in ("", "detector", "method"))
@@ -333,28 +335,6 @@ def run_settings(arguments: Sequence[str], command: str, shown: str | None = Non
     return (DistillSettings if command == "distill" else TrainSettings)(**values)
 
 
-def run_options(arguments: Sequence[str], command: str, recipe: Mapping[str, Any]) -> list["Option"]:
-    """All options of `train` or `distill`, given the arguments that choose detector and method."""
-    from defeat.assembly.settings import DistillSettings, TrainSettings
-    from defeat.detector import family_options
-    from defeat.distillation import find_method, method_parts
-    from defeat.options import Command, options_of
-
-    kind = DistillSettings if command == "distill" else TrainSettings
-    options = options_of(kind, skip={"detector_options", "method_options"})
-    choosing = [option for option in options if option.name in ("detector", "method")]
-    chosen = {option.name: option.default for option in choosing}
-    chosen |= {name: recipe[name] for name in chosen if recipe.get(name)}
-    chosen |= Command(command, options=choosing).peek(arguments)
-    options += options_of(family_options(str(chosen["detector"])), "detector")
-    if kind is DistillSettings:
-        parts = method_parts(str(chosen["method"]))
-        for part in parts:
-            group = part if len(parts) > 1 else "method"
-            options += options_of(find_method(part), group, skip={"student", "teacher"})
-    return options
-
-
 def bench_settings(arguments: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Parse the arguments of `bench`: those of the comparison and its cells, and options of each method by its name.
 
@@ -362,49 +342,18 @@ def bench_settings(arguments: Sequence[str]) -> tuple[dict[str, Any], dict[str, 
         InputError: an option is unknown, missing or not valid.
     """
     from defeat.benchmark.matrix import CELL_SETTINGS
+    from defeat.command_options import all_options
     from defeat.options import Command
 
     dropped = {*CELL_SETTINGS, "command"} - {"out"}
     recipe = {name: value for name, value in _recipe(arguments).items() if name not in dropped}
-    options = bench_options(arguments, recipe)
+    options = all_options("bench", arguments, recipe)
     merging = Command("bench", options=[option for option in options if option.name == "merge"]).peek(arguments)
     if merging:  # needs no data and no teacher
         options = [option for option in options if option.name in ("merge", "out")]
     values = Command("bench", _description("bench"), options, recipes=True).read(arguments, recipe)
     names = dict.fromkeys(option.group for option in options if option.group not in ("", "detector"))
     return values, {name: values.pop(name, {}) for name in names}
-
-
-def bench_options(arguments: Sequence[str], recipe: Mapping[str, Any]) -> list["Option"]:
-    """All options of `bench`, given the arguments that choose detector and methods."""
-    from defeat.assembly.settings import DistillSettings
-    from defeat.benchmark.arguments import BenchArguments, ComparisonSettings
-    from defeat.benchmark.matrix import ABLATIONS, CELL_SETTINGS, DEFAULT_METHODS, INHERIT
-    from defeat.detector import family_options
-    from defeat.distillation import METHODS, method_parts
-    from defeat.options import Command, Option, options_of
-    from defeat.settings import field_docs
-
-    own = options_of(ComparisonSettings, skip={"console", "method_options"})
-    merge = "Instead of training, merge the folders that other machines wrote into --out."
-    own.append(Option("merge", list[str] | None, None, merge))
-    docs = field_docs(BenchArguments)
-    cells = options_of(DistillSettings, skip={*CELL_SETTINGS, "detector_options"} - {"out"})
-    options = [replace(option, section="options") for option in own]
-    options += [replace(option, help=docs.get(option.name, option.help)) for option in cells]
-    choosing = [option for option in options if option.name in ("detector", "methods", "ablate")]
-    chosen = {"methods": DEFAULT_METHODS, "detector": DistillSettings.detector, "ablate": ""}
-    chosen |= {name: str(recipe[name]) for name in chosen if recipe.get(name)}
-    chosen |= Command("bench", options=choosing).peek(arguments)
-    options += options_of(family_options(chosen["detector"]), "detector")
-    methods = chosen["methods"]
-    if chosen["ablate"]:
-        methods = ",".join(variant.method for variant in ABLATIONS.get(chosen["ablate"], {}).values())
-    named = [name.strip().removesuffix(INHERIT) for name in methods.split(",")]
-    for part in dict.fromkeys(part for name in named for part in method_parts(name)):
-        if part in METHODS:
-            options += options_of(METHODS[part], part, skip={"student", "teacher"})
-    return options
 
 
 def _recipe(arguments: Sequence[str]) -> dict[str, Any]:

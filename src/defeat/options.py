@@ -144,15 +144,7 @@ class Command:
         Raises:
             InputError: an option is unknown, missing or not valid; the message names it.
         """
-        parser = _Parser(
-            prog=f"defeat {self.name}",
-            usage=self._usage(),
-            description=self.description,
-            allow_abbrev=False,
-            argument_default=SUPPRESS,
-        )
-        self._add_to(parser)
-        given, extras = parser.parse_known_args(list(arguments))
+        given, extras = self.parser().parse_known_args(list(arguments))
         for extra in extras:
             if extra.startswith("--"):
                 flag = extra.partition("=")[0]
@@ -170,6 +162,18 @@ class Command:
         if missing:
             raise InputError(f"Missing: {', '.join(missing)}.")
         return self._grouped(values)
+
+    def parser(self) -> ArgumentParser:
+        """A parser with its options, which prints its help."""
+        parser = _Parser(
+            prog=f"defeat {self.name}",
+            usage=self._usage(),
+            description=self.description,
+            allow_abbrev=False,
+            argument_default=SUPPRESS,
+        )
+        self._add_to(parser)
+        return parser
 
     def peek(self, arguments: Sequence[str]) -> dict[str, str]:
         """The texts of its options among arguments that include others; the last text of an option given twice."""

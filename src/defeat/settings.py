@@ -16,6 +16,8 @@ from defeat.errors import InputError
 
 Kind = TypeVar("Kind")
 AUTO = "auto"  # value of a setting that is derived from data, teacher or devices
+PLUS = "+"  # joins names of methods
+INHERIT = "+inherit"  # suffix of a method in a comparison whose student inherits weights of the teacher
 
 
 class Role(Enum):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
-from defeat.cli import bench_options, run_options
+from defeat.command_options import all_options
 from defeat.demo import demo
 from defeat.detector import FAMILIES
 from defeat.distillation import METHODS
@@ -82,12 +82,12 @@ def cases() -> Iterator[Case]:
 
     for family in FAMILIES:
         arguments = [*TRAIN, "--detector", family]
-        yield from of_command("train", arguments, run_options(arguments, "train", {}), set(seen))
+        yield from of_command("train", arguments, all_options("train", arguments), set(seen))
     for method in METHODS:
         arguments = [*DISTILL, "--method", method]
         known = {flag for flag in seen if not flag.startswith("--method.")}
-        yield from of_command("distill", arguments, run_options(arguments, "distill", {}), known)
-    command_options = bench_options(DISTILL, {})
+        yield from of_command("distill", arguments, all_options("distill", arguments), known)
+    command_options = all_options("bench", DISTILL)
     new = {flag for flag in options(command_options) if "." not in flag} - seen | {"--out"}
     yield from of_command("bench", [*DISTILL, "--plan"], command_options, options(command_options).keys() - new)
     for command, (function, arguments) in OTHERS.items():

@@ -63,6 +63,18 @@ def test_cells_and_teacher_are_evaluated_on_the_test_split(tmp_path, teacher):
 
 
 @pytest.mark.slow
+def test_each_cell_gets_the_schedule_that_suits_it(tmp_path, teacher, monkeypatch):
+    monkeypatch.setattr("defeat.engine.optimisation.MANY_STEPS", 4)
+    folder = tmp_path / "m"
+    for _ in range(2):  # repeated, it keeps them
+        assert run_bench(folder, teacher, methods="none,none+inherit,defeat", seeds=1).missing == ()
+        cells = ("none", "none-inherit", "defeat")
+        configs = [yaml.safe_load((folder / f"{cell}-seed0" / "config.yaml").read_text()) for cell in cells]
+        assert [config["schedule"] for config in configs] == ["flat_cosine", "cosine", "cosine"]
+        assert yaml.safe_load((folder / "bench.yaml").read_text())["settings"]["schedule"] == "auto"
+
+
+@pytest.mark.slow
 def test_a_resumed_comparison_equals_an_uninterrupted_one(tmp_path, teacher, monkeypatch):
     run_bench(tmp_path / "whole", teacher, epochs=2)
     original, seen = Checkpoint.on_train_batch_end, []
@@ -87,7 +99,7 @@ def test_a_resumed_comparison_equals_an_uninterrupted_one(tmp_path, teacher, mon
 def test_a_cell_that_was_killed_before_its_first_checkpoint_starts_again(tmp_path, teacher):
     cell = tmp_path / "m" / "none-seed0"
     cell.mkdir(parents=True)
-    (cell / "config.yaml").write_text("command: train\n")
+    (cell / "config.yaml").write_text("command: train\nschedule: flat_cosine\n")
     assert run_bench(tmp_path / "m", teacher, seeds=1) is not None
 
 

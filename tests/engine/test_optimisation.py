@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from defeat.assembly.automatic import choose
+from defeat.assembly.settings import DistillSettings
 from defeat.data import open_dataset
 from defeat.engine.optimisation import (
     build_optimizer,
@@ -137,7 +138,7 @@ def test_a_flat_cosine_falls_in_the_second_half(step, factor):
     ("change", "steps", "schedule"),
     [
         ({}, 499, "flat_cosine"),
-        ({}, 500, "cosine"),
+        ({}, 500, "cosine"),  # with a teacher
         ({"lr_milestones": [0.5]}, 500, "step"),
         ({"lr_milestones": []}, 100, "step"),
         ({"patience": 2, "eval_every": 1}, 500, "step"),
@@ -147,7 +148,9 @@ def test_a_flat_cosine_falls_in_the_second_half(step, factor):
 )
 def test_the_schedule_follows_the_other_settings_and_the_length(change, steps, schedule, tmp_path):
     given = settings(tmp_path, **change)
-    assert chosen_schedule(given, steps, given.patience is not None) == schedule
+    assert chosen_schedule(given, steps, given.patience is not None, taught=True) == schedule
+    without_teacher = "flat_cosine" if given.schedule == "auto" and schedule == "cosine" else schedule
+    assert chosen_schedule(given, steps, given.patience is not None) == without_teacher
 
 
 @pytest.mark.parametrize(
@@ -157,7 +160,9 @@ def test_the_length_of_the_schedule_is_counted_in_steps(epochs, accumulate, sche
     # Sixteen images in batches of two are eight steps an epoch.
     data = open_dataset("demo:0:16", "train")
     given = settings(tmp_path, epochs=epochs, accumulate=accumulate, lr="auto")
-    assert choose(given, data).numbers["schedule"] == schedule
+    assert choose(given, data).numbers["schedule"] == "flat_cosine"
+    of_student = DistillSettings(teacher="-", **given.to_dict())
+    assert choose(of_student, data).numbers["schedule"] == schedule
 
 
 def test_a_flat_cosine_is_the_schedule_of_a_run(tmp_path):

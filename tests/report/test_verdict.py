@@ -1,5 +1,6 @@
 """The verdict on a distilled run."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,33 @@ def test_no_gain_is_given_for_runs_with_other_settings(
     assert verdict.gain is None
     assert re.search(pattern, verdict.sentence)
     assert not re.search("workers|--out", verdict.sentence)
+
+
+@pytest.mark.parametrize(
+    ("distilled", "baseline", "steps", "compared"),
+    [
+        ("cosine", "flat_cosine", 500, True),  # what `auto` chooses for each
+        ("flat_cosine", "flat_cosine", 499, True),
+        ("cosine", "flat_cosine", 499, False),
+        ("flat_cosine", "cosine", 500, False),
+        ("cosine", "step", 500, False),
+        ("step", "step", 500, True),
+    ],
+)
+def test_learning_rate_schedules_may_differ_only_where_each_run_has_the_one_that_suits_it(
+    tmp_path: Path, distilled: str, baseline: str, steps: int, compared: bool
+) -> None:
+    folders = write_story(tmp_path, steps=steps)
+    results = folders[1] / "results.json"
+    results.write_text(json.dumps(json.loads(results.read_text()) | {"steps": steps}))
+    for folder, schedule in zip(folders, (distilled, baseline, baseline), strict=True):
+        (folder / "config.yaml").write_text(yaml.safe_dump({"schedule": schedule}))
+    (verdict,) = verdicts([read_run(folder) for folder in folders])
+    assert (verdict.gain is not None) == compared
+    assert ("--schedule (" in verdict.sentence) == (not compared)
+    assert ("Learning rate schedules: cosine, and flat_cosine" in verdict.caution) == (
+        compared and distilled != baseline
+    )
 
 
 def test_a_teacher_is_recognised_by_its_weights_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,6 +57,10 @@ class Choices:
         changed: Settings = replace(settings, **self.numbers, **options)
         return changed
 
+    def without(self, name: str) -> "Choices":
+        """These choices without the one for a setting of the run, which stays `auto`."""
+        return replace(self, numbers={key: value for key, value in self.numbers.items() if key != name})
+
     def to_dict(self) -> dict[str, Any]:
         """All values by name, for JSON."""
         return self.options | self.numbers
@@ -112,7 +116,8 @@ def choose(settings: TrainSettings, training: DetectionDataset, teacher: Teacher
     if settings.schedule == AUTO:
         batches = math.ceil(len(training) / (settings.batch_size * settings.processes))
         steps = settings.steps(settings.epoch_steps(batches))
-        numbers["schedule"] = chosen_schedule(settings, steps, settings.patience is not None)
+        taught = settings.distillation is not None
+        numbers["schedule"] = chosen_schedule(settings, steps, settings.patience is not None, taught)
     chosen = {name: getattr(options, name) for name in names}
     return Choices(settings.detector, chosen, numbers, method_options_of(settings))
 

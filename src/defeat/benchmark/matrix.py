@@ -16,10 +16,9 @@ from defeat.distillation import METHODS, find_method, is_method, method_defaults
 from defeat.engine.checkpoint import RunDirectory
 from defeat.errors import InputError, unknown_name
 from defeat.files import write_into
-from defeat.settings import Role, at_least, names_of, option
+from defeat.settings import INHERIT, Role, at_least, names_of, option
 
 NONE = "none"
-INHERIT = "+inherit"  # suffix of a variant whose student inherits weights of the teacher
 PLAN = "bench.yaml"
 DEFAULT_METHODS = "none,none+inherit,imitation+inherit,fgfi+inherit,tadf+inherit,defeat+inherit"
 CELL_SETTINGS = names_of(DistillSettings, Role.CELL)  # differ between cells

@@ -6,7 +6,7 @@ from typing import Any
 
 from defeat.distillation.base import Method
 from defeat.distillation.class_map import ClassMap, renamed_classes
-from defeat.distillation.combined import DOT, PLUS, Combined, combination
+from defeat.distillation.combined import DOT, Combined, combination
 from defeat.distillation.methods.bckd import BCKD
 from defeat.distillation.methods.boxes import Boxes
 from defeat.distillation.methods.classification import Classification
@@ -23,6 +23,7 @@ from defeat.distillation.methods.none import NoDistillation
 from defeat.distillation.methods.pkd import PKD
 from defeat.distillation.methods.tadf import TADF
 from defeat.errors import InputError, unknown_name
+from defeat.settings import PLUS
 from defeat.types import DetectorInfo
 
 __all__ = [

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from defeat.distillation.align import LevelPair
 from defeat.distillation.base import Method
 from defeat.distillation.regions import Regions, Shape
+from defeat.settings import PLUS
 from defeat.types import DetectorInfo, DetectorOutput, Progress, Target
 
-PLUS, DOT = "+", "."
+DOT = "."  # between the names of a method and of its option
 
 
 class Combined(Method):

@@ -97,8 +97,9 @@ class ChangedLength:
     def _rate_difference(self, done: int, epoch_steps: int, now: OptimisationSettings | None = None) -> str | None:
         """The first step so far whose learning rate would have been another one; None if there is none."""
         now = now or self.now
-        was = rate_factor(self.before, self.before.steps(epoch_steps), self.patient)
-        would_be = rate_factor(now, now.steps(epoch_steps), self.patient)
+        taught = self.method is not None
+        was = rate_factor(self.before, self.before.steps(epoch_steps), self.patient, taught)
+        would_be = rate_factor(now, now.steps(epoch_steps), self.patient, taught)
         step = next((step for step in range(done) if was(step) != would_be(step)), None)
         if step is None:
             return None

@@ -298,7 +298,7 @@ class DetectionModule(LightningModule):
         settings = self.experiment.optimisation
         optimizer = build_optimizer(self.student, self.method, settings)
         falls = None if self.selection.patience is None else lambda: self.selection.falls
-        schedule = build_schedule(optimizer, settings, data.steps(), falls)
+        schedule = build_schedule(optimizer, settings, data.steps(), falls, taught=self.method is not None)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:

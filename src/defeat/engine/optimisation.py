@@ -18,7 +18,7 @@ MILESTONES = (8 / 12, 11 / 12)
 COSINES = ("cosine", "flat_cosine")  # schedules that end with a learning rate of zero
 # Settings that a resumed run may change if its steps so far stay the same, see `engine/length.py`.
 LENGTH = ("epochs", "max_steps", "warmup_steps")
-MANY_STEPS = 500  # from which a cosine is better than one whose first half is constant
+MANY_STEPS = 500  # from which a cosine is better for a student with a teacher, see docs/accuracy.md, "Schedules"
 LEAST_SGD_LR = 0.01  # learning rates of SGD, with which AdamW diverges
 
 
@@ -52,7 +52,7 @@ class OptimisationSettings(Checked):
     schedule: Literal["auto", "flat_cosine", "cosine", "step"] = setting(default=AUTO, usual="step")
     """Learning rate schedule after warm-up: cosine, to zero over the whole run; flat_cosine, constant for the first
     half of the run, then to zero along a cosine; step, by --lr-milestones; auto for step with --lr-milestones or
-    --patience, else cosine from 500 steps on, and flat_cosine for fewer."""
+    --patience, else cosine with a teacher and 500 steps or more, flat_cosine without or for fewer."""
     lr_milestones: list[float] = setting(factory=lambda: list(MILESTONES))
     """With --schedule step, fractions of the run, 0..1, after which the learning rate drops to a tenth."""
     warmup_steps: int | None = setting(default=None)
@@ -172,7 +172,11 @@ def _by_decay(parameters: list[nn.Parameter], weight_decay: float, norm_decay: b
 
 
 def build_schedule(
-    optimizer: Optimizer, settings: OptimisationSettings, steps: int, falls: Callable[[], int] | None = None
+    optimizer: Optimizer,
+    settings: OptimisationSettings,
+    steps: int,
+    falls: Callable[[], int] | None = None,
+    taught: bool = False,
 ) -> LambdaLR:
     """Build the learning rate schedule.
 
@@ -181,23 +185,27 @@ def build_schedule(
         settings: kind of schedule, milestones and warm-up.
         steps: steps of the whole run.
         falls: number of drops of the learning rate so far, if they depend on AP (see `Patience`); None if not.
+        taught: whether the run has a teacher.
     """
-    factor = rate_factor(settings, steps, patient=falls is not None)
+    factor = rate_factor(settings, steps, patient=falls is not None, taught=taught)
     if falls is None:
         return LambdaLR(optimizer, factor)
     return LambdaLR(optimizer, lambda step: 0.1 ** falls() * factor(step))
 
 
-def rate_factor(settings: OptimisationSettings, steps: int, patient: bool = False) -> Callable[[int], float]:
+def rate_factor(
+    settings: OptimisationSettings, steps: int, patient: bool = False, taught: bool = False
+) -> Callable[[int], float]:
     """Factor of the learning rate, as a function of the step.
 
     Args:
         settings: kind of schedule, milestones and warm-up.
         steps: steps of the whole run.
         patient: whether AP lowers the learning rate (see `Patience`), which is not part of this factor.
+        taught: whether the run has a teacher.
     """
     warmup = warmup_of(settings, steps)
-    schedule = chosen_schedule(settings, steps, patient)
+    schedule = chosen_schedule(settings, steps, patient, taught)
     if schedule in COSINES:
         return cosine_factor(steps, warmup, steps // 2 if schedule == "flat_cosine" else 0)
     return step_factor(steps, warmup, [] if patient else settings.lr_milestones)
@@ -208,20 +216,33 @@ def warmup_of(settings: OptimisationSettings, steps: int) -> int:
     return min(500, steps // 20) if settings.warmup_steps is None else settings.warmup_steps
 
 
-def chosen_schedule(settings: OptimisationSettings, steps: int, by_accuracy: bool = False) -> str:
+def chosen_schedule(settings: OptimisationSettings, steps: int, by_accuracy: bool = False, taught: bool = False) -> str:
     """The schedule of these settings, also where it is `auto`.
 
     Args:
         settings: kind of schedule and milestones.
-        steps: steps of the whole run. Where they are few, a cosine leaves too little training at a high rate
-            (docs/accuracy.md, "What decides").
+        steps: steps of the whole run.
         by_accuracy: whether the learning rate drops where AP does not rise (`--patience`).
+        taught: whether the run has a teacher.
     """
     if settings.schedule != AUTO:
         return settings.schedule
     if by_accuracy or tuple(settings.lr_milestones) != MILESTONES:
         return "step"
-    return "cosine" if steps >= MANY_STEPS else "flat_cosine"
+    return automatic_cosine(steps, taught)
+
+
+def automatic_cosine(steps: int, taught: bool) -> str:
+    """The cosine that suits a run (docs/accuracy.md, "Schedules"): each student gets the one with which it is better.
+
+    A student whose head is new needs many steps at a high rate, and so does one with few steps. One that follows a
+    teacher's maps comes closer to them at a low rate.
+
+    Args:
+        steps: steps of the whole run.
+        taught: whether the run has a teacher.
+    """
+    return "cosine" if taught and steps >= MANY_STEPS else "flat_cosine"
 
 
 def step_factor(steps: int, warmup: int, milestones: Sequence[float] = (8 / 12, 11 / 12)) -> Callable[[int], float]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from defeat.assembly.earlier import earlier_defaults
 from defeat.assembly.settings import TrainSettings
+from defeat.engine.optimisation import automatic_cosine
 from defeat.evaluation.bootstrap import SAMPLES, Interval, interval_over_images
 from defeat.report.gains import Bootstrap, interval_text
 from defeat.report.runs import RunSummary
@@ -99,9 +100,14 @@ def differences(run: RunSummary, other: RunSummary) -> list[str]:
         earlier = earlier_defaults()
         for name in sorted(SETTINGS & (run.settings.keys() | other.settings.keys())):
             first, second = (settings.get(name, earlier.get(name)) for settings in (run.settings, other.settings))
-            if first != second:
+            if first != second and not (name == "schedule" and _suits(run) and _suits(other)):
                 sentences.append(f"{option(name)} ({first} and {second})")
     return sentences
+
+
+def _suits(run: RunSummary) -> bool:
+    """Whether a run has the learning rate schedule that `--schedule auto` chooses for it."""
+    return run.settings.get("schedule") == automatic_cosine(run.steps or 0, run.command == "distill")
 
 
 def verdicts(runs: Sequence[RunSummary]) -> list[Verdict]:
@@ -146,7 +152,7 @@ def _judge(run: RunSummary, baselines: Sequence[RunSummary], teacher: RunSummary
         sentence += f", {gap_closed:.0f} % of the gap to its teacher ({teacher.metrics['AP']:.1f})"
     samples = Bootstrap(run, SAMPLES).gain([(baseline, run)])
     over_images = None if samples is None else interval_over_images(np.nanmean(samples, axis=1))
-    caution = _caution(gain, over_images, run.images)
+    caution = _schedules(run, baseline) + _caution(gain, over_images, run.images)
     if over_images is not None and over_images.contains_zero:
         sentence += ": not significant"
     return Verdict(run, baseline, teacher, gain, gap_closed, sentence + ".", caution, over_images)
@@ -164,6 +170,17 @@ def teacher_gap(baseline_ap: float, teacher_ap: float | None) -> float | None:
     """AP points between baseline and teacher; None when unknown or less than the noise of one training."""
     gap = None if teacher_ap is None else teacher_ap - baseline_ap
     return gap if gap is not None and gap >= NOISE else None
+
+
+def _schedules(run: RunSummary, baseline: RunSummary) -> str:
+    """The learning rate schedules of two runs, where they differ."""
+    first, second = (summary.settings.get("schedule") for summary in (run, baseline))
+    if first == second:
+        return ""
+    return (
+        f"Learning rate schedules: {first}, and {second} for the baseline; each has the one with which such runs are "
+        "better. "
+    )
 
 
 def _caution(gain: float, over_images: Interval | None, images: int | None) -> str:
