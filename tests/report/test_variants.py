@@ -163,6 +163,29 @@ def test_the_gain_per_class_is_printed_for_each_method(runs):
         assert line.split() == [name, f"{result.others[0].class_gains[name].mean:+.1f}", "+0.0"]
 
 
+@pytest.mark.parametrize(
+    ("width", "titles"),
+    [
+        (120, "method AP by seed gain 95 % seeds 95 % images gap closed over none+inherit"),
+        (100, "method AP gain 95 % seeds 95 % images gap closed over none+inherit"),
+        (80, "method AP gain gap closed over none+inherit"),
+    ],
+)
+def test_a_table_omits_columns_that_do_not_fit(runs, width, titles):
+    names = ("imitation+inherit", "defeat+inherit", "tadf+inherit", "fgfi+inherit")
+    result = compare_variants(
+        runs | {"none+inherit": runs["none"]} | dict.fromkeys(names, runs["defeat"]), {}, samples=1000
+    )
+    stream = io.StringIO()
+    print_matrix(result, Console(file=stream, width=width))
+    lines = stream.getvalue().splitlines()
+    assert " ".join(lines[0].split()) == titles
+    for name in names:
+        assert any(line.startswith(f"{name} ") for line in lines)
+    (classes,) = [line for line in lines if line.startswith("gain per class ")]
+    assert set(classes.removeprefix("gain per class ").split()) <= {*names, "none+inherit", "defeat"}
+
+
 def test_sections_of_a_page_use_runs_of_one_seed(runs):
     unequal = {"none": runs["none"], "defeat": runs["defeat"][1:2], "other": runs["defeat"][1:]}
     assert of_one_seed(unequal, "none") == [runs["none"][1], runs["defeat"][1], runs["defeat"][1]]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -163,6 +164,8 @@ def print_comparison(
             console.print(Text(verdict.caution))
 
 
+INTERVALS = ("95 % seeds", "95 % images")
+WIDEST = 1000  # characters, to measure how wide a table would like to be
 OVER_INHERITED = f"over {INHERITED}"  # title of the column with the contribution of the distillation losses
 
 
@@ -212,28 +215,16 @@ def print_cells(cells: Sequence[PlannedCell], console: Console) -> None:
 
 def print_matrix(result: MatrixResult, console: Console) -> None:
     """Print gains, metrics, per-class gains and a sentence per variant."""
-    gains = Table(box=None, header_style="bold", pad_edge=False)
     parts = Table(box=None, header_style="bold", pad_edge=False)
-    over_inherited = {other.name: other.gain_over_inherited for other in result.others}
-    last = (OVER_INHERITED,) if any(over_inherited.values()) else ()
-    for table, titles in (
-        (gains, ("AP", "by seed", "gain", "95 % seeds", "95 % images", "gap closed", *last)),
-        (parts, PARTS),
-    ):
-        table.add_column("method", overflow="fold")
-        for title in titles:
-            table.add_column(title, justify="right", no_wrap=title != "by seed")
-    gains.add_row("teacher", decimal(result.teacher.get("AP")))
+    parts.add_column("method", overflow="fold")
+    for title in PARTS:
+        parts.add_column(title, justify="right", no_wrap=True)
     parts.add_row("teacher", *(decimal(result.teacher.get(name)) for name in PARTS[:-1]))
     for variant in (result.baseline, *result.ranked):
-        cells = [] if variant.gain is None else gain_cells(variant.gain, variant.gap_closed)
-        if (gain := over_inherited.get(variant.name)) is not None:
-            cells.append(f"{gain.mean:+.1f}")
-        gains.add_row(Text(variant.name), decimal(variant.mean), by_seed(variant, result), *cells)
         time = "" if variant.time_ratio is None else f"{variant.time_ratio:.2f} x"
         parts.add_row(Text(variant.name), *(decimal(variant.metrics.get(name)) for name in PARTS[:-1]), time)
-    classes = _class_table(result)
-    for table in (gains, parts, *([classes] if classes.row_count else [])):
+    classes = _class_table(result, console)
+    for table in (_gain_table(result, console), parts, *([classes] if classes.row_count else [])):
         console.print(table)
         console.print()
     if unequal := result.unequal_seeds():
@@ -245,11 +236,49 @@ def print_matrix(result: MatrixResult, console: Console) -> None:
         console.print(f"\nNot finished yet: {', '.join(result.missing)}", style="yellow", highlight=False)
 
 
-def _class_table(result: MatrixResult) -> Table:
+def _gain_table(result: MatrixResult, console: Console) -> Table:
+    """Gains of all variants, without the columns that a narrow console has no space for."""
+    titles = ["AP", "by seed", "gain", *INTERVALS, "gap closed"]
+    over_inherited = {other.name: other.gain_over_inherited for other in result.others}
+    titles += [OVER_INHERITED] * any(over_inherited.values())
+    rows = {"teacher": [decimal(result.teacher.get("AP"))]}
+    for variant in (result.baseline, *result.ranked):
+        cells = [] if variant.gain is None else gain_cells(variant.gain, variant.gap_closed)
+        if (gain := over_inherited.get(variant.name)) is not None:
+            cells.append(f"{gain.mean:+.1f}")
+        rows[variant.name] = [decimal(variant.mean), by_seed(variant, result), *cells]
+    for dropped in ((), ("by seed",), ("by seed", *INTERVALS)):  # the sentences below have the intervals
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        table.add_column("method", overflow="fold")
+        kept = [index for index, title in enumerate(titles) if title not in dropped]
+        for index in kept:
+            table.add_column(titles[index], justify="right", no_wrap=True)
+        for name, cells in rows.items():
+            table.add_row(Text(name), *(cells[index] for index in kept if index < len(cells)))
+        if _fits(table, console):
+            break
+    return table
+
+
+def _fits(table: Table, console: Console) -> bool:
+    """Whether a console is wide enough to print a table without folding a cell."""
+    return Measurement.get(console, console.options.update_width(WIDEST), table).maximum <= console.width
+
+
+def _class_table(result: MatrixResult, console: Console) -> Table:
+    """Gain per class of the best variants, as many as fit."""
+    for columns in range(MOST_COLUMNS, 0, -1):
+        table = _class_columns(result, columns)
+        if _fits(table, console):
+            break
+    return table
+
+
+def _class_columns(result: MatrixResult, columns: int) -> Table:
     """Gain per class of the best variants; without rows where there are more than `MOST_CLASSES` classes."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("gain per class", overflow="fold")
-    gains = {other.name: other.class_gains or {} for other in result.ranked[:MOST_COLUMNS]}
+    gains = {other.name: other.class_gains or {} for other in result.ranked[:columns]}
     for name in gains:
         table.add_column(Text(name), justify="right")
     names = [name for name in result.baseline.per_class if any(name in per_class for per_class in gains.values())]

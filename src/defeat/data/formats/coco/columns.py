@@ -23,6 +23,7 @@ import orjson
 
 from defeat.data.columns import Flags, Floats, Integers
 from defeat.data.dataset import LARGEST_SIDE
+from defeat.data.files import paused_garbage_collection
 
 _BLOCK = 1 << 20  # bytes that are read at once
 _LONGEST = 1 << 26  # bytes of an element, or of everything outside the two lists
@@ -72,7 +73,7 @@ class CocoColumns:
 def read_columns(file: Path) -> CocoColumns | None:
     """Read a file whose elements are all as they should be; None for any other."""
     try:
-        with file.open("rb") as stream:
+        with file.open("rb") as stream, paused_garbage_collection():
             return _read(stream)
     except (OSError, ValueError, KeyError, OverflowError, RecursionError):  # reported by the careful reader
         return None
