@@ -3,13 +3,12 @@
 import pytest
 import torch
 
-from defeat.detector.families import yolo9
 from tests.detector.tiny import (
     BACKBONE,
     CLASSES,
     FAMILIES,
     FIXED_BACKBONES,
-    YOLO,
+    LARGER,
     images,
     keep_statistics,
     target,
@@ -146,11 +145,11 @@ def test_student_and_teacher_see_the_same_maps_in_eval_mode_normalisation(family
 @every_family
 def test_a_step_down_the_gradient_lowers_the_loss(family, monkeypatch):
     detector = tiny_detector(family, norm="frozen").train()
-    if family == YOLO:
+    if family in LARGER:
         keep_statistics(detector)  # those of the four cells of stride 32 change with every step
         # Targets and their weights follow the predictions, and rise as these improve: keep the first ones.
-        match, first = yolo9._match, []
-        monkeypatch.setattr(yolo9, "_match", lambda *given: (first.append(match(*given)) or first)[0])
+        match, first = detector.match, []
+        monkeypatch.setattr(detector, "match", lambda *given: (first.append(match(*given)) or first)[0])
     batch = detector.prepare(images((64, 64)), [target([[8, 8, 40, 40]], [1])])
     everything = list(detector.parameters())
     if "queries" in detector.info.offers:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.detector.tiny import FAMILIES, YOLO, images, keep_statistics, target, tiny_detector, tiny_options
+from tests.detector.tiny import FAMILIES, LARGER, images, keep_statistics, target, tiny_detector, tiny_options
 
 SIZES = [(64, 64)] * 2
 BOXES = [[8.0, 8.0, 40.0, 40.0], [30.0, 20.0, 60.0, 60.0]]
@@ -35,15 +35,16 @@ def unannotated(boxes=(), labels=(), certain=()):
 
 def losses(family, targets, **options):
     built = detector(family, **options)
-    if family == YOLO:
-        predict = built._predict
+    if family in LARGER:
+        predict = built.predictions
 
         def watched(*arguments):
             predictions = predict(*arguments)
-            built.logits = predictions.logits
+            # Those of YOLOX, of objectness and classes, are made into one.
+            built.logits = predictions.own[0] if family == "yolox" else predictions.logits
             return predictions
 
-        built._predict = watched
+        built.predictions = watched
     elif "dense" in built.info.offers and "queries" not in built.info.offers:
         built.head.register_forward_hook(lambda module, given, found: setattr(built, "logits", found["cls_logits"]))
     if "queries" in built.info.offers:
@@ -78,12 +79,15 @@ def test_confident_boxes_are_learned_and_the_background_is_ignored(family):
     taught, (output, built) = losses(family, [annotated, unannotated(BOXES, [0, 1], certain=[0])])
     assert taught != pytest.approx(plain, rel=1e-3)
     if output.dense is not None and output.queries is None:
-        (gradient,) = torch.autograd.grad(output.losses["classification"], built.logits)
+        learned = output.losses["classification"]
+        if family == "yolox":
+            learned = learned + output.losses["objectness"]
+        (gradient,) = torch.autograd.grad(learned, built.logits)
         touched = gradient[1].abs().sum(dim=1) > 0
-        # Only anchors of the confident box, with label 0, have a gradient. Of YOLOv9's points inside both boxes, some
+        # Only anchors of the confident box, with label 0, have a gradient. Of a YOLO's points inside both boxes, some
         # belong to the other one, with label 1, where it counts, too: they are assigned by predictions.
         labels = set(output.dense.labels[1][touched].tolist())
-        assert labels == {0} or (family == YOLO and labels == {0, 1})
+        assert labels == {0} or (family in LARGER and labels == {0, 1})
         assert (gradient[0].abs().sum(dim=1) > 0).sum() > touched.sum()
     elif output.queries is not None:
         (gradient,) = torch.autograd.grad(output.losses["classification"], built.logits)

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from defeat.detector import DetectorSpec, build, libreyolo_models, load, save_model
-from defeat.detector.families.yolo9 import GREY
 from defeat.detector.importers import import_checkpoint
 from defeat.detector.libreyolo_models import TOWERS
+from defeat.detector.yolo import GREY
 from defeat.errors import InputError
 from defeat.inference.evaluate import evaluate
 from tests.detector.tiny import CLASSES, images, needs_libreyolo, target
@@ -201,7 +201,8 @@ def test_weights_of_a_checkpoint_begin_a_detector_for_other_classes(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_family": "yolox"}, "is a checkpoint of LibreYOLO's yolox"),
+        ({"model_family": "yolonas"}, "is a checkpoint of LibreYOLO's yolonas"),
+        ({"model_family": "yolox"}, "is a yolox of size 't'|can't be read|has not the tensors of yolox_t"),
         ({"task": "pose"}, "yolo9 \\(pose\\)"),
         ({"size": "huge"}, "of size 'huge', which is not one of t, s, m, c"),
         ({"size": "s"}, "has not the tensors of yolo9_s"),

@@ -19,6 +19,7 @@ needs_transformers = pytest.mark.skipif(
     find_spec("transformers") is None, reason="transformers is missing: pip install defeat[transformers]"
 )
 YOLO = "yolo9"
+LARGER = {YOLO: "yolo9_s", "yolox": "yolox_t"}  # the next larger backbone of each YOLO
 
 
 def _has_libreyolo() -> bool:
@@ -34,7 +35,7 @@ needs_libreyolo = pytest.mark.skipif(
     not _has_libreyolo(), reason="libreyolo is missing or incomplete: pip install defeat[yolo], apt install libgl1"
 )
 # Composed of torchvision's parts: with anchors or proposals, and with the aspect ratio of the image.
-COMPOSED = tuple(family for family in ALL_FAMILIES if family not in (*KINDS, YOLO))
+COMPOSED = tuple(family for family in ALL_FAMILIES if family not in (*KINDS, *LARGER))
 QUICK_KIND = "d_fine"  # the only family of transformers in the fast tests
 
 
@@ -46,7 +47,7 @@ def of_transformers(kind: str, quick: str = QUICK_KIND) -> Any:
 # Families whose backbones are transformers of their own.
 TRANSFORMERS = dict.fromkeys(LW_KINDS, "vit_32x3")
 # Families with one backbone, whose neck has no width to choose.
-FIXED_BACKBONES = {"ssdlite": "mobilenet_v3_large", YOLO: "yolo9_t"}
+FIXED_BACKBONES = {"ssdlite": "mobilenet_v3_large", YOLO: "yolo9_t", "yolox": "yolox_n"}
 FIXED_BACKBONES = {name: backbone for name, backbone in FIXED_BACKBONES.items() if name in ALL_FAMILIES}
 STRETCHING = {"ssdlite"}  # composed families that resize images to a square
 KEEPING = [name for name in COMPOSED if name not in STRETCHING]
@@ -56,13 +57,13 @@ FITTED_ANCHORS = [
     family for family in COMPOSED if "anchor_sizes" in {field.name for field in fields(family_options(family))}
 ]
 _FIRST = ("faster_rcnn", "retinanet")  # of which all whole runs and pairs are fast tests
-_OF_YOLO = pytest.param(YOLO, marks=[needs_libreyolo, pytest.mark.slow])
-FAMILIES = [*COMPOSED, *map(of_transformers, KINDS), _OF_YOLO]
+_OF_YOLO = [pytest.param(family, marks=[needs_libreyolo, pytest.mark.slow]) for family in LARGER]
+FAMILIES = [*COMPOSED, *map(of_transformers, KINDS), *_OF_YOLO]
 FAMILIES_IN_RUNS = [  # whole runs take seconds each
     *_FIRST,
     *[pytest.param(family, marks=pytest.mark.slow) for family in COMPOSED if family not in _FIRST],
     *[of_transformers(kind, "") for kind in KINDS],
-    _OF_YOLO,
+    *_OF_YOLO,
 ]
 
 
@@ -81,6 +82,7 @@ def pairs_of_families() -> list[Any]:
     mixed += [("lw_detr", "lw_detr"), ("rf_detr", "lw_detr"), ("lw_detr", "retinanet"), ("retinanet", "rf_detr")]
     mixed += [("d_fine", "rf_detr"), ("rf_detr", "rt_detr")]
     of_yolo = [(YOLO, YOLO), (YOLO, "retinanet"), ("fcos", YOLO)]
+    of_yolo += [("yolox", "yolox"), ("yolox", YOLO), ("retinanet", "yolox")]
     pairs += [pytest.param(*pair, marks=[needs_libreyolo, pytest.mark.slow]) for pair in of_yolo]
     return pairs + [pytest.param(*pair, marks=marks) for pair in mixed]
 
@@ -110,8 +112,8 @@ def tiny_options(family: str, **more: Any) -> dict[str, Any]:
 def tiny_detector(family: str, backbone: str = BACKBONE, *, seed: int = 0, weights: str = "none", **spec: Any):
     """A detector with short side 64, long side 96 and 16 neck channels.
 
-    SSDlite and YOLOv9 have sides of 64 and widths of their own: for any other number than 16, the former has half the
-    channels at stride 32, and the latter is the next larger one.
+    SSDlite, YOLOv9 and YOLOX have sides of 64 and widths of their own: for any other number than 16, SSDlite has half
+    the channels at stride 32, and the others are the next larger ones.
     """
     settings: dict[str, Any] = {"classes": CLASSES, "size": 64, "max_size": 96, "neck_channels": 16}
     settings["options"] = tiny_options(family)
@@ -120,8 +122,8 @@ def tiny_detector(family: str, backbone: str = BACKBONE, *, seed: int = 0, weigh
     if family in FIXED_BACKBONES:
         backbone = FIXED_BACKBONES[family]
         if settings.pop("neck_channels") != 16:
-            if family == YOLO:
-                backbone = "yolo9_s"
+            if family in LARGER:
+                backbone = LARGER[family]
             else:
                 settings["options"] = {"reduced_tail": True} | settings["options"]
     torch.manual_seed(seed)

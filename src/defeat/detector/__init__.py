@@ -11,8 +11,9 @@ from defeat.detector.boxes import BoxFunction, BoxNetwork, BoxTeacher, Predicted
 from defeat.detector.description import default_max_size
 from defeat.detector.ensemble import TeacherEnsemble, first_of
 from defeat.detector.exported import ExportedDetector, is_exported, load_exported
-from defeat.detector.families import detr, faster_rcnn, fcos, gfl, lw_detr, retinanet, ssdlite, yolo9
+from defeat.detector.families import detr, faster_rcnn, fcos, gfl, lw_detr, retinanet, ssdlite, yolo9, yolox
 from defeat.detector.foreign_files import refusal
+from defeat.detector.libreyolo_files import load_libreyolo
 from defeat.detector.model_files import load_model, save_model
 from defeat.detector.normalisation import Norm
 from defeat.detector.pretrained import load_torchvision, torchvision_name
@@ -57,6 +58,7 @@ FAMILIES = {
     "gfl": (gfl.build, gfl.GFLOptions),
     "retinanet": (retinanet.build, retinanet.RetinaNetOptions),
     "yolo9": (yolo9.build, yolo9.YOLO9Options),
+    "yolox": (yolox.build, yolox.YOLOXOptions),
     "ssdlite": (ssdlite.build, ssdlite.SSDliteOptions),
     **dict.fromkeys(detr.KINDS, (detr.build, detr.DETROptions)),
     "lw_detr": (lw_detr.build, lw_detr.LWDETROptions),
@@ -154,8 +156,8 @@ def load_detector(source: str | Path, weights: str | Path | None = None) -> Dete
     """Load a trained detector, in eval mode.
 
     Args:
-        source: a run directory, a torchvision model such as `torchvision:retinanet_resnet50_fpn`, a checkpoint of a
-            LibreYOLO YOLOv9, or a detector of transformers: a folder written by `save_pretrained`, or `hf:ORG/NAME`.
+        source: a run directory, a torchvision model such as `torchvision:retinanet_resnet50_fpn`, a checkpoint of
+            LibreYOLO, or a detector of transformers: a folder written by `save_pretrained`, or `hf:ORG/NAME`.
         weights: for a torchvision model, a file with its state dict, instead of the published weights.
 
     Raises:
@@ -169,7 +171,7 @@ def load_detector(source: str | Path, weights: str | Path | None = None) -> Dete
     if is_checkpoint(source):
         return load_transformers(source).eval()
     if libreyolo_models.is_checkpoint(source):
-        return yolo9.from_checkpoint(source).eval()
+        return load_libreyolo(source).eval()
     if Path(source).is_file():
         raise InputError(refusal(Path(source)))
     return load_model(Path(source), build_any).eval()

@@ -1,4 +1,4 @@
-"""YOLOv9 networks of the package LibreYOLO: their modules, losses and checkpoints.
+"""YOLOv9 and YOLOX networks of the package LibreYOLO: their modules, losses and checkpoints.
 
 LibreYOLO is imported only when one of these detectors is built or loaded.
 """
@@ -20,9 +20,11 @@ from defeat.detector.normalisation import BatchNorm
 from defeat.errors import InputError, unknown_name
 
 SIZES = {f"yolo9_{size}": size for size in "tsmc"}  # by the name of the backbone
+YOLOX_SIZES = {f"yolox_{size}": size for size in "ntsmlx"}
+OF_FAMILY = {"yolo9": SIZES, "yolox": YOLOX_SIZES}
 MARK = b"libreyolo_version"  # key that every checkpoint of LibreYOLO has
 REG_MAX = 16  # values of a distribution of distances, in strides
-PRIOR = 0.01  # first score of every class; the published 0.00005 learns less in short trainings
+PRIOR = 0.01  # first score of every class; the published 0.00005 of YOLOv9 learns less in short trainings
 TOWERS = "head.cv3.0.0.conv.weight"  # its length is the width of the classification towers
 MAX_WIDTH = 1024  # channels; published towers have 256 at most
 UNUSED = ("head.dfl.", "aux.", "aux_head.")  # constants, and the branch that is used in LibreYOLO's training only
@@ -30,46 +32,50 @@ UNUSED = ("head.dfl.", "aux.", "aux_head.")  # constants, and the branch that is
 
 @dataclass(frozen=True)
 class Parts:
-    """A YOLOv9 network, taken apart.
+    """A network, taken apart.
 
     Attributes:
         body: computes feature maps of strides 8, 16 and 32.
         neck: computes as many maps of the same strides from them.
-        box_towers: convolutions of each level that predict distributions of distances.
-        class_towers: convolutions of each level that predict class logits.
+        head: of YOLOv9, the convolutions of each level that predict distributions of distances, and those that predict
+            class logits; of YOLOX, its head.
         body_channels: channels of the body's maps.
         neck_channels: channels of the neck's maps.
     """
 
     body: nn.Module
     neck: nn.Module
-    box_towers: nn.ModuleList
-    class_towers: nn.ModuleList
+    head: Any
     body_channels: tuple[int, ...]
     neck_channels: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained YOLOv9 of LibreYOLO.
+    """A trained detector of LibreYOLO.
 
     Attributes:
-        backbone: name of the backbone, a key of `SIZES`.
+        family: `yolo9` or `yolox`.
+        backbone: name of the backbone, a key of `SIZES` or `YOLOX_SIZES`.
         classes: names of its classes, in the order of the labels.
         size: long side of an image after resizing, in pixels.
-        class_channels: width of the classification towers.
+        options: options of the family.
         state: tensors by name.
     """
 
+    family: str
     backbone: str
     classes: tuple[str, ...]
     size: int
-    class_channels: int
+    options: Mapping[str, Any]
     state: Mapping[str, Tensor]
 
 
-def require_libreyolo() -> Any:
-    """Import the modules of YOLOv9.
+def require_libreyolo(family: str = "yolo9") -> Any:
+    """Import the modules of a family.
+
+    Args:
+        family: `yolo9` or `yolox`.
 
     Returns:
         The modules `nn` and `loss`, as attributes.
@@ -78,16 +84,16 @@ def require_libreyolo() -> Any:
         InputError: LibreYOLO is not installed, or can't be imported.
     """
     if find_spec("libreyolo") is None:
-        raise InputError("yolo9 needs the package libreyolo: pip install defeat[yolo].")
+        raise InputError(f"{family} needs the package libreyolo: pip install defeat[yolo].")
     level = logging.getLogger("libreyolo").level
     try:
-        import_module("libreyolo.models.yolo9.nn")
-        import_module("libreyolo.models.yolo9.loss")
+        import_module(f"libreyolo.models.{family}.nn")
+        import_module(f"libreyolo.models.{family}.loss")
     except ImportError as error:  # its OpenCV needs libraries of the system, such as libGL.so.1
-        raise InputError(f"yolo9 can't import the package libreyolo: {str(error).rstrip('.')}.") from error
+        raise InputError(f"{family} can't import the package libreyolo: {str(error).rstrip('.')}.") from error
     finally:
         logging.getLogger("libreyolo").setLevel(level)
-    return import_module("libreyolo.models.yolo9")
+    return import_module(f"libreyolo.models.{family}")
 
 
 def network(backbone: str, classes: int, class_channels: int = 0) -> Parts:
@@ -118,7 +124,34 @@ def network(backbone: str, classes: int, class_channels: int = 0) -> Parts:
     for part in (model.backbone, model.neck, head):
         _accept_single_values(part)
     body_channels = (config["stages"][0][1], config["stages"][1][1], config["spp_out"])
-    return Parts(model.backbone, model.neck, head.cv2, head.cv3, body_channels, tuple(config["head_channels"]))
+    head_channels = tuple(config["head_channels"])
+    return Parts(model.backbone, model.neck, (head.cv2, head.cv3), body_channels, head_channels)
+
+
+def yolox_network(backbone: str, classes: int) -> Parts:
+    """Build a YOLOX with random weights, and the published first scores of 0.01 for objectness and classes.
+
+    Args:
+        backbone: key of `YOLOX_SIZES`.
+        classes: number of classes.
+
+    Raises:
+        InputError: unknown name, or LibreYOLO is not installed.
+    """
+    if backbone not in YOLOX_SIZES:
+        raise unknown_name("backbone of yolox", backbone, YOLOX_SIZES)
+    kind = require_libreyolo("yolox").nn.LibreYOLOXModel
+    device = torch.get_default_device()
+    with torch.device("cpu"):
+        model = kind(YOLOX_SIZES[backbone], classes)
+        model.init_weights(PRIOR)
+    model.to(device)
+    neck, width = model.backbone, kind.CONFIGS[YOLOX_SIZES[backbone]]["width"]
+    body, neck.backbone = neck.backbone, nn.Identity()  # the neck then takes the maps of the body
+    for part in (body, neck, model.head):
+        _accept_single_values(part)
+    channels = tuple(int(channels * width) for channels in neck.in_channels)
+    return Parts(body, neck, model.head, channels, channels)
 
 
 def _accept_single_values(module: nn.Module) -> None:
@@ -148,25 +181,32 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     try:
         content: Any = torch.load(path, "cpu", weights_only=True)
         family, size, names = content["model_family"], content["size"], content["names"]
-        state = {name: tensor for name, tensor in content["model"].items() if not name.startswith(UNUSED)}
+        unused = UNUSED if family == "yolo9" else ()
+        state = {name: tensor for name, tensor in content["model"].items() if not name.startswith(unused)}
         classes = tuple(str(names[label]) for label in range(int(content["nc"])))
         side = int(content["imgsz"])
         task = content["task"]
         class_channels = len(state[TOWERS]) if TOWERS in state else 0
     except Exception as error:  # torch.load raises exceptions of many types
         raise InputError(f"{path} can't be read as a checkpoint of LibreYOLO ({type(error).__name__}).") from error
-    if (family, task) != ("yolo9", "detect"):
-        raise InputError(f"{path} is a checkpoint of LibreYOLO's {family} ({task}); only yolo9 detectors are read.")
-    if f"yolo9_{size}" not in SIZES or not class_channels:
-        raise InputError(f"{path} is a yolo9 of size {size!r}, which is not one of {', '.join(SIZES.values())}.")
+    if family not in OF_FAMILY or task != "detect":
+        raise InputError(
+            f"{path} is a checkpoint of LibreYOLO's {family} ({task}); only detectors of yolo9 and yolox are read."
+        )
+    backbone, sizes = f"{family}_{size}", OF_FAMILY[family]
+    if backbone not in sizes or (family == "yolo9" and not class_channels):
+        raise InputError(f"{path} is a {family} of size {size!r}, which is not one of {', '.join(sizes.values())}.")
     if class_channels > MAX_WIDTH:  # before memory is allocated: a small file can contain a huge view
         raise InputError(f"{path} has classification towers of {class_channels} channels; {MAX_WIDTH} are the most.")
-    return Checkpoint(f"yolo9_{size}", classes, side, class_channels, renamed(state))
+    options = {"class_channels": class_channels} if family == "yolo9" else {}
+    return Checkpoint(family, backbone, classes, side, options, renamed(state, family))
 
 
-def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def renamed(state: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
     """Tensors with the names that they have in a detector of the family."""
     prefixes: Sequence[tuple[str, str]] = (("backbone.", "backbone.body."), ("neck.", "backbone.fpn."))
+    if family == "yolox":
+        prefixes = (("backbone.backbone.", "backbone.body."), ("backbone.", "backbone.fpn."))
     result = {}
     for name, tensor in state.items():
         for theirs, ours in prefixes:

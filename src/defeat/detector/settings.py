@@ -13,12 +13,13 @@ class DetectorSettings(Checked):
     """Detector."""
 
     detector: str = setting(default="faster_rcnn", compared=False)
-    """Family of the detector: faster_rcnn, fcos, gfl, retinanet, ssdlite, with libreyolo yolo9, or with transformers
-    rt_detr, rt_detr_v2, d_fine, deimv2, lw_detr or rf_detr."""
+    """Family of the detector: faster_rcnn, fcos, gfl, retinanet, ssdlite, with libreyolo yolo9 and yolox, or with
+    transformers rt_detr, rt_detr_v2, d_fine, deimv2, lw_detr or rf_detr."""
     backbone: str = setting(default="resnet50", compared=False)
     """Name of the backbone: resnet18 to resnet152, resnet50_caffe to resnet152_caffe (with the stride in the 1 x 1
-    convolution), or any convolutional network of timm; mobilenet_v3_large for ssdlite, and yolo9_t, yolo9_s, yolo9_m or
-    yolo9_c for yolo9, which have no others; for lw_detr and rf_detr vit_CHANNELSxLAYERS, such as vit_192x10."""
+    convolution), or any convolutional network of timm; mobilenet_v3_large for ssdlite, yolo9_t, yolo9_s, yolo9_m or
+    yolo9_c for yolo9, and yolox_n, yolox_t, yolox_s, yolox_m, yolox_l or yolox_x for yolox, which have no others; for
+    lw_detr and rf_detr vit_CHANNELSxLAYERS, such as vit_192x10."""
     size: int = setting(default=800, compared=False)
     """Short side of an image after resizing, in pixels; ssdlite and detectors of transformers stretch images to a
     square of this side."""

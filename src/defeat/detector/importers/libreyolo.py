@@ -1,9 +1,9 @@
-"""YOLOv9 detectors of LibreYOLO, as it saves them (`best.pt`)."""
+"""YOLOv9 and YOLOX detectors of LibreYOLO, as it saves them (`best.pt`)."""
 
 from pathlib import Path
 
 from defeat.detector.base import Detector
-from defeat.detector.families import yolo9
+from defeat.detector.libreyolo_files import load_libreyolo
 from defeat.detector.libreyolo_models import is_checkpoint
 
 NAME = "LibreYOLO"
@@ -21,6 +21,6 @@ def read_source(source: str | Path) -> Detector:
         source: path of the checkpoint.
 
     Raises:
-        InputError: it can't be read, is not a YOLOv9, or LibreYOLO is not installed.
+        InputError: it can't be read, is not a YOLOv9 or YOLOX, or LibreYOLO is not installed.
     """
-    return yolo9.from_checkpoint(source)
+    return load_libreyolo(source)
