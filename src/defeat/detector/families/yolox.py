@@ -34,6 +34,7 @@ from defeat.types import Maps
 
 STAGES = ("stem", "dark2", "dark3", "dark4", "dark5")  # stages of the backbone
 LEVELS = STAGES[2:]  # those whose outputs the neck takes
+BLUE_GREEN_RED = [2, 1, 0]  # order of channels; onnxruntime refuses a file with a reversal before the slices of the stem
 BOX_WEIGHT = 5.0  # of the IoU loss, as published
 LARGEST_LOG_SIDE = 10.0  # of sides in strides, so that no box is infinite
 LARGEST_LOG_SCORE = -1e-6  # so that the logit of a score of 1 is finite
@@ -61,7 +62,7 @@ class YOLOXBackbone(Backbone):
 
     def forward(self, images: Tensor) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
         """Feature maps of body and neck by stride, for (B, 3, H, W) normalised images, whose channels are R, G, B."""
-        body = self.body(images.flip(1))
+        body = self.body(images[:, BLUE_GREEN_RED])
         maps = dict(zip(STRIDES, (body[level] for level in LEVELS), strict=True))
         return maps, dict(zip(STRIDES, self.fpn(body), strict=True))
 
