@@ -1,5 +1,5 @@
-# Sourced by the matrices of this folder: trains a teacher for long, with augmentation and a cosine schedule, and keeps the
-# epoch that was best on a held-out part of the training images; then every cell. Its learning curve is in its results.json.
+# Sourced by the matrices of this folder: trains a teacher for long, with augmentation, and keeps the epoch that was best on
+# a held-out part of the training images; then every cell. Its learning curve is in its results.json.
 # Goes on where it was stopped. --jobs N trains N cells at a time.
 #   matrix NAME RECIPE DATA RUNS [options of defeat bench]
 METHODS=none,none+inherit,imitation,fgfi,tadf,defeat,imitation+inherit,fgfi+inherit,tadf+inherit,defeat+inherit
@@ -9,7 +9,7 @@ matrix() {
   local shared=(--config "$recipe" --data "$data" --workers 1 --neck-channels 64) teacher="$runs/teacher_$name"
   if [ ! -f "$teacher/results.json" ]; then
     [ -f "$teacher/checkpoints/last.ckpt" ] && resume=(--resume)
-    defeat train "${shared[@]}" --backbone tf_efficientnet_lite2 --epochs "${TEACHER_EPOCHS:-30}" --schedule cosine \
+    defeat train "${shared[@]}" --backbone tf_efficientnet_lite2 --epochs "${TEACHER_EPOCHS:-30}" --schedule flat_cosine \
       --augment standard --eval-every 3 --eval-split val --keep best --out "$teacher" "${resume[@]}"
   fi
   defeat bench "${shared[@]}" --backbone tf_efficientnet_lite0 --teacher "$teacher" \
