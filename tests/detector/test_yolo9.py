@@ -13,6 +13,7 @@ from defeat.detector.libreyolo_models import TOWERS
 from defeat.detector.yolo import GREY
 from defeat.errors import InputError
 from defeat.inference.evaluate import evaluate
+from tests.detector.of_libreyolo import as_libreyolo, save_checkpoint
 from tests.detector.tiny import CLASSES, images, needs_libreyolo, target
 
 HELP = "import contextlib, defeat.cli\nwith contextlib.suppress(SystemExit): defeat.cli.main(['distill', '--help'])"
@@ -37,39 +38,6 @@ def spread(network):
         for _ in range(30):
             network.forward_maps(network.prepare(images((64, 64), (64, 64))))
     return network.eval()
-
-
-def as_libreyolo(network):
-    """A model of LibreYOLO with the weights of a detector."""
-    model = libreyolo_models.require_libreyolo().nn.LibreYOLO9Model("t", 16, len(network.info.classes))
-    model.load_state_dict(theirs(network), strict=False)
-    return model
-
-
-def theirs(network):
-    """Tensors of a detector by LibreYOLO's names."""
-    names = {"backbone.body.": "backbone.", "backbone.fpn.": "neck.", "head.": "head."}
-    state = {}
-    for name, tensor in network.state_dict().items():
-        ours = next(prefix for prefix in names if name.startswith(prefix))
-        state[names[ours] + name.removeprefix(ours)] = tensor
-    return state
-
-
-def save_checkpoint(path, network, **changes):
-    from libreyolo.utils.serialization import wrap_libreyolo_checkpoint
-
-    content = wrap_libreyolo_checkpoint(
-        theirs(network),
-        model_family="yolo9",
-        size="t",
-        task="detect",
-        nc=len(network.info.classes),
-        names=dict(enumerate(network.info.classes)),
-        imgsz=network.info.size,
-    )
-    torch.save(content | changes, path)
-    return path
 
 
 def test_predictions_are_those_of_libreyolos_own_post_processing():

@@ -9,8 +9,8 @@ from torch import nn
 from defeat.detector import DetectorSpec, build, load, save_model
 from defeat.detector.families.yolox import LARGEST_LOG_SIDE, _assigner
 from defeat.detector.importers import import_checkpoint
-from defeat.detector.libreyolo_models import require_libreyolo
 from defeat.errors import InputError
+from tests.detector.of_libreyolo import as_libreyolo, save_checkpoint
 from tests.detector.tiny import CLASSES, images, keep_statistics, needs_libreyolo, target
 
 pytestmark = [needs_libreyolo, pytest.mark.slow]
@@ -33,39 +33,6 @@ def spread(network):
         for _ in range(30):
             network.forward_maps(network.prepare(images((64, 64), (64, 64))))
     return network.eval()
-
-
-def theirs(network):
-    """Tensors of a detector by LibreYOLO's names."""
-    names = {"backbone.body.": "backbone.backbone.", "backbone.fpn.": "backbone.", "head.": "head."}
-    state = {}
-    for name, tensor in network.state_dict().items():
-        ours = next(prefix for prefix in names if name.startswith(prefix))
-        state[names[ours] + name.removeprefix(ours)] = tensor
-    return state
-
-
-def as_libreyolo(network):
-    """A model of LibreYOLO with the weights of a detector."""
-    model = require_libreyolo("yolox").nn.LibreYOLOXModel("n", len(network.info.classes))
-    model.load_state_dict(theirs(network))
-    return model
-
-
-def save_checkpoint(path, network, **changes):
-    from libreyolo.utils.serialization import wrap_libreyolo_checkpoint
-
-    content = wrap_libreyolo_checkpoint(
-        theirs(network),
-        model_family="yolox",
-        size="n",
-        task="detect",
-        nc=len(network.info.classes),
-        names=dict(enumerate(network.info.classes)),
-        imgsz=network.info.size,
-    )
-    torch.save(content | changes, path)
-    return path
 
 
 def blue_green_red(network, batch):

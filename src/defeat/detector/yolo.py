@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from defeat.detector.backbone import Backbone
-from defeat.detector.base import Detector, DetectorSpec, output_of
+from defeat.detector.base import Detector, DetectorSpec, info_of, output_of
 from defeat.detector.libreyolo_models import Checkpoint, is_checkpoint, read_checkpoint
 from defeat.detector.normalisation import apply_norm
 from defeat.detector.options import automatic, bounded, fitted_to_data, require_valid
 from defeat.detector.points import SQUARE, Assignment, PaddedTargets, assign_objects, fitted_candidates
-from defeat.detector.selection import BOXES, SCORES, Raw, by_level, dense_candidates, select_dense
+from defeat.detector.selection import BOXES, SCORES, Raw, Selection, by_level, dense_candidates, select_dense
 from defeat.detector.statistics import ObjectStatistics
 from defeat.errors import InputError
 from defeat.types import Batch, DensePredictions, Detections, DetectorOutput, Maps
@@ -84,8 +84,27 @@ class YOLODetector(Detector):
     """A one-stage detector without anchors: a score per class and a box at every point."""
 
     padding = GREY
-    backbone: Backbone
     head: Callable[[list[Tensor]], list[Tensor]]  # outputs (B, C, H, W) of all levels
+
+    def __init__(self, backbone: Backbone, head: nn.Module, spec: DetectorSpec, options: Any, **more: Any) -> None:
+        """Create it from its parts.
+
+        Args:
+            backbone: feature maps at strides 8, 16 and 32.
+            head: the predictions.
+            spec: description of the detector.
+            options: options of the family, without `auto`.
+            more: what `info_of` takes of the family.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.options = options
+        self.selection = Selection.of(options)
+        self.spec = spec
+        self.info = info_of(
+            spec, backbone, activation="sigmoid", background="none", offers=frozenset({"dense"}), **more
+        )
 
     @abstractmethod
     def predictions(self, images: Tensor, maps: Maps) -> Predictions:

@@ -13,11 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from defeat.detector.backbone import Backbone
-from defeat.detector.base import DetectorSpec, info_of
+from defeat.detector.base import DetectorSpec
 from defeat.detector.libreyolo_models import REG_MAX, Parts, network, require_libreyolo
 from defeat.detector.options import bounded, with_usual_values
 from defeat.detector.points import Assignment, PaddedTargets
-from defeat.detector.selection import Selection
 from defeat.detector.yolo import (
     STRIDES,
     Predictions,
@@ -80,31 +79,6 @@ class YOLO9(YOLODetector):
 
     Its losses are `classification`, `box` and `distribution`.
     """
-
-    def __init__(self, backbone: YOLO9Backbone, head: Head, spec: DetectorSpec, options: YOLO9Options) -> None:
-        """Create it from its parts.
-
-        Args:
-            backbone: feature maps at strides 8, 16 and 32.
-            head: the predictions.
-            spec: description of the detector.
-            options: options of the family, without `auto`.
-        """
-        super().__init__()
-        self.backbone = backbone
-        self.head = head
-        self.options = options
-        self.selection = Selection.of(options)
-        self.spec = spec
-        self.info = info_of(
-            spec,
-            backbone,
-            activation="sigmoid",
-            background="none",
-            offers=frozenset({"dense"}),
-            anchors=f"YOLOv9 points {list(STRIDES)}",
-            bins=REG_MAX,
-        )
 
     def class_rows(self) -> dict[str, Tensor]:
         """The last layer of the classification tower of each level has one row per class."""
@@ -206,4 +180,4 @@ def built(spec: DetectorSpec) -> YOLO9:
     backbone = YOLO9Backbone(parts)
     prepare_backbone(backbone, spec, STAGES)
     assert isinstance(parts.head, tuple)
-    return YOLO9(backbone, Head(*parts.head), spec, options)
+    return YOLO9(backbone, Head(*parts.head), spec, options, anchors=f"YOLOv9 points {list(STRIDES)}", bins=REG_MAX)

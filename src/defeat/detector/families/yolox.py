@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from defeat.detector.backbone import Backbone
-from defeat.detector.base import DetectorSpec, info_of
+from defeat.detector.base import DetectorSpec
 from defeat.detector.libreyolo_models import Parts, require_libreyolo, yolox_network
 from defeat.detector.options import bounded, with_usual_values
 from defeat.detector.points import Assignment, PaddedTargets
-from defeat.detector.selection import Selection
 from defeat.detector.yolo import (
     STRIDES,
     Predictions,
@@ -34,7 +33,11 @@ from defeat.types import Maps
 
 STAGES = ("stem", "dark2", "dark3", "dark4", "dark5")  # stages of the backbone
 LEVELS = STAGES[2:]  # those whose outputs the neck takes
-BLUE_GREEN_RED = [2, 1, 0]  # order of channels; onnxruntime refuses a file with a reversal before the slices of the stem
+BLUE_GREEN_RED = [
+    2,
+    1,
+    0,
+]  # order of channels; onnxruntime refuses a file with a reversal before the slices of the stem
 BOX_WEIGHT = 5.0  # of the IoU loss, as published
 LARGEST_LOG_SIDE = 10.0  # of sides in strides, so that no box is infinite
 LARGEST_LOG_SCORE = -1e-6  # so that the logit of a score of 1 is finite
@@ -95,30 +98,6 @@ class YOLOX(YOLODetector):
 
     The score of a class is the product of both sigmoids. Its losses are `objectness`, `classification` and `box`.
     """
-
-    def __init__(self, backbone: YOLOXBackbone, head: Head, spec: DetectorSpec, options: YOLOXOptions) -> None:
-        """Create it from its parts.
-
-        Args:
-            backbone: feature maps at strides 8, 16 and 32.
-            head: the predictions.
-            spec: description of the detector.
-            options: options of the family, without `auto`.
-        """
-        super().__init__()
-        self.backbone = backbone
-        self.head = head
-        self.options = options
-        self.selection = Selection.of(options)
-        self.spec = spec
-        self.info = info_of(
-            spec,
-            backbone,
-            activation="sigmoid",
-            background="none",
-            offers=frozenset({"dense"}),
-            anchors=f"YOLOX points {list(STRIDES)}",
-        )
 
     def class_rows(self) -> dict[str, Tensor]:
         """The layer of each level that predicts the classes has one row per class."""
@@ -228,4 +207,4 @@ def built(spec: DetectorSpec) -> YOLOX:
     parts = yolox_network(spec.backbone, len(spec.classes))
     backbone = YOLOXBackbone(parts)
     prepare_backbone(backbone, spec, STAGES)
-    return YOLOX(backbone, Head(parts.head), spec, options)
+    return YOLOX(backbone, Head(parts.head), spec, options, anchors=f"YOLOX points {list(STRIDES)}")
