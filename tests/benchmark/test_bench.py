@@ -67,7 +67,11 @@ def test_each_cell_gets_the_schedule_that_suits_it(tmp_path, teacher, monkeypatc
     monkeypatch.setattr("defeat.engine.optimisation.MANY_STEPS", 4)
     folder = tmp_path / "m"
     for _ in range(2):  # repeated, it keeps them
-        assert run_bench(folder, teacher, methods="none,none+inherit,defeat", seeds=1).missing == ()
+        result = run_bench(folder, teacher, methods="none,none+inherit,defeat", seeds=1)
+        assert result.missing == ()
+        expected = "Learning rate schedules: flat_cosine for none; cosine for none+inherit, defeat."
+        assert result.schedules().startswith(expected)
+        assert expected in (folder / "report.html").read_text()
         cells = ("none", "none-inherit", "defeat")
         configs = [yaml.safe_load((folder / f"{cell}-seed0" / "config.yaml").read_text()) for cell in cells]
         assert [config["schedule"] for config in configs] == ["flat_cosine", "cosine", "cosine"]

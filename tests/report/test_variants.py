@@ -151,6 +151,7 @@ def test_a_missing_seed_is_marked_and_explained(runs):
     print_matrix(result, Console(file=stream, width=200))
     assert "- marks a missing run" in stream.getvalue()
     assert compare_variants(runs, {}, samples=1000).unequal_seeds() == ""
+    assert result.schedules() == ""
 
 
 def test_the_gain_per_class_is_printed_for_each_method(runs):

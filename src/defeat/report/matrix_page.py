@@ -150,10 +150,10 @@ def _table(result: MatrixResult) -> str:
         time = "" if variant.time_ratio is None else f"{variant.time_ratio:.2f} x"
         significant = gain is not None and gain.significant
         body.append(_row(variant.name, [*cells, *_parts(variant.metrics), time], significant))
-    unequal = result.unequal_seeds()
+    remarks = filter(None, (result.unequal_seeds(), result.schedules()))
     return (
         f'<div class="card scroll"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
-        f'<p class="soft">{note}</p>' + (f'<p class="soft">{escape(unequal)}</p>' if unequal else "")
+        f'<p class="soft">{note}</p>' + "".join(f'<p class="soft">{escape(remark)}</p>' for remark in remarks)
     )
 
 

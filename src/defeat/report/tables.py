@@ -227,8 +227,8 @@ def print_matrix(result: MatrixResult, console: Console) -> None:
     for table in (_gain_table(result, console), parts, *([classes] if classes.row_count else [])):
         console.print(table)
         console.print()
-    if unequal := result.unequal_seeds():
-        console.print(f"{unequal}\n", highlight=False)
+    for remark in filter(None, (result.unequal_seeds(), result.schedules())):
+        console.print(f"{remark}\n", highlight=False)
     for variant in result.ranked:
         significant = variant.gain is not None and variant.gain.significant
         console.print(Text(variant.sentence(result.images), style="bold" if significant else ""))

@@ -34,6 +34,7 @@ class VariantResult:
             and where the matrix has no such variant.
         gap_closed: share of the teacher-student gap, in percent; None where the gap is below one AP point.
         time_ratio: training time over that of the baseline, mean over seeds.
+        schedule: the learning rate schedule; empty where it is not recorded.
     """
 
     name: str
@@ -46,6 +47,7 @@ class VariantResult:
     gap_closed: float | None = None
     time_ratio: float | None = None
     gain_over_inherited: Gain | None = None
+    schedule: str = ""
 
     @property
     def mean(self) -> float:
@@ -126,6 +128,16 @@ class MatrixResult:
             f"By seed: {', '.join(map(str, self.seeds))}; - marks a missing run. The mean APs are over different "
             "seeds, so compare the gains: each is over the baseline of the same seeds."
         )
+
+    def schedules(self) -> str:
+        """The learning rate schedules, where variants have different ones; else empty."""
+        names: dict[str, list[str]] = {}
+        for variant in (self.baseline, *self.others):
+            names.setdefault(variant.schedule, []).append(variant.name)
+        if len(names) < 2:
+            return ""
+        parts = (f"{schedule} for {', '.join(variants)}" for schedule, variants in names.items())
+        return f"Learning rate schedules: {'; '.join(parts)}. Each student has the one with which such students are better."
 
     def verdict(self) -> str:
         """The result in one sentence, for the variant with the largest gain."""
@@ -216,6 +228,7 @@ def _variant(
         ap=tuple(_ap(run) for run in runs),
         metrics={key: _mean([run.metrics.get(key) for run in runs]) for key in SIZES},
         per_class={label: _mean([run.per_class[label].get("AP") for run in runs]) for label in classes},
+        schedule=str(runs[0].settings.get("schedule", "")),
     )
     if is_baseline:
         return result

@@ -1,4 +1,7 @@
-"""The gain of each distilled run over its baseline, for runs that differ in nothing but the distillation."""
+"""The gain of each distilled run over its baseline, for runs that differ in nothing but the distillation.
+
+Each may have the learning rate schedule that suits it, see `automatic_cosine`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
