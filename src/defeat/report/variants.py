@@ -137,7 +137,7 @@ class MatrixResult:
         if len(names) < 2:
             return ""
         parts = (f"{schedule} for {', '.join(variants)}" for schedule, variants in names.items())
-        return f"Learning rate schedules: {'; '.join(parts)}. Each student has the one with which such students are better."
+        return f"Learning rate schedules: {'; '.join(parts)}. Each has the one with which such students do better."
 
     def verdict(self) -> str:
         """The result in one sentence, for the variant with the largest gain."""
