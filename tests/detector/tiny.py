@@ -82,7 +82,7 @@ def pairs_of_families() -> list[Any]:
     mixed += [("lw_detr", "lw_detr"), ("rf_detr", "lw_detr"), ("lw_detr", "retinanet"), ("retinanet", "rf_detr")]
     mixed += [("d_fine", "rf_detr"), ("rf_detr", "rt_detr")]
     of_yolo = [(YOLO, YOLO), (YOLO, "retinanet"), ("fcos", YOLO)]
-    of_yolo += [("yolox", "yolox"), ("yolox", YOLO), ("retinanet", "yolox")]
+    of_yolo += [("yolox", YOLO), ("retinanet", "yolox")]
     pairs += [pytest.param(*pair, marks=[needs_libreyolo, pytest.mark.slow]) for pair in of_yolo]
     return pairs + [pytest.param(*pair, marks=marks) for pair in mixed]
 
