@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from defeat.detector.backbone import Backbone
 from defeat.detector.base import Detector, DetectorSpec, info_of, output_of
-from defeat.detector.libreyolo_models import Checkpoint, is_checkpoint, read_checkpoint
+from defeat.detector.libreyolo_models import Checkpoint, Parts, is_checkpoint, read_checkpoint
 from defeat.detector.normalisation import apply_norm
 from defeat.detector.options import automatic, bounded, fitted_to_data, require_valid
 from defeat.detector.points import SQUARE, Assignment, PaddedTargets, assign_objects, fitted_candidates
@@ -59,6 +59,20 @@ class YOLOOptions:
         if "topk_candidates" not in automatic(self):
             return self
         return replace(self, topk_candidates=fitted_candidates(statistics))
+
+
+class YOLOBackbone(Backbone):
+    """Body and path aggregation network, which has other channels at each stride.
+
+    Args:
+        parts: the network.
+        white: value of a white pixel in its input; black is 0.
+    """
+
+    def __init__(self, parts: Parts, white: float) -> None:
+        body_channels = dict(zip(STRIDES, parts.body_channels, strict=True))
+        neck_channels = dict(zip(STRIDES, parts.neck_channels, strict=True))
+        super().__init__(parts.body, parts.neck, body_channels, neck_channels, (0.0,) * 3, (1 / white,) * 3)
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from defeat.detector.backbone import Backbone
 from defeat.detector.base import DetectorSpec
-from defeat.detector.libreyolo_models import REG_MAX, Parts, network, require_libreyolo
+from defeat.detector.libreyolo_models import REG_MAX, network, require_libreyolo
 from defeat.detector.options import bounded, with_usual_values
 from defeat.detector.points import Assignment, PaddedTargets
 from defeat.detector.yolo import (
     STRIDES,
     Predictions,
+    YOLOBackbone,
     YOLODetector,
     YOLOOptions,
     build_yolo,
@@ -40,17 +40,8 @@ class YOLO9Options(YOLOOptions):
     """Channels of the classification towers; 0 for the published number, which depends on the number of classes."""
 
 
-class YOLO9Backbone(Backbone):
-    """GELAN with its path aggregation network, which has other channels at each stride.
-
-    Args:
-        parts: the network.
-    """
-
-    def __init__(self, parts: Parts) -> None:
-        body_channels = dict(zip(STRIDES, parts.body_channels, strict=True))
-        neck_channels = dict(zip(STRIDES, parts.neck_channels, strict=True))
-        super().__init__(parts.body, parts.neck, body_channels, neck_channels, (0.0,) * 3, (1.0,) * 3)
+class YOLO9Backbone(YOLOBackbone):
+    """GELAN with its path aggregation network; values of images are R, G, B in 0..1."""
 
     def forward(self, images: Tensor) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
         """Feature maps of body and neck by stride, for (B, 3, H, W) normalised images."""
@@ -95,15 +86,49 @@ class YOLO9(YOLODetector):
         logits, distributions, boxes = loss.vec2box(outputs)
         return Predictions(logits, boxes, strides_of(outputs), distributions, loss)
 
+    @torch.no_grad()
     def match(self, predictions: Predictions, targets: PaddedTargets) -> tuple[Tensor, Tensor]:
-        """See `_match`."""
-        return _match(predictions, targets)
+        """Assign objects to points.
+
+        Returns:
+            (B, N) int64, index of the object of each point, -1 for background; and (B, N, K) float32, the target of the
+            classification: the alignment of classification and box, in 0..1, of the class of the object.
+        """
+        # Rows: label and corners. A row of zeros, after the last object of an image, is inside no point.
+        rows = torch.cat((targets.labels[..., None].float(), targets.boxes), dim=-1)  # (B, G, 5)
+        matcher = predictions.own.matcher
+        matched, positive, index = matcher(
+            rows, (predictions.logits.detach(), predictions.boxes.detach()), return_indices=True
+        )
+        return torch.where(positive, index, -1), matched[..., : predictions.logits.shape[-1]].float()
 
     def losses(
         self, predictions: Predictions, assignment: Assignment, quality: Tensor, negative_weight: float
     ) -> dict[str, Tensor]:
-        """See `_losses`."""
-        return _losses(predictions, assignment, quality, negative_weight)
+        """Terms with LibreYOLO's weights, each over the sum of the qualities; unknown background is ignored."""
+        loss = predictions.own
+        distributions = predictions.distributions
+        assert distributions is not None
+        positive = assignment.matched >= 0  # (B, N)
+        total = quality.sum().clamp(min=1)
+        entropy = F.binary_cross_entropy_with_logits(predictions.logits, quality, reduction="none").sum(dim=2)
+        classification = (entropy * assignment.class_weights(negative_weight)).sum() / total
+        if not positive.any():
+            nothing = 0 * distributions.sum()
+            return {"classification": loss.cls_weight * classification, "box": nothing, "distribution": nothing}
+        objects = assignment.targets.boxes
+        index = assignment.matched.clamp(min=0)[..., None].expand(-1, -1, 4)
+        strides = predictions.strides[:, None]
+        expected = objects.gather(1, index) / strides  # (B, N, 4)
+        weights = quality.sum(dim=2)[positive]  # (P,)
+        box = loss.box_loss(predictions.boxes / strides, expected, positive, weights, total)
+        points = (loss.vec2box.anchor_grid / strides)[None]
+        distribution = loss.dfl_loss(distributions, expected, points, positive, weights, total)
+        return {
+            "classification": loss.cls_weight * classification,
+            "box": loss.box_weight * box,
+            "distribution": loss.dfl_weight * distribution,
+        }
 
     def scores(self, output: Tensor) -> Tensor:
         """See `YOLODetector`."""
@@ -116,52 +141,6 @@ class YOLO9(YOLODetector):
         values = torch.arange(REG_MAX, dtype=output.dtype, device=output.device)[:, None]
         distances = (distributions * values).sum(dim=2).transpose(1, 2) * stride  # (B, H*W, 4) left, top, right, bottom
         return torch.cat((points - distances[..., :2], points + distances[..., 2:]), dim=-1)
-
-
-@torch.no_grad()
-def _match(predictions: Predictions, targets: PaddedTargets) -> tuple[Tensor, Tensor]:
-    """Assign objects to points.
-
-    Returns:
-        (B, N) int64, index of the object of each point, -1 for background; and (B, N, K) float32, the target of the
-        classification: the alignment of classification and box, in 0..1, of the class of the object.
-    """
-    # Rows: label and corners. A row of zeros, after the last object of an image, is inside no point.
-    rows = torch.cat((targets.labels[..., None].float(), targets.boxes), dim=-1)  # (B, G, 5)
-    matcher = predictions.own.matcher
-    matched, positive, index = matcher(
-        rows, (predictions.logits.detach(), predictions.boxes.detach()), return_indices=True
-    )
-    return torch.where(positive, index, -1), matched[..., : predictions.logits.shape[-1]].float()
-
-
-def _losses(
-    predictions: Predictions, assignment: Assignment, quality: Tensor, negative_weight: float
-) -> dict[str, Tensor]:
-    """Terms with LibreYOLO's weights, each over the sum of the qualities; unknown background is ignored."""
-    loss = predictions.own
-    distributions = predictions.distributions
-    assert distributions is not None
-    positive = assignment.matched >= 0  # (B, N)
-    total = quality.sum().clamp(min=1)
-    entropy = F.binary_cross_entropy_with_logits(predictions.logits, quality, reduction="none").sum(dim=2)
-    classification = (entropy * assignment.class_weights(negative_weight)).sum() / total
-    if not positive.any():
-        nothing = 0 * distributions.sum()
-        return {"classification": loss.cls_weight * classification, "box": nothing, "distribution": nothing}
-    objects = assignment.targets.boxes
-    index = assignment.matched.clamp(min=0)[..., None].expand(-1, -1, 4)
-    strides = predictions.strides[:, None]
-    expected = objects.gather(1, index) / strides  # (B, N, 4)
-    weights = quality.sum(dim=2)[positive]  # (P,)
-    box = loss.box_loss(predictions.boxes / strides, expected, positive, weights, total)
-    points = (loss.vec2box.anchor_grid / strides)[None]
-    distribution = loss.dfl_loss(distributions, expected, points, positive, weights, total)
-    return {
-        "classification": loss.cls_weight * classification,
-        "box": loss.box_weight * box,
-        "distribution": loss.dfl_weight * distribution,
-    }
 
 
 def build(spec: DetectorSpec, weights: str) -> YOLO9:
@@ -177,7 +156,7 @@ def built(spec: DetectorSpec) -> YOLO9:
     """
     options: Any = with_usual_values(YOLO9Options(**spec.options))
     parts = network(spec.backbone, len(spec.classes), options.class_channels)
-    backbone = YOLO9Backbone(parts)
+    backbone = YOLO9Backbone(parts, white=1.0)
     prepare_backbone(backbone, spec, STAGES)
     assert isinstance(parts.head, tuple)
     return YOLO9(backbone, Head(*parts.head), spec, options, anchors=f"YOLOv9 points {list(STRIDES)}", bins=REG_MAX)

@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from defeat.detector.backbone import Backbone
 from defeat.detector.base import DetectorSpec
-from defeat.detector.libreyolo_models import Parts, require_libreyolo, yolox_network
+from defeat.detector.libreyolo_models import require_libreyolo, yolox_network
 from defeat.detector.options import bounded, with_usual_values
 from defeat.detector.points import Assignment, PaddedTargets
 from defeat.detector.yolo import (
     STRIDES,
     Predictions,
+    YOLOBackbone,
     YOLODetector,
     YOLOOptions,
     build_yolo,
@@ -33,11 +33,8 @@ from defeat.types import Maps
 
 STAGES = ("stem", "dark2", "dark3", "dark4", "dark5")  # stages of the backbone
 LEVELS = STAGES[2:]  # those whose outputs the neck takes
-BLUE_GREEN_RED = [
-    2,
-    1,
-    0,
-]  # order of channels; onnxruntime refuses a file with a reversal before the slices of the stem
+# Order of channels; onnxruntime refuses a file with `flip` before the slices of the stem.
+BLUE_GREEN_RED = [2, 1, 0]
 BOX_WEIGHT = 5.0  # of the IoU loss, as published
 LARGEST_LOG_SIDE = 10.0  # of sides in strides, so that no box is infinite
 LARGEST_LOG_SCORE = -1e-6  # so that the logit of a score of 1 is finite
@@ -51,17 +48,8 @@ class YOLOXOptions(YOLOOptions):
     """IoU threshold of non-maximum suppression."""
 
 
-class YOLOXBackbone(Backbone):
-    """CSPDarknet with its path aggregation network; values of images are B, G, R in 0..255.
-
-    Args:
-        parts: the network.
-    """
-
-    def __init__(self, parts: Parts) -> None:
-        body_channels = dict(zip(STRIDES, parts.body_channels, strict=True))
-        neck_channels = dict(zip(STRIDES, parts.neck_channels, strict=True))
-        super().__init__(parts.body, parts.neck, body_channels, neck_channels, (0.0,) * 3, (1 / 255,) * 3)
+class YOLOXBackbone(YOLOBackbone):
+    """CSPDarknet with its path aggregation network; values of images are B, G, R in 0..255."""
 
     def forward(self, images: Tensor) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
         """Feature maps of body and neck by stride, for (B, 3, H, W) normalised images, whose channels are R, G, B."""
@@ -205,6 +193,6 @@ def built(spec: DetectorSpec) -> YOLOX:
     """
     options: Any = with_usual_values(YOLOXOptions(**spec.options))
     parts = yolox_network(spec.backbone, len(spec.classes))
-    backbone = YOLOXBackbone(parts)
+    backbone = YOLOXBackbone(parts, white=255.0)
     prepare_backbone(backbone, spec, STAGES)
     return YOLOX(backbone, Head(parts.head), spec, options, anchors=f"YOLOX points {list(STRIDES)}")
