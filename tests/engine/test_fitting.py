@@ -96,6 +96,8 @@ def test_an_old_run_with_the_old_defaults_is_resumed_by_the_command_that_does_no
 def test_settings_missing_in_a_config_have_their_old_defaults(tmp_path):
     result = as_begun(left_open(tmp_path), {"detector_options": "no map", "lr": None})
     assert result.numbers == {"neck_channels": 256, "lr": 0.01, "schedule": "step"}
+    assert as_begun(left_open(tmp_path, eval_every="auto"), {}).numbers["eval_every"] == 1
+    assert "eval_every" not in as_begun(left_open(tmp_path, eval_every="auto"), {"eval_every": "auto"}).numbers
     assert result.options == {}
     assert result.describe() == ""
 
@@ -104,6 +106,24 @@ def test_settings_missing_in_a_config_have_their_old_defaults(tmp_path):
 def test_the_neck_follows_the_size(size, channels, tmp_path):
     given = left_open(tmp_path, size=size, max_size=None)
     assert choose(given, data()).numbers["neck_channels"] == channels
+
+
+@pytest.mark.parametrize(
+    ("evaluated", "change", "interval"),
+    [
+        (0, {}, 1),
+        (2, {"epochs": 60}, 1),  # a quarter of the 8 training images
+        (10, {"epochs": 60}, 5),
+        (10, {"epochs": 12}, 3),  # four evaluations
+        (10, {"epochs": 3}, 1),
+        (10, {"epochs": 60, "patience": 2}, 1),
+    ],
+)
+def test_evaluations_take_an_eighth_of_the_time(evaluated, change, interval, tmp_path):
+    given = left_open(tmp_path, eval_every="auto", **change)
+    training = data()
+    assert len(training) == 8
+    assert choose(given, training, evaluated_images=evaluated).numbers["eval_every"] == interval
 
 
 @pytest.mark.parametrize(("family", "others"), [("retinanet", "faster_rcnn"), ("faster_rcnn", "retinanet")])

@@ -117,7 +117,7 @@ def assemble(
         teacher = load_teacher(named, console) if teacher is None else teacher
         if isinstance(teacher, BoxNetwork) and not learns_boxes(named, teacher, given.method):
             settings, box_notes = for_box_teacher(named, given.method)
-    choices = choose(settings, training, teacher)
+    choices = choose(settings, training, teacher, 0 if evaluation is None else len(evaluation))
     settings = choices.applied(settings)
     student = _student(settings, training, given)
     for note in [*student.notes, *optimizer_advice(settings), *box_notes]:

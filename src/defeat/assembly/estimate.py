@@ -97,7 +97,7 @@ def estimate_experiment(experiment: Experiment) -> RunCost:
     optimisation, devices = experiment.optimisation, experiment.devices
     processes = devices.nodes * (devices.devices if devices.devices != "auto" else 1)
     per_epoch = optimisation.epoch_steps(len(experiment.loader(world_size=processes)))
-    steps, every = optimisation.steps(per_epoch), experiment.selection.eval_every
+    steps, every = optimisation.steps(per_epoch), experiment.selection.evaluation_interval
     evaluations = optimisation.epochs // every if every else 1
     images = 0 if experiment.evaluation is None else len(experiment.evaluation)
     measured = _measured_steps(experiment)

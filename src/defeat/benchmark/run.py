@@ -141,7 +141,7 @@ def _train_and_report(matrix: Matrix, cells: Sequence[Cell], jobs: int, console:
 def _choices(template: DistillSettings, console: Console) -> Choices:
     """Values for settings that are `auto`, equal in all cells; an existing comparison keeps its values.
 
-    The learning rate schedule stays `auto`: each cell gets the one that suits it.
+    The learning rate schedule stays `auto`: each cell gets the one that suits it. So does the interval of evaluations.
 
     Raises:
         InputError: the data or the teacher is not valid.
@@ -152,7 +152,7 @@ def _choices(template: DistillSettings, console: Console) -> Choices:
     if (folder / PLAN).exists():
         return as_begun(template, Matrix.read(folder).settings)
     training = template.source.open(template.split, template.classes, console)
-    return choose(template, training, load_teacher(template)).without("schedule")
+    return choose(template, training, load_teacher(template)).without("schedule", "eval_every")
 
 
 def _train(matrix: Matrix, cells: Sequence[Cell], jobs: int, console: Console) -> int | None:

@@ -194,7 +194,7 @@ def _train(
             max_steps=-1 if optimisation.max_steps is None else optimisation.max_steps,
             gradient_clip_val=optimisation.grad_clip or None,
             accumulate_grad_batches=optimisation.accumulate,
-            check_val_every_n_epoch=experiment.selection.eval_every or optimisation.epochs,
+            check_val_every_n_epoch=experiment.selection.evaluation_interval or optimisation.epochs,
             limit_val_batches=0 if experiment.evaluation is None else 1.0,
             log_every_n_steps=logs.log_every,
             num_sanity_val_steps=0,

@@ -155,7 +155,7 @@ def changed_length(directory: RunDirectory, experiment: Experiment) -> ChangedLe
         now,
         patient=selection.patience is not None,
         method=None if distillation is None else distillation.method,
-        only_last=selection.eval_every == 0,
+        only_last=selection.evaluation_interval == 0,
     )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from defeat.detector import Detector
 from defeat.errors import InputError
 from defeat.evaluation.evaluator import EvaluationResult, Evaluator
-from defeat.settings import Checked, at_least, setting, settings_part
+from defeat.settings import AUTO, Checked, at_least, setting, settings_part
 
 MINIMAL = 0.1  # AP points; less is no improvement
 FALLS = 2  # drops of the learning rate before a run ends
@@ -19,8 +19,9 @@ FALLS = 2  # drops of the learning rate before a run ends
 class SelectionSettings(Checked):
     """Evaluation and choice of the student."""
 
-    eval_every: int = setting(default=1, compared=False)
-    """Number of epochs between evaluations; the last epoch is always evaluated, with 0 only the last one."""
+    eval_every: int | Literal["auto"] = setting(default=AUTO, usual=1, compared=False)
+    """Number of epochs between evaluations; the last epoch is always evaluated, with 0 only the last one; auto for 1,
+    or more where evaluations would take more than about an eighth of the time (always 1 with --patience)."""
     keep: Literal["best", "last"] = setting(default="last")
     """Which student to report and save: that of the last evaluation, or the one with the best AP; best needs an
     evaluation split that is not named test."""
@@ -30,10 +31,15 @@ class SelectionSettings(Checked):
 
     def check(self) -> None:
         """Refuse invalid values."""
-        at_least("eval_every", self.eval_every, 0)
+        at_least("eval_every", self.evaluation_interval, 0)
         at_least("patience", self.patience, 1)
-        if self.chooses and self.eval_every == 0:
+        if self.chooses and self.evaluation_interval == 0:
             raise InputError(f"{self.chooses} needs evaluations during the training: give --eval-every 1, or more.")
+
+    @property
+    def evaluation_interval(self) -> int:
+        """Number of epochs between evaluations, 1 for `auto`; 0 to evaluate the last epoch only."""
+        return int(self.number("eval_every"))
 
     @property
     def chooses(self) -> str:
