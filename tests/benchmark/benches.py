@@ -14,7 +14,7 @@ def options(folder, teacher, **changes):
 
 
 def outcome(folder, teacher, methods="defeat", seeds=2, **changes):
-    names = ("cells", "plan", "ablate", "method_options")
+    names = ("cells", "plan", "ablate", "method_options", "ray")
     comparison = {name: changes.pop(name) for name in names if name in changes}
     given = options(folder, teacher, **changes)
     return bench(methods=methods, seeds=seeds, console=Console(quiet=True), **comparison, **given)

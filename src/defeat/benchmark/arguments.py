@@ -30,6 +30,9 @@ class ComparisonSettings:
     """Print cells, time left and disk space, and train nothing."""
     jobs: int = setting(default=1)
     """Cells to train in parallel, each in its own process."""
+    ray: str | None = setting(default=None)
+    """Train the cells on a Ray cluster: its address, auto for the one of this machine, or local to start one here. All
+    nodes need this package, the data, and the folder of the comparison at the same paths."""
     method_options: Mapping[str, Mapping[str, Any]] | None = setting(default=None)
     """Options of each method by its name."""
     console: Console | None = setting(default=None)

@@ -3,7 +3,7 @@
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -59,8 +59,15 @@ def train_in_parallel(
     with _threads(max(1, (os.cpu_count() or 1) // len(children))):
         for child in children:
             child.start()
+
+    def running(console: Console) -> bool:
+        child = next((child for child in children if child.is_alive()), children[0])
+        child.join(INTERVAL)
+        _show(messages, console)
+        return any(child.is_alive() for child in children)
+
     try:
-        _watch(matrix, cells, steps, children, messages, console)
+        watch(matrix, cells, steps, running, console)
     except KeyboardInterrupt:
         console.print("Stopping: each run finishes its step and writes a checkpoint ..", highlight=False)
     for child in children:
@@ -105,15 +112,22 @@ def _work(folder: str, numbers: Sequence[int], job: int, messages: Any) -> None:
         raise SystemExit(stopped.exit_code)
 
 
-def _watch(
+def watch(
     matrix: Matrix,
     cells: Sequence[Cell],
     steps: Mapping[str, int],
-    children: Sequence[SpawnProcess],
-    messages: Any,
+    running: Callable[[Console], bool],
     console: Console,
 ) -> None:
-    """Show progress until all processes have ended."""
+    """Show progress until all processes that train cells have ended.
+
+    Args:
+        matrix: the matrix.
+        cells: the cells that they train.
+        steps: steps per run by the name of the variant.
+        running: waits for a moment, prints messages of the processes, and returns whether any of them still runs.
+        console: console for progress.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -124,11 +138,7 @@ def _watch(
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         initial = sum(_steps_done(matrix, cell, steps) for cell in cells)
         task = progress.add_task(f"{len(cells)} runs", total=total - initial, state="")
-        while any(child.is_alive() for child in children):
-            children[0].join(INTERVAL)
-            if not children[0].is_alive():
-                next((child for child in children if child.is_alive()), children[0]).join(INTERVAL)
-            _show(messages, progress.console)
+        while running(progress.console):
             done = sum(_steps_done(matrix, cell, steps) for cell in cells)
             finished = sum(matrix.finished(cell) for cell in cells)
             progress.update(task, completed=done - initial, state=f"{finished} of {len(cells)} runs finished")

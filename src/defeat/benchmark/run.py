@@ -15,6 +15,7 @@ from defeat.assembly.estimate import RunCost, estimate_run
 from defeat.assembly.run import run
 from defeat.assembly.settings import DistillSettings, TrainSettings, gives_boxes
 from defeat.benchmark.arguments import BenchArguments, ComparisonSettings
+from defeat.benchmark.cluster import require_cluster, train_on_cluster
 from defeat.benchmark.jobs import require_jobs, train_in_parallel
 from defeat.benchmark.matrix import PLAN, Cell, Matrix, chosen_cells, variants_of
 from defeat.benchmark.report import report
@@ -84,6 +85,8 @@ def bench(**arguments: Any) -> BenchRun:
     requested = {(cell.variant, cell.seed) for cell in matrix.cells()}
     matrix.join_existing()  # which may change the numbers of cells
     require_jobs(given.jobs, matrix)
+    if given.ray is not None:
+        require_cluster(given.jobs, matrix)
     cells = matrix.cells()
     if given.cells is None:
         cells = [cell for cell in cells if (cell.variant, cell.seed) in requested]
@@ -100,7 +103,7 @@ def bench(**arguments: Any) -> BenchRun:
         return BenchRun()
     matrix.write()
     evaluate_teacher(matrix, console)
-    return _train_and_report(matrix, cells, given.jobs, console)
+    return _train_and_report(matrix, cells, given, console)
 
 
 def _settings_of(arguments: dict[str, Any]) -> tuple[ComparisonSettings, DistillSettings]:
@@ -126,8 +129,8 @@ def _settings_of(arguments: dict[str, Any]) -> tuple[ComparisonSettings, Distill
     return ComparisonSettings(**own), DistillSettings(**shared)
 
 
-def _train_and_report(matrix: Matrix, cells: Sequence[Cell], jobs: int, console: Console) -> BenchRun:
-    signal = _train(matrix, cells, jobs, console)
+def _train_and_report(matrix: Matrix, cells: Sequence[Cell], given: ComparisonSettings, console: Console) -> BenchRun:
+    signal = _train(matrix, cells, given, console)
     if signal is not None:
         if is_writer():
             console.print("Repeat the command to resume.")
@@ -155,11 +158,13 @@ def _choices(template: DistillSettings, console: Console) -> Choices:
     return choose(template, training, load_teacher(template)).without("schedule", "eval_every")
 
 
-def _train(matrix: Matrix, cells: Sequence[Cell], jobs: int, console: Console) -> int | None:
+def _train(matrix: Matrix, cells: Sequence[Cell], given: ComparisonSettings, console: Console) -> int | None:
     """Train the unfinished cells; return the signal with which the user stopped them, if any."""
     unfinished = [cell for cell in cells if not matrix.finished(cell)]
-    if jobs > 1 and len(unfinished) > 1:
-        return train_in_parallel(matrix, unfinished, jobs, _steps(matrix, unfinished), console)
+    if given.ray is not None and unfinished:
+        return train_on_cluster(matrix, unfinished, given.ray, _steps(matrix, unfinished), console)
+    if given.jobs > 1 and len(unfinished) > 1:
+        return train_in_parallel(matrix, unfinished, given.jobs, _steps(matrix, unfinished), console)
     stopped = train_cells(matrix, unfinished, console)
     return None if stopped is None else stopped.signal
 

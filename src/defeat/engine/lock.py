@@ -71,6 +71,14 @@ class RunLock:
         self.held = True
         return existed
 
+    def owner(self) -> tuple[str, int] | None:
+        """Host and id of the process in the lock file, whether or not it still runs; None without one."""
+        try:
+            owner = _owner(self.path.read_bytes())
+        except OSError:
+            return None
+        return (owner["host"], owner["pid"]) if owner else None
+
     def release(self) -> None:
         """Release the lock, and remove the folder if it is empty."""
         if not self.held:
