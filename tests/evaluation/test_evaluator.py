@@ -172,6 +172,19 @@ def test_the_order_of_images_does_not_matter() -> None:
     assert 1.0 < first.metrics["AP"] < 99.0
 
 
+@pytest.mark.parametrize("pairs", [1, 16])  # one class at a time; two classes in each of the eight images
+def test_many_classes_are_evaluated_in_parts(pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = _random_images(8)
+    images[0][0].append((SQUARE, 0.9, 3))  # a class that is detected, and has no object
+    images[1] = ([*images[1][0], (OTHER, 0.7, 4)], _target([(SQUARE, 1), (OTHER, 4)], 1))
+    classes = ("cat", "dog", "bird", "horse", "cow")
+    whole = _evaluate(*images, classes=classes)
+    assert whole.per_class["bird"]["AP"] is None
+    assert whole.per_class["cow"]["AP"] == 100.0
+    monkeypatch.setattr("defeat.evaluation.average_precision.MOST_PAIRS", pairs)
+    assert _evaluate(*images, classes=classes) == whole
+
+
 def test_merged_processes_give_the_result_of_one_process() -> None:
     images = _random_images(9)
     parts = []

@@ -10,7 +10,7 @@ Letters: D detections and G ground-truth boxes of an image, K classes, T IoU thr
 
 import gc
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +29,7 @@ Flags = npt.NDArray[np.bool_]
 VOC_IOU = 0.5
 MAX_DETECTIONS = 100
 COCO_AREAS = ("AP", "APs", "APm", "APl")
+MOST_PAIRS = 500_000  # pairs of a class and an image at a time: about 500 MiB
 NO_MASK: list[Any] = []  # otherwise the library makes a mask for each box
 
 _log = logging.getLogger(__name__)
@@ -133,8 +134,9 @@ def voc_average_precision(scenes: Sequence[Scene], classes: int) -> VocResult:
     correct = np.concatenate([np.zeros(0, dtype=np.bool_), *(image.correct for image in matches)])
     objects = [np.zeros(0, dtype=np.int64), *(scene.true_labels[scene.required] for scene in scenes)]
     required = np.bincount(np.concatenate(objects), minlength=classes)
-    order = np.argsort(-scores, kind="stable")
-    curves = [_curve(correct[order[labels[order] == label]], int(required[label])) for label in range(classes)]
+    order = np.lexsort((-scores, labels))  # by label, then by score; stable
+    ends = np.cumsum(np.bincount(labels, minlength=classes))
+    curves = [_curve(*of_label) for of_label in zip(np.split(correct[order], ends[:-1]), required.tolist(), strict=True)]
     return VocResult(
         [None if curve is None else _eleven_points(*curve) for curve in curves],
         [None if curve is None else _area_under_curve(*curve) for curve in curves],
@@ -243,16 +245,89 @@ def _garbage_collection_paused() -> Iterator[None]:
 
 
 def _coco_precision(scenes: Sequence[Scene], classes: int) -> Floats:
-    """Precision at 10 IoU thresholds and 101 recalls, of K classes, for all, small, medium, large: (10, 101, K, 4)."""
-    annotations: list[dict[str, Any]] = []
-    results: list[dict[str, Any]] = []
-    for number, scene in enumerate(scenes):  # new image ids, so that equal scores keep the order of the scenes
-        annotations += _annotations(scene, number)
-        results += _results(scene, number)
+    """Precision at 10 IoU thresholds and 101 recalls, of K classes, for all, small, medium, large: (10, 101, K, 4).
+
+    COCO's tools keep results of every class in every image: with many classes, a part of the classes at a time is
+    computed, so that memory does not grow with them.
+    """
+    objects, detections = _objects(scenes), _detections(scenes)
+    part = max(1, MOST_PAIRS // len(scenes))
+    parts = [range(first, min(first + part, classes)) for first in range(0, classes, part)]
+    return np.concatenate([_precision_of(scenes, labels, objects, detections) for labels in parts], axis=2)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Boxes of all images, sorted by label and within a label by image.
+
+    Attributes:
+        images: (N,) indices of the images.
+        labels: (N,) labels.
+        boxes: (N, 4) COCO's box format `x y width height`, pixels.
+        values: (N,) scores of detections; 1 for crowd boxes among objects, else 0.
+    """
+
+    images: Numbers
+    labels: Numbers
+    boxes: Floats
+    values: Floats
+
+    @classmethod
+    def of(cls, parts: Iterable[tuple[Floats, Numbers, npt.NDArray[Any]]]) -> "_Rows":
+        """Join (boxes as corners, labels, values) of each image."""
+        boxes, labels, values = zip(*parts, strict=True)
+        joined = np.concatenate(boxes)
+        joined[:, 2:] -= joined[:, :2]
+        images = np.repeat(np.arange(len(boxes)), [len(each) for each in boxes])
+        of_all = np.concatenate(labels)
+        order = np.argsort(of_all, kind="stable")
+        return cls(images[order], of_all[order], joined[order], np.concatenate(values)[order].astype(np.float64))
+
+    def of_labels(self, labels: range) -> Iterator[tuple[int, int, list[float], float]]:
+        """Image, label, box and value of each row with one of these labels, ordered by image."""
+        first, last = np.searchsorted(self.labels, [labels.start, labels.stop])
+        order = first + np.argsort(self.images[first:last], kind="stable")
+        columns = (self.images, self.labels, self.boxes, self.values)
+        return zip(*(column[order].tolist() for column in columns), strict=True)
+
+
+def _objects(scenes: Sequence[Scene]) -> _Rows:
+    """The annotated boxes, without difficult ones."""
+    counted = [~scene.difficult | scene.crowd for scene in scenes]
+    return _Rows.of(
+        (scene.true_boxes[mask], scene.true_labels[mask], scene.crowd[mask])
+        for scene, mask in zip(scenes, counted, strict=True)
+    )
+
+
+def _detections(scenes: Sequence[Scene]) -> _Rows:
+    """The detections, without those of difficult boxes."""
+    counted = [~detections_on_difficult(scene) for scene in scenes]
+    return _Rows.of(
+        (scene.boxes[mask], scene.labels[mask], scene.scores[mask])
+        for scene, mask in zip(scenes, counted, strict=True)
+    )
+
+
+def _precision_of(scenes: Sequence[Scene], labels: range, objects: _Rows, detections: _Rows) -> Floats:
+    """Precision of some of the classes, as `_coco_precision`; image ids are indices of the images.
+
+    So equal scores keep the order of the images.
+    """
+    annotations = [
+        {"image_id": image, "category_id": label, "bbox": box, "area": box[2] * box[3], "iscrowd": int(crowd)}
+        for image, label, box, crowd in objects.of_labels(labels)
+    ]
+    if not annotations:
+        return np.full((10, 101, len(labels), len(COCO_AREAS)), -1.0)
     for identifier, annotation in enumerate(annotations, start=1):
         annotation["id"] = identifier  # 0 would mean "unmatched"
+    results = [
+        {"image_id": image, "category_id": label, "bbox": box, "score": score, "segmentation": NO_MASK}
+        for image, label, box, score in detections.of_labels(labels)
+    ]
     images = [{"id": number, "height": scene.size[0], "width": scene.size[1]} for number, scene in enumerate(scenes)]
-    categories = [{"id": label, "name": str(label)} for label in range(classes)]
+    categories = [{"id": label, "name": str(label)} for label in labels]
     ground_truth = COCO(
         {"images": images, "annotations": annotations, "categories": categories}, print_function=_log.debug
     )
@@ -261,27 +336,8 @@ def _coco_precision(scenes: Sequence[Scene], classes: int) -> Floats:
     evaluation.evaluate()
     evaluation.accumulate()
     precision: Floats = np.asarray(evaluation.eval["precision"], dtype=np.float64)[..., -1]
-    assert precision.shape == (10, 101, classes, len(COCO_AREAS)), precision.shape
+    assert precision.shape == (10, 101, len(labels), len(COCO_AREAS)), precision.shape
     return precision
-
-
-def _annotations(scene: Scene, number: int) -> list[dict[str, Any]]:
-    counted = np.flatnonzero(~scene.difficult | scene.crowd)
-    boxes = _corner_and_size(scene.true_boxes[counted])
-    return [
-        {"image_id": number, "category_id": int(label), "bbox": box, "area": box[2] * box[3], "iscrowd": int(crowd)}
-        for box, label, crowd in zip(boxes, scene.true_labels[counted], scene.crowd[counted], strict=True)
-    ]
-
-
-def _results(scene: Scene, number: int) -> list[dict[str, Any]]:
-    counted = ~detections_on_difficult(scene)
-    boxes = _corner_and_size(scene.boxes[counted])
-    detections = zip(boxes, scene.labels[counted].tolist(), scene.scores[counted].tolist(), strict=True)
-    return [
-        {"image_id": number, "category_id": label, "bbox": box, "score": score, "segmentation": NO_MASK}
-        for box, label, score in detections
-    ]
 
 
 def detections_on_difficult(scene: Scene) -> Flags:
@@ -294,12 +350,6 @@ def detections_on_difficult(scene: Scene) -> Flags:
     iou = np.where(same_class, box_iou(scene.boxes, scene.true_boxes[candidates]), 0.0)  # (D, G)
     mask: Flags = (iou.max(axis=1) >= VOC_IOU) & difficult[candidates][iou.argmax(axis=1)]
     return mask
-
-
-def _corner_and_size(boxes: Floats) -> list[list[float]]:
-    """COCO's box format `x y width height`."""
-    converted: list[list[float]] = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
-    return converted
 
 
 def _mean_precision(precision: Floats) -> float | None:
