@@ -2,8 +2,8 @@
 
     python -m benchmarks.class_growth [--classes 20 80 1203] [--images 5000] [--repeats 5] [--out FILE]
 
-Steps and predictions: 2 noise images of 224 pixels with 10 boxes each, one thread, interleaved. Evaluations: AP of images with
-100 detections each, each in a new process, with its memory beyond that of the detections.
+Steps and predictions: 2 noise images of 224 pixels with 10 boxes each, one thread, interleaved. Evaluations: AP of
+images with 100 detections each, each in a new process, with its memory beyond that of the detections.
 """
 
 import argparse

@@ -136,7 +136,9 @@ def voc_average_precision(scenes: Sequence[Scene], classes: int) -> VocResult:
     required = np.bincount(np.concatenate(objects), minlength=classes)
     order = np.lexsort((-scores, labels))  # by label, then by score; stable
     ends = np.cumsum(np.bincount(labels, minlength=classes))
-    curves = [_curve(*of_label) for of_label in zip(np.split(correct[order], ends[:-1]), required.tolist(), strict=True)]
+    curves = [
+        _curve(*of_label) for of_label in zip(np.split(correct[order], ends[:-1]), required.tolist(), strict=True)
+    ]
     return VocResult(
         [None if curve is None else _eleven_points(*curve) for curve in curves],
         [None if curve is None else _area_under_curve(*curve) for curve in curves],
@@ -304,8 +306,7 @@ def _detections(scenes: Sequence[Scene]) -> _Rows:
     """The detections, without those of difficult boxes."""
     counted = [~detections_on_difficult(scene) for scene in scenes]
     return _Rows.of(
-        (scene.boxes[mask], scene.labels[mask], scene.scores[mask])
-        for scene, mask in zip(scenes, counted, strict=True)
+        (scene.boxes[mask], scene.labels[mask], scene.scores[mask]) for scene, mask in zip(scenes, counted, strict=True)
     )
 
 
