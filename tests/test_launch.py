@@ -1,12 +1,9 @@
 """Launch scripts of a comparison: each cell is trained once, then the report is made, with the given options."""
 
 import os
-import runpy
 import stat
 import subprocess
-import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -51,35 +48,3 @@ def test_one_gpu_trains_every_cell_and_reports_at_the_end(call_log):
     *cells, last = recorded_calls(call_log)
     assert sorted(cells) == [["bench", *OPTIONS, "--cells", str(number)] for number in (1, 2, 3)]
     assert last == ["bench", *OPTIONS]
-
-
-class Remote:
-    """A Ray task that runs immediately."""
-
-    def __init__(self, function):
-        self.remote = function
-
-
-@pytest.mark.parametrize("code", [0, 2])
-def test_ray_trains_every_cell_and_exits_with_the_code_of_the_report(code, monkeypatch):
-    calls = []
-    ray = ModuleType("ray")
-    ray.remote = lambda **options: Remote
-    ray.get = list
-    monkeypatch.setitem(sys.modules, "ray", ray)
-    monkeypatch.setattr(
-        "defeat.cli.main", lambda arguments: calls.append(arguments) or (0 if "--cells" in arguments else code)
-    )
-    monkeypatch.setattr(sys, "argv", ["bench_ray.py", "2", *OPTIONS])
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(LAUNCH / "bench_ray.py"), run_name="__main__")
-    assert end.value.code == code
-    assert calls == [["bench", *OPTIONS, *cells] for cells in (["--cells", "1"], ["--cells", "2"], [])]
-
-
-def test_an_unfinished_cell_fails_its_task(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(remote=lambda **options: Remote, get=list))
-    monkeypatch.setattr("defeat.cli.main", lambda arguments: 2)
-    script = runpy.run_path(str(LAUNCH / "bench_ray.py"))
-    with pytest.raises(RuntimeError, match="Cell 3 was not finished"):
-        script["train_cell"].remote(3, OPTIONS)

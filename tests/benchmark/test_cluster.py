@@ -121,6 +121,8 @@ def test_contradicting_options_are_refused(tmp_path, teacher):
     settings = options(tmp_path / "m", teacher, data="demo")
     with pytest.raises(InputError, match="leave out --jobs"):
         bench(ray="local", jobs=2, **settings)
+    with pytest.raises(InputError, match="needs the address"):
+        bench(ray=" ", **settings)
     with pytest.raises(InputError, match="leave out --devices"):
         bench(ray="local", **settings | {"devices": 2})
 

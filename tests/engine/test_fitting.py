@@ -8,7 +8,7 @@ import yaml
 from rich.console import Console
 
 from defeat.assembly.assemble import assemble
-from defeat.assembly.automatic import as_begun, choose, is_chosen, learning_rate
+from defeat.assembly.automatic import as_begun, choose, is_chosen, learning_rate, number_of_epochs
 from defeat.assembly.plan import make_plan
 from defeat.assembly.run import run
 from defeat.benchmark import bench
@@ -106,6 +106,29 @@ def test_settings_missing_in_a_config_have_their_old_defaults(tmp_path):
 def test_the_neck_follows_the_size(size, channels, tmp_path):
     given = left_open(tmp_path, size=size, max_size=None)
     assert choose(given, data()).numbers["neck_channels"] == channels
+
+
+@pytest.mark.parametrize(
+    ("change", "epochs"),
+    [
+        ({}, 100),  # 4 steps per epoch
+        ({"accumulate": 4}, 100),
+        ({"batch_size": 1}, 100),
+        ({"patience": 2, "eval_every": 1}, 500),
+        ({"max_steps": 50}, 13),
+        ({"max_steps": 3}, 1),
+        ({"quantise": "int8"}, 12),
+    ],
+)
+def test_the_epochs_give_enough_steps(change, epochs, tmp_path):
+    chosen = choose(left_open(tmp_path, epochs="auto", **change), data())
+    assert chosen.numbers["epochs"] == epochs
+    assert f"{epochs} epochs" in chosen.describe()
+
+
+@pytest.mark.parametrize(("epoch_steps", "epochs"), [(10, 100), (20, 50), (30, 34), (83, 13), (84, 12), (5000, 12)])
+def test_a_small_data_set_is_trained_for_a_thousand_steps(epoch_steps, epochs, tmp_path):
+    assert number_of_epochs(left_open(tmp_path, epochs="auto", max_steps=None), epoch_steps) == epochs
 
 
 @pytest.mark.parametrize(

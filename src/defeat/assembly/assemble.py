@@ -249,7 +249,7 @@ def _distillation(
     doubts = tuple(
         doubt
         for name, each in zip(settings.teachers, members, strict=False)
-        for doubt in teacher_doubts(name, each, student, settings.epochs, accuracy)
+        for doubt in teacher_doubts(name, each, student, settings.number_of_epochs, accuracy)
     )
     for doubt in doubts:
         console.print(doubt, style="yellow", highlight=False, markup=False)

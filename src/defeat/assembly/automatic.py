@@ -26,7 +26,10 @@ SGD_RATE, ADAMW_RATE = 0.01, 2e-4
 QUANTISED_SHARE = 0.1  # of the learning rate, for a trained student that only has to adapt to rounding
 EVALUATIONS_PER_IMAGE = 4  # an evaluated image takes about half the time of a trained one: an eighth of the training
 LEAST_EVALUATIONS = 4  # of a run, for its learning curve
-NUMBERS = ("neck_channels", "lr", "eval_every")
+EPOCHS, MOST_EPOCHS = 12, 100
+LEAST_STEPS = 1000  # of a run, see docs/training.md, "Automatic settings"
+PATIENT_FACTOR = 5  # of the epochs of a run that ends by itself (`--patience`)
+NUMBERS = ("epochs", "neck_channels", "lr", "eval_every")
 NAMES = {"schedule": "step", "optimizer": "sgd"}  # values of runs begun by versions in which they were not `auto`
 
 Settings = TypeVar("Settings", bound=TrainSettings)
@@ -73,6 +76,7 @@ class Choices:
             return ""
         parts = [", ".join(summaries(family_options(self.family), self.options))] if self.options else []
         texts = {
+            "epochs": "{} epochs",
             "neck_channels": "neck {} channels",
             "optimizer": "optimizer {}",
             "lr": "lr {:g}",
@@ -112,6 +116,10 @@ def choose(
         same_size = (first.info.size, first.info.max_size) == (settings.size, settings.long_side)
         options = with_teacher_values(options, of_teacher, same_size)
     numbers: dict[str, Any] = {}
+    epoch_steps = settings.epoch_steps(math.ceil(len(training) / (settings.batch_size * settings.processes)))
+    if settings.epochs == AUTO:
+        numbers["epochs"] = number_of_epochs(settings, epoch_steps)
+        settings = replace(settings, epochs=numbers["epochs"])
     if settings.neck_channels == AUTO and has_pyramid(settings.detector):
         numbers["neck_channels"] = neck_channels(settings, teacher)
     if automatic(options):
@@ -124,8 +132,7 @@ def choose(
         rate = learning_rate(settings.batch_size * settings.accumulate * settings.processes, optimizer)
         numbers["lr"] = rate if settings.quantise == "none" else float(f"{QUANTISED_SHARE * rate:.4g}")
     if settings.schedule == AUTO:
-        batches = math.ceil(len(training) / (settings.batch_size * settings.processes))
-        steps = settings.steps(settings.epoch_steps(batches))
+        steps = settings.steps(epoch_steps)
         taught = settings.distillation is not None
         numbers["schedule"] = chosen_schedule(settings, steps, settings.patience is not None, taught)
     if settings.eval_every == AUTO:
@@ -218,12 +225,27 @@ def published_optimizer(family: str) -> str:
     return str(getattr(family_options(family), "optimizer", "sgd"))
 
 
+def number_of_epochs(settings: TrainSettings, epoch_steps: int) -> int:
+    """Epochs of a run: enough steps for a new detector on a small data set; a trained one only adapts to rounding.
+
+    Args:
+        settings: settings of the run.
+        epoch_steps: optimiser steps per epoch, 1 or more.
+    """
+    if settings.max_steps is not None:
+        return math.ceil(settings.max_steps / epoch_steps)
+    if settings.quantise != "none":
+        return EPOCHS
+    epochs = max(EPOCHS, min(MOST_EPOCHS, math.ceil(LEAST_STEPS / epoch_steps)))
+    return epochs if settings.patience is None else PATIENT_FACTOR * epochs
+
+
 def evaluation_interval(settings: TrainSettings, training_images: int, evaluated_images: int) -> int:
     """Epochs between evaluations, with which they take about an eighth of the time at most; 1 where AP decides."""
     if settings.patience is not None:
         return 1
     interval = round(EVALUATIONS_PER_IMAGE * evaluated_images / max(1, training_images))
-    return max(1, min(interval, settings.epochs // LEAST_EVALUATIONS))
+    return max(1, min(interval, settings.number_of_epochs // LEAST_EVALUATIONS))
 
 
 def learning_rate(images: int, optimizer: str = "sgd") -> float:

@@ -127,7 +127,7 @@ def _measured(experiment: Experiment) -> list[GradientRatios]:
     assert distillation is not None
     student, method = deepcopy(experiment.student).to(device).train(), deepcopy(distillation.method).to(device)
     copied = replace(distillation, teacher=distillation.teacher.to(device), method=method)
-    past_warm_up = Progress(step=1, steps=1, epoch=0, epochs=settings.epochs)
+    past_warm_up = Progress(step=1, steps=1, epoch=0, epochs=settings.number_of_epochs)
     pulls = []
     for number, batch in zip(range(BATCHES), experiment.loader(), strict=False):
         torch.manual_seed(settings.seed + number)

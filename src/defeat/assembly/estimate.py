@@ -98,7 +98,7 @@ def estimate_experiment(experiment: Experiment) -> RunCost:
     processes = devices.nodes * (devices.devices if devices.devices != "auto" else 1)
     per_epoch = optimisation.epoch_steps(len(experiment.loader(world_size=processes)))
     steps, every = optimisation.steps(per_epoch), experiment.selection.evaluation_interval
-    evaluations = optimisation.epochs // every if every else 1
+    evaluations = optimisation.number_of_epochs // every if every else 1
     images = 0 if experiment.evaluation is None else len(experiment.evaluation)
     measured = _measured_steps(experiment)
     return RunCost(
@@ -129,7 +129,7 @@ def _measured_steps(experiment: Experiment) -> MeasuredSteps:
     for group in optimizer.param_groups:
         group["lr"] = 0.0  # the weights stay as they are
     average = None if optimisation.ema is None else StudentAverage(student, optimisation.ema)
-    past_warm_up = Progress(step=1, steps=1, epoch=0, epochs=optimisation.epochs)
+    past_warm_up = Progress(step=1, steps=1, epoch=0, epochs=optimisation.number_of_epochs)
     student.train()
     times: list[float] = []
     losses: dict[str, Tensor] = {}

@@ -6,10 +6,10 @@ has the settings of the whole.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -39,17 +39,17 @@ class Stage:
     """What happens in a stage: which teacher, for how many epochs, with which method."""
 
     teacher: str
-    epochs: int
+    epochs: int | Literal["auto"]
     method: str
 
 
 def stages_of(settings: DistillSettings) -> list[Stage]:
     """The stages of a run, the first of which is described by `teacher`, `epochs` and `method`."""
     later = len(settings.then)
-    epochs = settings.then_epochs or [settings.epochs] * later
+    lengths: Sequence[int | Literal["auto"]] = settings.then_epochs or [settings.epochs] * later
     methods = settings.then_methods or [settings.method] * later
     first = Stage(settings.teacher, settings.epochs, settings.method)
-    return [first, *(Stage(*each) for each in zip(settings.then, epochs, methods, strict=True))]
+    return [first, *(Stage(*each) for each in zip(settings.then, lengths, methods, strict=True))]
 
 
 class Stages:

@@ -23,12 +23,14 @@ ANSWER = 10.0  # seconds within which a cluster must answer
 SILENT = {"log_to_driver": False, "logging_level": "ERROR"}
 
 
-def require_cluster(jobs: int, matrix: Matrix) -> None:
+def require_cluster(address: str, jobs: int, matrix: Matrix) -> None:
     """Check that cells can be trained on a cluster.
 
     Raises:
         InputError: Ray is not installed, or an option contradicts it.
     """
+    if not address.strip():
+        raise InputError("--ray needs the address of a cluster, auto or local.")
     if jobs > 1:
         raise InputError("--ray trains as many cells at a time as the cluster has room for: leave out --jobs.")
     if not matrix.one_process_per_cell:

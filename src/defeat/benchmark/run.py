@@ -86,7 +86,7 @@ def bench(**arguments: Any) -> BenchRun:
     matrix.join_existing()  # which may change the numbers of cells
     require_jobs(given.jobs, matrix)
     if given.ray is not None:
-        require_cluster(given.jobs, matrix)
+        require_cluster(given.ray, given.jobs, matrix)
     cells = matrix.cells()
     if given.cells is None:
         cells = [cell for cell in cells if (cell.variant, cell.seed) in requested]

@@ -122,7 +122,7 @@ class ChangedLength:
             return None
         for step in range(done):
             was, would_be = (
-                Progress(step, settings.steps(epoch_steps), step // epoch_steps, settings.epochs)
+                Progress(step, settings.steps(epoch_steps), step // epoch_steps, settings.number_of_epochs)
                 for settings in (self.before, self.now)
             )
             if self.method.schedule(was) != self.method.schedule(would_be):

@@ -319,7 +319,7 @@ class DetectionModule(LightningModule):
     def ended(self) -> dict[str, Any]:
         """Epoch and step at which the run ended, and the reason: `epochs`, `max_steps` or `patience`."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        step, all_steps = self.global_step, self.experiment.optimisation.epochs * data.epoch_steps()
+        step, all_steps = self.global_step, self.experiment.optimisation.number_of_epochs * data.epoch_steps()
         reason = "epochs" if step >= all_steps else "max_steps" if step >= data.steps() else "patience"
         return {"epoch": round(step / max(1, data.epoch_steps()), 3), "step": step, "reason": reason}
 

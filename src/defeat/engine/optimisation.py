@@ -26,8 +26,9 @@ LEAST_SGD_LR = 0.01  # learning rates of SGD, with which AdamW diverges
 class OptimisationSettings(Checked):
     """Optimisation."""
 
-    epochs: int = setting(default=12, compared=False)
-    """Number of passes over the training split."""
+    epochs: int | Literal["auto"] = setting(default=AUTO, usual=12, compared=False)
+    """Number of passes over the training split; auto for 12, or as many as give 1,000 optimiser steps, at most 100;
+    with --patience five times as many, with --max-steps as many as these steps need."""
     max_steps: int | None = setting(default=None, compared=False)
     """Maximum number of optimiser steps; the run ends there even within an epoch."""
     batch_size: int = setting(default=8)
@@ -70,8 +71,9 @@ class OptimisationSettings(Checked):
 
     def check(self) -> None:
         """Refuse invalid values."""
-        for name in ("epochs", "batch_size", "accumulate"):
+        for name in ("batch_size", "accumulate"):
             at_least(name, getattr(self, name), 1)
+        at_least("epochs", self.number_of_epochs, 1)
         for name in ("weight_decay", "grad_clip", "warmup_steps"):
             at_least(name, getattr(self, name), 0)
         at_least("seed", self.seed, 0, 2**63 - 1)
@@ -112,13 +114,18 @@ class OptimisationSettings(Checked):
                 "out, or give --lr-milestones=[] to override those of a recipe."
             )
 
+    @property
+    def number_of_epochs(self) -> int:
+        """Passes over the training split, 12 for `auto`."""
+        return int(self.number("epochs"))
+
     def epoch_steps(self, batches: int) -> int:
         """Optimiser steps per epoch, given its batches; the last step of an epoch may have fewer batches."""
         return -(-batches // self.accumulate)
 
     def steps(self, epoch_steps: int) -> int:
         """Optimiser steps of a whole run, given those per epoch."""
-        steps = self.epochs * epoch_steps
+        steps = self.number_of_epochs * epoch_steps
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
 
