@@ -2,9 +2,9 @@
 
     python benchmarks/scale.py [--rate 57.1] [--teacher-rate 195.7] [--price 4]
 
-The rates are images per second on one GPU of a distilled step and of the teacher alone; the defaults were measured on an
-H200 (benchmarks/results/step_faster_rcnn_h200.json: Faster R-CNN, lite2 to lite0, 8 images of 640 pixels, bf16). Nothing
-is trained.
+The rates are images per second on one GPU of a distilled step and of the teacher alone; the defaults were measured on
+an H200 (benchmarks/results/step_faster_rcnn_h200.json: Faster R-CNN, lite2 to lite0, 8 images of 640 pixels, bf16).
+Nothing is trained.
 """
 
 import argparse
