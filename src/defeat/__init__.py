@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from defeat.inference.evaluate import evaluate
     from defeat.inference.predict import predict
     from defeat.inference.profile import profile
+    from defeat.publishing import push
     from defeat.report.compare import compare
     from defeat.types import Detections, DetectorInfo, DetectorOutput, Progress, Target
 
@@ -70,6 +71,7 @@ __all__ = [
     "plan",
     "predict",
     "profile",
+    "push",
     "replay",
     "train",
 ]
@@ -105,6 +107,7 @@ _HOMES = {
     "plan": "defeat.api",
     "predict": "defeat.inference.predict",
     "profile": "defeat.inference.profile",
+    "push": "defeat.publishing",
     "replay": "defeat.assembly.replay",
     "train": "defeat.api",
 }

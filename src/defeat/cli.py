@@ -132,6 +132,14 @@ def export(arguments: Sequence[str]) -> int:
     return 0
 
 
+def push(arguments: Sequence[str]) -> int:
+    """Publish the student of a run on the Hugging Face hub, with a model card."""
+    from defeat.publishing import push as function
+
+    function(**_keywords("push", arguments))
+    return 0
+
+
 def profile(arguments: Sequence[str]) -> int:
     """Measure what predictions cost: time by batch and threads, FLOPs, memory."""
     from rich.console import Console
@@ -197,6 +205,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "bench": bench,
     "import": import_checkpoint,
     "export": export,
+    "push": push,
     "profile": profile,
     "taps": taps,
     "methods": methods,

@@ -27,6 +27,7 @@ FUNCTIONS = {
     "data": "defeat.report.data:describe_data",
     "import": "defeat.detector.importers:import_checkpoint",
     "export": "defeat.exporting:export",
+    "push": "defeat.publishing:push",
     "profile": "defeat.inference.profile:profile",
     "taps": "defeat.inference.taps:print_taps",
     "demo": "defeat.demo:demo",

@@ -19,6 +19,11 @@ class InputError(ValueError):
         super().__init__("".join(char if char.isprintable() else ascii(char)[1:-1] for char in sentence))
 
 
+def first_line(error: Exception) -> str:
+    """First line of another library's message, without its last punctuation; the type of an error without message."""
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(":. ")
+
+
 def quoted(value: object) -> str:
     """Quote an untrusted value for a message, shortened where it is long."""
     try:

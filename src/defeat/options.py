@@ -15,7 +15,7 @@ from defeat.option_values import alternatives, converted, is_list
 from defeat.settings import field_docs
 from defeat.settings import option as flag_of
 
-POSITIONAL = {"run", "runs", "images", "network", "path", "checkpoint", "name"}
+POSITIONAL = {"run", "runs", "images", "network", "path", "checkpoint", "name", "repository"}
 OPTIONAL = {"name"}  # may be left out
 SEVERAL = {"runs", "images"}  # take one or more arguments
 GROUPS = {"detector": "detector_options", "method": "method_options"}  # --GROUP.NAME -> setting with the values

@@ -13,6 +13,7 @@ from defeat.detector.ensemble import TeacherEnsemble, first_of
 from defeat.detector.exported import ExportedDetector, is_exported, load_exported
 from defeat.detector.families import detr, faster_rcnn, fcos, gfl, lw_detr, retinanet, ssdlite, yolo9, yolox
 from defeat.detector.foreign_files import refusal
+from defeat.detector.hub import downloaded
 from defeat.detector.libreyolo_files import load_libreyolo
 from defeat.detector.model_files import load_model, save_model
 from defeat.detector.normalisation import Norm
@@ -157,7 +158,8 @@ def load_detector(source: str | Path, weights: str | Path | None = None) -> Dete
 
     Args:
         source: a run directory, a torchvision model such as `torchvision:retinanet_resnet50_fpn`, a checkpoint of
-            LibreYOLO, or a detector of transformers: a folder written by `save_pretrained`, or `hf:ORG/NAME`.
+            LibreYOLO, a detector of transformers (a folder written by `save_pretrained`, or `hf:ORG/NAME`), or
+            `hf:ORG/NAME` of one that `defeat push` published.
         weights: for a torchvision model, a file with its state dict, instead of the published weights.
 
     Raises:
@@ -168,6 +170,7 @@ def load_detector(source: str | Path, weights: str | Path | None = None) -> Dete
         return load_torchvision(name, weights).eval()
     if weights is not None:
         raise InputError("A file of weights can be given for a torchvision model only; a run contains its own.")
+    source = downloaded(source)
     if is_checkpoint(source):
         return load_transformers(source).eval()
     if libreyolo_models.is_checkpoint(source):

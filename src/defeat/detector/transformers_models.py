@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from defeat.detector.weights import IMAGENET_MEAN, IMAGENET_STD
-from defeat.errors import InputError, quoted
+from defeat.errors import InputError, first_line, quoted
 
 RT_KINDS = ("rt_detr", "rt_detr_v2", "d_fine", "deimv2")
 LW_KINDS = ("lw_detr", "rf_detr")
@@ -237,7 +237,7 @@ def model_of(config: Mapping[str, Any], classes: Sequence[str]) -> nn.Module:
             fixed = _for_any_size(transformers.AutoConfig.for_model(kind, **values))
             model: nn.Module = transformers.AutoModelForObjectDetection.from_config(fixed)
     except Exception as error:  # of any type, raised by modules with untrusted arguments
-        raise InputError(f"The configuration of {kind} is not valid: {_first_line(error)}.") from error
+        raise InputError(f"The configuration of {kind} is not valid: {first_line(error)}.") from error
     for layer in model.modules():  # RT-DETR's are drawn near zero, so that hardly any signal passes
         if type(layer) is nn.BatchNorm2d:
             nn.init.ones_(layer.weight)
@@ -301,7 +301,7 @@ def read_checkpoint(source: str | Path, family: str = "") -> Checkpoint:
         raise InputError(f"{source} can't be used: {str(error).rstrip('.')}.") from error
     except Exception as error:  # of many types, raised for missing, damaged and unreachable files
         reach = "" if local else " (is the hub reachable, and the name ORG/NAME right?)"
-        raise InputError(f"{source} can't be loaded{reach}: {_first_line(error)}.") from error
+        raise InputError(f"{source} can't be loaded{reach}: {first_line(error)}.") from error
     if missing := sorted(report["missing_keys"]):
         raise InputError(
             f"{source} is not a complete {kind}: {len(missing)} tensors are missing, such as {missing[0]}."
@@ -399,7 +399,3 @@ def _quiet(transformers: Any) -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0].rstrip(":. ")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from defeat.evaluation.average_precision import Floats
-from defeat.evaluation.bootstrap import Interval, bootstrap_weights
+from defeat.evaluation.bootstrap import Interval, bootstrap_weights, interval_over_images
 from defeat.evaluation.matching import average_precision_of_samples
 from defeat.report.runs import RunSummary
 
@@ -63,6 +63,13 @@ class Bootstrap:
         differences = [self._precision(run) - self._precision(baseline) for baseline, run in pairs]
         mean: Floats = np.mean(differences, axis=0)
         return 100 * mean
+
+    def accuracy(self, run: RunSummary) -> Interval | None:
+        """95 % interval of a run's AP over test images, 0..100; None without detections."""
+        if self._weights is None:
+            return None
+        with np.errstate(invalid="ignore"):
+            return interval_over_images(100 * np.nanmean(self._precision(run), axis=1))
 
     def _precision(self, run: RunSummary) -> Floats:
         key = str(run.folder)
