@@ -115,7 +115,11 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return import_module("importlib.metadata").version("defeat")
+        from importlib.metadata import version
+
+        from defeat.errors import DISTRIBUTION
+
+        return version(DISTRIBUTION)
     if name == "methods":
         return import_module("defeat.methods")
     if name not in _HOMES:

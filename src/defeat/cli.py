@@ -253,9 +253,9 @@ def _main(arguments: Sequence[str] | None) -> int:
             sys.stdout.write(overview())
             return 0 if given else USAGE
         if given[0] == "--version":
-            from importlib.metadata import version
+            from defeat import __version__
 
-            sys.stdout.write(f"defeat {version('defeat')}\n")
+            sys.stdout.write(f"defeat {__version__}\n")
             return 0
         if given[0] not in COMMANDS:
             raise unknown_name("command", given[0], COMMANDS)

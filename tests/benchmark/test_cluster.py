@@ -140,5 +140,5 @@ def test_a_missing_package_or_cluster_is_one_sentence(tmp_path, data, teacher, m
 
     imported = builtins.__import__
     monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(InputError, match=r'pip install "defeat\[ray\]"'):
+    with pytest.raises(InputError, match=r'pip install "defeat-detection\[ray\]"'):
         bench(ray="local", **settings)

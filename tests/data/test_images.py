@@ -233,7 +233,9 @@ def test_images_whose_decoder_is_missing_are_one_sentence(tmp_path):
     write_image(tmp_path / "a.png")
     for name in ("b.heic", "c.HEIF"):
         (tmp_path / name).write_bytes(HEIC)
-    with pytest.raises(InputError, match=r"^2 images in HEIF need `pip install defeat\[heif\]`, such as .*b\.heic\.$"):
+    with pytest.raises(
+        InputError, match=r'^2 images in HEIF need `pip install "defeat-detection\[heif\]"`, such as .*b\.heic\.$'
+    ):
         UnlabelledImages(tmp_path)
     skipping = UnlabelledImages(tmp_path, Problems("skip"))
     assert skipping.paths == [tmp_path / "a.png"]
@@ -253,7 +255,9 @@ def test_annotated_images_whose_decoder_is_missing_are_one_sentence(sizes, tmp_p
         "annotations": [{"image_id": 3, "category_id": 1, "bbox": [0, 0, 20, 10]}],
     }
     folder = write_coco(tmp_path, content, "annotations/train.json")
-    with pytest.raises(InputError, match=r"^3 images in HEIF need `pip install defeat\[heif\]`, such as .*a\.heic\.$"):
+    with pytest.raises(
+        InputError, match=r'^3 images in HEIF need `pip install "defeat-detection\[heif\]"`, such as .*a\.heic\.$'
+    ):
         open_dataset(folder, "train")
     assert len(open_dataset(folder, "train", on_bad_data="skip")) == 1
 
@@ -263,7 +267,9 @@ def test_an_annotated_image_whose_decoder_is_missing_says_what_to_install(tmp_pa
     folder = write_yolo(tmp_path, {"a": "0 .5 .5 1 1", "b": "0 .5 .5 1 1"})
     (folder / "images/train/b.png").unlink()
     (folder / "images/train/b.heic").write_bytes(HEIC)
-    with pytest.raises(InputError, match=r"^1 image in HEIF needs `pip install defeat\[heif\]`: .*b\.heic\.$"):
+    with pytest.raises(
+        InputError, match=r'^1 image in HEIF needs `pip install "defeat-detection\[heif\]"`: .*b\.heic\.$'
+    ):
         open_dataset(folder, "train")
     assert len(open_dataset(folder, "train", on_bad_data="skip")) == 1
 

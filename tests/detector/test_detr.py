@@ -297,7 +297,7 @@ def test_without_transformers_one_sentence_says_what_to_install(monkeypatch):
         transformers_models, "find_spec", lambda name: None if name == "transformers" else find_spec(name)
     )
     with pytest.raises(
-        InputError, match=r"^d_fine needs the package transformers: pip install defeat\[transformers\]\.$"
+        InputError, match=r'^d_fine needs transformers: pip install "defeat-detection\[transformers\]"\.$'
     ):
         tiny_detector("d_fine")
 

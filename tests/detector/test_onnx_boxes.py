@@ -226,7 +226,7 @@ def test_a_file_that_is_not_onnx_is_refused(tmp_path):
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
-    assert "pip install defeat[onnx]" in refusal(OnnxTeacher, tmp_path / "model.onnx", ABOUT)
+    assert 'pip install "defeat-detection[onnx]"' in refusal(OnnxTeacher, tmp_path / "model.onnx", ABOUT)
 
 
 def test_a_description_is_read_from_yaml(tmp_path):

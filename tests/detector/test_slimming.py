@@ -22,7 +22,7 @@ from tests.detector.tiny import (
     tiny_options,
 )
 
-pytest.importorskip("torch_pruning", reason="torch-pruning is missing: pip install defeat[slim]")
+pytest.importorskip("torch_pruning", reason="torch-pruning is missing: it is in the extra slim")
 NOT_SLIMMED = ("ssdlite", YOLO, *LW_KINDS)
 SLIMMED = [family for family in FAMILIES if getattr(family, "values", (family,))[0] not in NOT_SLIMMED]
 every_family = pytest.mark.parametrize("family", SLIMMED)

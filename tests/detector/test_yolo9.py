@@ -195,7 +195,7 @@ def test_an_unknown_backbone_names_the_valid_ones():
 
 def test_without_the_package_the_sentence_names_the_extra(monkeypatch):
     monkeypatch.setattr(libreyolo_models, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"pip install defeat\[yolo\]"):
+    with pytest.raises(InputError, match=r'pip install "defeat-detection\[yolo\]"'):
         detector()
 
 

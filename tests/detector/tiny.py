@@ -16,7 +16,7 @@ from defeat.types import Target
 
 CLASSES = ("cat", "dog", "owl")
 needs_transformers = pytest.mark.skipif(
-    find_spec("transformers") is None, reason="transformers is missing: pip install defeat[transformers]"
+    find_spec("transformers") is None, reason="transformers is missing: it is in the extra of that name"
 )
 YOLO = "yolo9"
 LARGER = {YOLO: "yolo9_s", "yolox": "yolox_t"}  # the next larger backbone of each YOLO
@@ -32,7 +32,7 @@ def _has_libreyolo() -> bool:
 
 
 needs_libreyolo = pytest.mark.skipif(
-    not _has_libreyolo(), reason="libreyolo is missing or incomplete: pip install defeat[yolo], apt install libgl1"
+    not _has_libreyolo(), reason="libreyolo (extra yolo) is missing or incomplete (apt install libgl1)"
 )
 # Composed of torchvision's parts: with anchors or proposals, and with the aspect ratio of the image.
 COMPOSED = tuple(family for family in ALL_FAMILIES if family not in (*KINDS, *LARGER))

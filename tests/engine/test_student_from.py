@@ -12,7 +12,7 @@ from tests.engine.test_resume import stop_after
 from tests.engine.tiny_runs import CLASSES, results, save_teacher, tensors, tiny_run, weights
 from tests.engine.tiny_runs import settings as tiny_settings
 
-pytest.importorskip("torch_pruning", reason="torch-pruning is missing: pip install defeat[slim]")
+pytest.importorskip("torch_pruning", reason="torch-pruning is missing: it is in the extra slim")
 pytestmark = pytest.mark.usefixtures("small_demo")
 # What the architecture of another detector determines has its default.
 OPEN = {"detector": "faster_rcnn", "backbone": "resnet50", "size": 800, "max_size": None, "neck_channels": "auto"}

@@ -105,7 +105,7 @@ def test_images_whose_decoder_is_missing_are_skipped_with_one_sentence(run, phot
     for name in ("x.heic", "y.heif"):
         (photos / name).write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     (sentence,) = predict(run, photos, tmp_path / "out").skipped
-    assert sentence == f"2 images in HEIF need `pip install defeat[heif]`, such as {photos / 'x.heic'}."
+    assert sentence == f'2 images in HEIF need `pip install "defeat-detection[heif]"`, such as {photos / "x.heic"}.'
 
 
 def test_predict_fails_if_no_image_can_be_read(run, tmp_path):

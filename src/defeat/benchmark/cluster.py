@@ -16,7 +16,7 @@ from rich.console import Console
 from defeat.benchmark.jobs import INTERVAL, watch
 from defeat.benchmark.matrix import Cell, Matrix
 from defeat.engine.lock import RunLock
-from defeat.errors import InputError
+from defeat.errors import InputError, missing_package
 
 ATTEMPTS = 5  # to train a cell whose worker is lost
 ANSWER = 10.0  # seconds within which a cluster must answer
@@ -206,5 +206,5 @@ def _ray() -> Any:
         import ray
         import ray.exceptions
     except ImportError as error:
-        raise InputError('--ray needs the package ray: pip install "defeat[ray]".') from error
+        raise missing_package("--ray", "ray", "ray") from error
     return ray

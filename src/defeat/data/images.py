@@ -15,7 +15,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps, features
 from torch import Tensor
 
-from defeat.errors import InputError
+from defeat.errors import InputError, install_command
 
 # Formats accepted for any suffix. Pillow supports more, and passes some of them to other programs (PostScript).
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "JPEG2000")
@@ -71,7 +71,7 @@ def missing_decoder(path: str | Path) -> MissingDecoderError | None:
     """The error of an image whose decoder, by its suffix, is not installed; None where nothing is missing."""
     suffix = Path(path).suffix.lower()
     if suffix in _HEIF and not _registered_heif():
-        kind, remedy = "HEIF", "`pip install defeat[heif]`"
+        kind, remedy = "HEIF", f"`{install_command('heif')}`"
     elif suffix in _AVIF and not features.check("avif"):
         kind, remedy = "AVIF", "Pillow 11.3 or later with its AVIF decoder: `pip install --upgrade pillow`"
     else:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from defeat.detector.foreign_files import names_in
 from defeat.detector.normalisation import BatchNorm
-from defeat.errors import InputError, unknown_name
+from defeat.errors import InputError, missing_package, unknown_name
 
 SIZES = {f"yolo9_{size}": size for size in "tsmc"}  # by the name of the backbone
 YOLOX_SIZES = {f"yolox_{size}": size for size in "ntsmlx"}
@@ -84,7 +84,7 @@ def require_libreyolo(family: str = "yolo9") -> Any:
         InputError: LibreYOLO is not installed, or can't be imported.
     """
     if find_spec("libreyolo") is None:
-        raise InputError(f"{family} needs the package libreyolo: pip install defeat[yolo].")
+        raise missing_package(family, "libreyolo", "yolo")
     level = logging.getLogger("libreyolo").level
     try:
         import_module(f"libreyolo.models.{family}.nn")

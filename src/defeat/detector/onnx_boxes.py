@@ -144,7 +144,7 @@ class _Placed:
 
 
 class OnnxTeacher:
-    """A detector in ONNX as a `BoxTeacher`; needs onnxruntime (`pip install defeat[onnx]`).
+    """A detector in ONNX as a `BoxTeacher`; needs onnxruntime (`pip install "defeat-detection[onnx]"`).
 
     Args:
         path: the file.

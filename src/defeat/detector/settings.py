@@ -41,7 +41,7 @@ class DetectorSettings(Checked):
     (all that --teacher takes but for those that only give boxes); mostly together with --width."""
     width: float = setting(default=1.0, compared=False)
     """Share of the channels of the backbone to keep, 0.1..1, with the largest weights: with 0.5, half of them are
-    removed before training. Needs `pip install defeat[slim]`."""
+    removed before training. Needs `pip install "defeat-detection[slim]"`."""
     detector_options: dict[str, Any] = setting(factory=dict, hidden=True)
     """Options of the family that differ from its defaults; auto options are derived from size and objects of the
     training split."""

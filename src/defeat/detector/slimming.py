@@ -17,7 +17,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from defeat.detector.backbone import Backbone
 from defeat.detector.base import Detector
 from defeat.detector.description import LEAST_WIDTH
-from defeat.errors import InputError
+from defeat.errors import InputError, missing_package
 
 MULTIPLE = 8  # of channels, for which processors are fastest
 FROZEN_NORMS = (FrozenBatchNorm2d, FrozenBatchNormAct2d)
@@ -52,7 +52,7 @@ def make_narrower(detector: Detector, width: float) -> None:
     try:
         import torch_pruning
     except ImportError as error:
-        raise InputError("--width needs the package torch-pruning: pip install defeat[slim].") from error
+        raise missing_package("--width", "torch-pruning", "slim") from error
     training = detector.training
     frozen = {name for name, parameter in detector.named_parameters() if not parameter.requires_grad}
     weight = next(detector.parameters())

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from defeat.detector.weights import IMAGENET_MEAN, IMAGENET_STD
-from defeat.errors import InputError, first_line, quoted
+from defeat.errors import InputError, first_line, missing_package, quoted
 
 RT_KINDS = ("rt_detr", "rt_detr_v2", "d_fine", "deimv2")
 LW_KINDS = ("lw_detr", "rf_detr")
@@ -142,7 +142,7 @@ def require_transformers(kind: str) -> Any:
     """
     for name in ("transformers", "scipy"):  # scipy for the assignment in their losses
         if find_spec(name) is None:
-            raise InputError(f"{kind} needs the package {name}: pip install defeat[transformers].")
+            raise missing_package(kind, name, "transformers")
     return import_module("transformers")
 
 

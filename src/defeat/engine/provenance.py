@@ -9,15 +9,19 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("defeat", "torch", "torchvision", "timm", "lightning", "faster-coco-eval")
+from defeat.errors import DISTRIBUTION
+
+PACKAGES = {"defeat": DISTRIBUTION} | {
+    name: name for name in ("torch", "torchvision", "timm", "lightning", "faster-coco-eval")
+}
 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on."""
     numbers = {"python": platform.python_version()}
-    for name in PACKAGES:
+    for name, distribution in PACKAGES.items():
         try:
-            numbers[name] = version(name)
+            numbers[name] = version(distribution)
         except PackageNotFoundError:
             numbers[name] = "unknown"
     return numbers

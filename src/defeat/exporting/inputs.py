@@ -1,13 +1,12 @@
 """What the input and the outputs of an exported file look like, from the options of the command."""
 
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Literal, get_args
 
 from defeat.detector import Detector
 from defeat.detector.exported import ExportDescription
 from defeat.engine.guards import fingerprint
-from defeat.engine.provenance import commit
+from defeat.engine.provenance import commit, versions
 from defeat.errors import InputError, unknown_name
 from defeat.settings import at_least
 
@@ -113,6 +112,6 @@ def describe(detector: Detector, options: InputOptions, precision: str, licence:
         mean=info.mean,
         std=info.std,
         fingerprint=fingerprint(detector),
-        version=f"defeat {version('defeat')}, {commit() or 'no commit'}",
+        version=f"defeat {versions()['defeat']}, {commit() or 'no commit'}",
         licence=licence,
     )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from defeat.detector.exported.description import IMAGES, KEY, ExportDescription
-from defeat.errors import InputError
+from defeat.errors import InputError, install_command, missing_package
 from defeat.exporting.graph import ExportGraph, tracing
 
 OPSET = 17
@@ -31,9 +31,7 @@ def traced(graph: ExportGraph, example: torch.Tensor, dynamo: bool = False) -> A
     try:
         import onnx
     except ImportError as error:
-        raise InputError(
-            "`defeat export` needs the packages onnx and onnxruntime: pip install defeat[export]."
-        ) from error
+        raise missing_package("`defeat export`", "onnx and onnxruntime", "export") from error
     if dynamo:
         return _exported(graph, example)
     about = graph.description
@@ -86,9 +84,7 @@ def simplified(model: Any) -> Any:
     try:
         import onnxslim
     except ImportError as error:
-        raise InputError(
-            "--simplify needs the package onnxslim: pip install defeat[export], or --simplify false."
-        ) from error
+        raise InputError(f"--simplify needs onnxslim: {install_command('export')}, or --simplify false.") from error
     return onnxslim.slim(model)
 
 
@@ -156,7 +152,7 @@ def quantised(model: Any, samples: Sequence[Any], folder: Path, outputs: bool = 
     try:
         from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     except ImportError as error:
-        raise InputError("--precision int8 needs the package onnxruntime: pip install defeat[export].") from error
+        raise missing_package("--precision int8", "onnxruntime", "export") from error
 
     class Samples(CalibrationDataReader):  # type: ignore[misc]
         """The prepared images, one at a time."""

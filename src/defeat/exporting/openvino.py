@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from defeat.detector.exported.description import KEY, ExportDescription
-from defeat.errors import InputError
+from defeat.errors import missing_package
 
 
 def converted(model: Any, folder: Path) -> Any:
@@ -22,7 +22,7 @@ def converted(model: Any, folder: Path) -> Any:
     try:
         import openvino
     except ImportError as error:
-        raise InputError("--format openvino needs the package openvino: pip install defeat[openvino].") from error
+        raise missing_package("--format openvino", "openvino", "openvino") from error
     path = folder / "model.onnx"
     path.write_bytes(model.SerializeToString())
     return openvino.convert_model(path)
@@ -86,6 +86,6 @@ def _nncf() -> Any:
     try:
         import nncf
     except ImportError as error:
-        raise InputError("--precision int8 needs the package nncf: pip install defeat[openvino].") from error
+        raise missing_package("--precision int8", "nncf", "openvino") from error
     nncf.set_log_level(logging.ERROR)
     return nncf

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from defeat.errors import InputError
+from defeat.errors import InputError, missing_package
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 
@@ -18,7 +18,7 @@ def _pyav() -> Any:
     try:
         import av
     except ImportError as error:
-        raise InputError('Videos need PyAV: pip install "defeat[video]".') from error
+        raise missing_package("A video", "av", "video") from error
     return av
 
 

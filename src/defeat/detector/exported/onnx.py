@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 
 from defeat.detector.exported.description import IMAGES, KEY
-from defeat.errors import InputError
+from defeat.errors import InputError, missing_package
 
 SUFFIX = ".onnx"
 
@@ -36,7 +36,7 @@ def open_session(path: Path, device: str = "auto") -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise InputError(f"{path} needs the package onnxruntime: pip install defeat[onnx].") from error
+        raise missing_package(str(path), "onnxruntime", "onnx") from error
     if not path.is_file():
         raise InputError(f"{path} does not exist.")
     options = onnxruntime.SessionOptions()

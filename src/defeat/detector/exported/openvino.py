@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 
 from defeat.detector.exported.description import KEY
-from defeat.errors import InputError
+from defeat.errors import InputError, missing_package
 
 SUFFIX = ".xml"
 
@@ -22,7 +22,7 @@ def open_file(path: Path, device: str) -> tuple["OpenVinoRuntime", str | None]:
     try:
         import openvino
     except ImportError as error:
-        raise InputError(f"{path} needs the package openvino: pip install defeat[openvino].") from error
+        raise missing_package(str(path), "openvino", "openvino") from error
     try:
         model = openvino.Core().read_model(path)
         text = str(model.get_rt_info(KEY).value) if model.has_rt_info(KEY) else None

@@ -14,7 +14,7 @@ from defeat.distillation.classification import comparable_field
 from defeat.distillation.losses import balanced_cross_entropy, sigmoid_divergence
 from defeat.distillation.processes import average_count
 from defeat.distillation.schedule import Schedule
-from defeat.errors import InputError, unknown_name
+from defeat.errors import InputError, missing_package, unknown_name
 from defeat.types import DetectorInfo, DetectorOutput, Progress, Queries, Target
 
 LAYERS = ("all", "last")
@@ -167,7 +167,7 @@ def _require_queries(student: DetectorInfo, teacher: DetectorInfo) -> None:
                 "choose two detection transformers, or another method."
             )
     if find_spec("scipy") is None:
-        raise InputError("The method detr needs the package scipy: pip install defeat[transformers].")
+        raise missing_package("The method detr", "scipy", "transformers")
 
 
 def _relative(boxes: Tensor, size: tuple[float, float]) -> Tensor:
