@@ -3,7 +3,8 @@
     python examples/nanodet_teacher.py nanodet.onnx --data DATA --unlabelled PHOTOS --out RUN
 
 The student learns the annotations of DATA, and as pseudo-labels what NanoDet detects in PHOTOS, which have none.
-NanoDet knows the 80 classes of COCO. The same few lines wrap any other detector. Needs `pip install "defeat-detection[onnx]"`.
+NanoDet knows the 80 classes of COCO. The same few lines wrap any other detector.
+Needs `pip install "defeat-detection[onnx]"`.
 """
 
 import argparse

@@ -27,7 +27,7 @@ QUANTISED_SHARE = 0.1  # of the learning rate, for a trained student that only h
 EVALUATIONS_PER_IMAGE = 4  # an evaluated image takes about half the time of a trained one: an eighth of the training
 LEAST_EVALUATIONS = 4  # of a run, for its learning curve
 EPOCHS, MOST_EPOCHS = 12, 100
-LEAST_STEPS = 1000  # of a run, see docs/training.md, "Automatic settings"
+LEAST_STEPS = 500  # of a run, see docs/training.md, "Automatic settings"
 PATIENT_FACTOR = 5  # of the epochs of a run that ends by itself (`--patience`)
 NUMBERS = ("epochs", "neck_channels", "lr", "eval_every")
 NAMES = {"schedule": "step", "optimizer": "sgd"}  # values of runs begun by versions in which they were not `auto`
@@ -76,7 +76,7 @@ class Choices:
             return ""
         parts = [", ".join(summaries(family_options(self.family), self.options))] if self.options else []
         texts = {
-            "epochs": "{} epochs",
+            "epochs": "{} epoch" + "s" * (self.numbers.get("epochs") != 1),
             "neck_channels": "neck {} channels",
             "optimizer": "optimizer {}",
             "lr": "lr {:g}",
