@@ -8,7 +8,7 @@ python "$(dirname "$0")/quarter.py" "$source" "$folder/data" --part 0.2186
 rm "$folder/data/ImageSets/Main/test.txt"
 shared=(--data "$folder/data" --hold-out 0.2 --size 160)
 start=$SECONDS
-defeat train "${shared[@]}" --backbone tf_efficientnet_lite2 --epochs 60 --augment standard --out "$folder/teacher"
+defeat train "${shared[@]}" --backbone tf_efficientnet_lite2 --epochs 50 --augment standard --out "$folder/teacher"
 defeat train "${shared[@]}" --backbone tf_efficientnet_lite0 --out "$folder/baseline"
 defeat distill "${shared[@]}" --backbone tf_efficientnet_lite0 --teacher "$folder/teacher" --out "$folder/distilled"
 defeat compare "$folder/teacher" "$folder/baseline" "$folder/distilled" --out "$folder/report.html"

@@ -27,7 +27,7 @@ class OptimisationSettings(Checked):
     """Optimisation."""
 
     epochs: int | Literal["auto"] = setting(default=AUTO, usual=12, compared=False)
-    """Number of passes over the training split; auto for 12, or as many as give 500 optimiser steps, at most 100;
+    """Number of passes over the training split; auto for 12, or as many as give 300 optimiser steps, at most 100;
     with --patience five times as many, with --max-steps as many as these steps need."""
     max_steps: int | None = setting(default=None, compared=False)
     """Maximum number of optimiser steps; the run ends there even within an epoch."""
