@@ -1,13 +1,16 @@
 """The wheel runs without the repository, and the source distribution can be tested."""
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from tests.data.folders import voc_object, write_voc
 
@@ -81,3 +84,11 @@ def test_the_source_distribution_can_be_tested_and_documented(built):
     assert {"tests/conftest.py", "benchmarks/measure.py", "recipes/README.md", "examples/distil.ipynb"} <= names
     tracked = subprocess.run(["git", "ls-files", "src", "tests"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert set(tracked.stdout.splitlines()) <= names
+
+
+def test_the_lock_file_has_every_dependency_of_the_demo():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"]["weights"]]
+    locked = dict(re.findall(r"^([a-z0-9-]+)==([^ ]+)", (ROOT / "demo.lock").read_text(), re.MULTILINE))
+    for requirement in map(Requirement, needed):
+        assert requirement.specifier.contains(locked[requirement.name]), f"{requirement}: run make lock"

@@ -6,6 +6,7 @@ from torchvision.models import mobilenet_v3_large
 from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 
 from defeat.assembly.automatic import choose
+from defeat.data import open_dataset
 from defeat.detector import DetectorSpec, build
 from defeat.detector.normalisation import BatchNorm
 from defeat.errors import InputError
@@ -102,7 +103,8 @@ def test_other_backbones_and_widths_of_the_neck_are_refused():
 
 
 def test_no_width_of_the_neck_is_chosen(tmp_path):
-    chosen = choose(settings(tmp_path / "run", "ssdlite", lr="auto", schedule="step"), None)
+    data = open_dataset("demo", "train")
+    chosen = choose(settings(tmp_path / "run", "ssdlite", lr="auto", schedule="step"), data)
     assert chosen.numbers.keys() == {"lr"}
     assert chosen.describe() == "lr 0.0025"
 
