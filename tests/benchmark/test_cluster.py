@@ -15,26 +15,11 @@ from defeat.benchmark.matrix import BASELINE, NONE, Matrix
 from defeat.engine.lock import RunLock
 from defeat.errors import InputError
 from tests.benchmark.benches import options, outcome
-from tests.data.folders import voc_object, write_voc
-from tests.engine.tiny_runs import save_teacher, weights
+from tests.engine.tiny_runs import weights
 
 ray = pytest.importorskip("ray")
 CELLS = ("none-seed0", "none-seed1", "fgfi-seed0", "fgfi-seed1")
 STEPS = {"epochs": 20, "max_steps": 60, "checkpoint_every": 2}
-
-
-@pytest.fixture
-def data(tmp_path):
-    splits = {
-        split: {f"{split}{number}": voc_object(("cat", "dog")[number % 2], (2, 3, 30, 20)) for number in range(count)}
-        for split, count in {"train": 8, "test": 2}.items()
-    }
-    return write_voc(tmp_path / "data", splits)
-
-
-@pytest.fixture
-def teacher(tmp_path):
-    return save_teacher(tmp_path / "teacher", classes=("cat", "dog"))
 
 
 @pytest.fixture
@@ -60,11 +45,11 @@ def lose_a_node_in_the_middle(cluster, folder, lost):
 
 
 @pytest.mark.slow
-def test_a_cell_continues_on_another_node_when_its_node_is_lost(tmp_path, data, teacher, cluster):
+def test_a_cell_continues_on_another_node_when_its_node_is_lost(tmp_path, folder, teacher_of_folder, cluster):
     output, lost = StringIO(), []
     killer = threading.Thread(target=lose_a_node_in_the_middle, args=(cluster, tmp_path / "two", lost), daemon=True)
     killer.start()
-    settings = options(tmp_path / "two", teacher, data=str(data), **STEPS)
+    settings = options(tmp_path / "two", teacher_of_folder, data=str(folder), **STEPS)
     run = bench(methods="fgfi", seeds=2, ray="auto", console=Console(file=output, width=200), **settings)
     killer.join(60)
     assert len(lost[0]) == 2  # both cells were in training
@@ -74,15 +59,15 @@ def test_a_cell_continues_on_another_node_when_its_node_is_lost(tmp_path, data, 
     assert len(logs) >= 2
     begun = Counter(line for log in logs for line in log.splitlines() if "cell " in line)
     assert sorted(begun.values()) == [1, 1, 1, 2]  # the cell of the lost node was begun and resumed
-    outcome(tmp_path / "one", teacher, methods="fgfi", data=str(data), **STEPS)
+    outcome(tmp_path / "one", teacher_of_folder, methods="fgfi", data=str(folder), **STEPS)
     assert [weights(tmp_path / "two" / cell) for cell in CELLS] == [weights(tmp_path / "one" / cell) for cell in CELLS]
 
 
 @pytest.mark.slow
-def test_a_cell_that_fails_on_a_node_is_named_and_the_others_are_trained(tmp_path, data, teacher, cluster):
+def test_a_cell_that_fails_on_a_node_is_named_and_the_others_are_trained(tmp_path, folder, teacher_of_folder, cluster):
     (tmp_path / "m" / "none-seed1" / "results.json").mkdir(parents=True)  # can't be written
     output = StringIO()
-    settings = options(tmp_path / "m", teacher, data=str(data), max_steps=1)
+    settings = options(tmp_path / "m", teacher_of_folder, data=str(folder), max_steps=1)
     run = bench(methods="none", seeds=2, ray="auto", console=Console(file=output, width=400), **settings)
     assert (run.unfinished, run.exit_code) == (("none-seed1",), 2)
     assert "none-seed1 failed" in output.getvalue()
@@ -90,8 +75,10 @@ def test_a_cell_that_fails_on_a_node_is_named_and_the_others_are_trained(tmp_pat
 
 
 @pytest.mark.slow
-def test_a_cluster_is_started_for_one_command(tmp_path, data, teacher):
-    run = outcome(tmp_path / "m", teacher, methods="none", seeds=1, data=str(data), max_steps=1, ray="local")
+def test_a_cluster_is_started_for_one_command(tmp_path, folder, teacher_of_folder):
+    run = outcome(
+        tmp_path / "m", teacher_of_folder, methods="none", seeds=1, data=str(folder), max_steps=1, ray="local"
+    )
     assert run.exit_code == 0
     assert not ray.is_initialized()
 
@@ -127,9 +114,9 @@ def test_contradicting_options_are_refused(tmp_path, teacher):
         bench(ray="local", **settings | {"devices": 2})
 
 
-def test_a_missing_package_or_cluster_is_one_sentence(tmp_path, data, teacher, monkeypatch):
-    settings = options(tmp_path / "m", teacher, data=str(data), max_steps=1)
-    for address in ("127.0.0.1:1", "auto", "no address"):
+def test_a_missing_package_or_cluster_is_one_sentence(tmp_path, folder, teacher_of_folder, monkeypatch):
+    settings = options(tmp_path / "m", teacher_of_folder, data=str(folder), max_steps=1)
+    for address in ("127.0.0.1:1", "no address"):
         with pytest.raises(InputError, match=rf"--ray {address}: there is no such cluster .*`ray start --head`"):
             bench(methods="none", seeds=1, ray=address, console=Console(quiet=True), **settings)
 

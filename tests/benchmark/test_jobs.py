@@ -11,33 +11,17 @@ from defeat.benchmark.jobs import _steps_done
 from defeat.benchmark.matrix import BASELINE, NONE, Matrix
 from defeat.errors import InputError
 from tests.benchmark.benches import options, outcome
-from tests.data.folders import voc_object, write_voc
-from tests.engine.tiny_runs import save_teacher, weights
+from tests.engine.tiny_runs import weights
 
 CELLS = ("none-seed0", "none-seed1", "fgfi-seed0", "fgfi-seed1")
 
 
-@pytest.fixture
-def data(tmp_path):
-    """Images in a folder, because a patched demo data set does not exist in other processes."""
-    splits = {
-        split: {f"{split}{number}": voc_object(("cat", "dog")[number % 2], (2, 3, 30, 20)) for number in range(count)}
-        for split, count in {"train": 8, "test": 2}.items()
-    }
-    return write_voc(tmp_path / "data", splits)
-
-
-@pytest.fixture
-def teacher(tmp_path):
-    return save_teacher(tmp_path / "teacher", classes=("cat", "dog"))
-
-
 @pytest.mark.slow
-def test_two_processes_train_the_same_students_as_one(tmp_path, data, teacher):
-    given = {"methods": "fgfi", "data": str(data), "max_steps": 2}
-    sequential = outcome(tmp_path / "one", teacher, **given)
+def test_two_processes_train_the_same_students_as_one(tmp_path, folder, teacher_of_folder):
+    given = {"methods": "fgfi", "data": str(folder), "max_steps": 2}
+    sequential = outcome(tmp_path / "one", teacher_of_folder, **given)
     output = StringIO()
-    settings = options(tmp_path / "two", teacher, data=str(data), max_steps=2)
+    settings = options(tmp_path / "two", teacher_of_folder, data=str(folder), max_steps=2)
     parallel = bench(methods="fgfi", seeds=2, jobs=2, console=Console(file=output, width=200), **settings)
     assert parallel.exit_code == sequential.exit_code == 0
     assert [weights(tmp_path / "two" / cell) for cell in CELLS] == [weights(tmp_path / "one" / cell) for cell in CELLS]
@@ -47,19 +31,19 @@ def test_two_processes_train_the_same_students_as_one(tmp_path, data, teacher):
 
 
 @pytest.mark.slow
-def test_a_cell_that_fails_in_a_process_is_named_and_the_others_are_trained(tmp_path, data, teacher):
+def test_a_cell_that_fails_in_a_process_is_named_and_the_others_are_trained(tmp_path, folder, teacher_of_folder):
     (tmp_path / "m" / "none-seed1").mkdir(parents=True)
     (tmp_path / "m" / "none-seed1" / "results.json").mkdir()  # can't be written
     output = StringIO()
-    settings = options(tmp_path / "m", teacher, data=str(data), max_steps=1)
+    settings = options(tmp_path / "m", teacher_of_folder, data=str(folder), max_steps=1)
     run = bench(methods="none", seeds=2, jobs=2, console=Console(file=output, width=400), **settings)
     assert run.unfinished == ("none-seed1",)
     assert run.exit_code == 2
     assert "none-seed1 failed" in output.getvalue()
 
 
-def test_invalid_numbers_of_processes_are_refused(tmp_path, data, teacher):
-    settings = options(tmp_path / "m", teacher, data=str(data))
+def test_invalid_numbers_of_processes_are_refused(tmp_path, folder, teacher_of_folder):
+    settings = options(tmp_path / "m", teacher_of_folder, data=str(folder))
     with pytest.raises(InputError, match="--jobs must be from 1 to 64, not 0"):
         bench(jobs=0, **settings)
     with pytest.raises(InputError, match="leave out --devices"):
