@@ -68,6 +68,10 @@ def test_a_pushed_student_is_loaded_by_its_name(runs, hub, tmp_path):
     assert refused.returncode == 2
     assert "hf:me/other can't be loaded" in refused.stderr
     assert "hf auth login" in refused.stderr
+    hub.files["me/half/model.json"] = hub.files["me/student/model.json"]
+    incomplete = defeat(hub, tmp_path, "predict", "hf:me/half", str(photo), "--out", "pictures")
+    assert incomplete.returncode == 2
+    assert "hf:me/half can't be loaded" in incomplete.stderr
     cached = next((tmp_path / "cache").rglob("model.safetensors")).parent
     mine, theirs = load(runs["distilled"]).state_dict(), load(cached).state_dict()
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
