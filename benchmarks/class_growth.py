@@ -18,15 +18,13 @@ import torch
 from torch import nn
 
 from benchmarks.measure import interleaved, publish
-from benchmarks.speed.bare import PROGRESS, learn, optimizer_of
 from benchmarks.speed.evaluation import split
+from benchmarks.speed.growth import batch_of, steps_on
 from benchmarks.speed.work import NECK_CHANNELS, SMALL
 from defeat.detector import Detector, DetectorSpec, build
 from defeat.distillation import DeFeat
-from defeat.engine.experiment import Distillation
-from defeat.engine.step import step_losses, total_loss
 from defeat.evaluation.evaluator import Evaluator
-from defeat.types import Batch, Target
+from defeat.types import Batch
 
 SIZE, IMAGES, BOXES = 224, 2, 10
 
@@ -42,33 +40,17 @@ def detector(family: str, backbone: str, channels: int, classes: int) -> Detecto
 
 def noise(classes: int) -> Batch:
     """Images with boxes of random classes."""
-    generator = torch.Generator().manual_seed(0)
-    targets = []
-    for number in range(IMAGES):
-        corner = (SIZE - 64) * torch.rand(BOXES, 2, generator=generator)
-        boxes = torch.cat([corner, corner + 8 + 56 * torch.rand(BOXES, 2, generator=generator)], dim=1)
-        labels, flags = torch.randint(classes, (BOXES,), generator=generator), torch.zeros(BOXES, dtype=torch.bool)
-        targets.append(Target(boxes, labels, flags, flags, number, (SIZE, SIZE)))
-    sizes = [(SIZE, SIZE)] * IMAGES
-    return Batch(torch.rand(IMAGES, 3, SIZE, SIZE, generator=generator), sizes, targets, sizes, classes)
+    return batch_of(SIZE, IMAGES, BOXES, classes, sides=(8, 64))
 
 
 def steps_of(family: str, classes: int) -> dict[str, Callable[[], object]]:
     """Baseline step, distilled step and prediction."""
     student = detector(family, "tf_efficientnet_lite0", NECK_CHANNELS["student"], classes).train()
     teacher = detector(family, "tf_efficientnet_lite2", NECK_CHANNELS["teacher"], classes).eval().requires_grad_(False)
-    method = DeFeat(student.info, teacher.info)
-    optimizer, batch = optimizer_of(student, method), noise(classes)
+    batch = noise(classes)
+    baseline, distilled = steps_on(student, teacher, DeFeat(student.info, teacher.info), batch)
     predictor = detector(family, "tf_efficientnet_lite0", NECK_CHANNELS["student"], classes).eval()
     images = list(batch.images)
-
-    def baseline() -> None:
-        learn(optimizer, total_loss(student.forward_train(batch).losses))
-
-    def distilled() -> None:
-        output, terms = step_losses(student, batch, PROGRESS, Distillation(teacher, method))
-        learn(optimizer, total_loss(output.losses | terms))
-
     return {
         f"{family}, baseline step, {classes} classes": baseline,
         f"{family}, distilled step, {classes} classes": distilled,

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.class_growth import detector, noise
 from benchmarks.measure import publish, rounds
-from benchmarks.speed.bare import learn
+from benchmarks.speed.bare import learn, optimizer_of
 from benchmarks.speed.work import NECK_CHANNELS
 from defeat.detector import Detector
 from defeat.engine.step import total_loss
@@ -27,7 +27,7 @@ CLASSES = 20
 
 def step_of(student: Detector) -> Callable[[], None]:
     """A training step on fixed images."""
-    optimizer, batch = torch.optim.SGD(student.parameters(), lr=1e-4), noise(CLASSES)
+    optimizer, batch = optimizer_of(student), noise(CLASSES)
     return lambda: learn(optimizer, total_loss(student.forward_train(batch).losses))
 
 

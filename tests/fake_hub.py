@@ -12,11 +12,11 @@ TOKEN = "hf_test"  # noqa: S105
 
 
 class Hub(ThreadingHTTPServer):
-    """Repositories in memory: `files` by path `ORG/NAME/FILE`, and `requests`, the calls that changed something."""
+    """Repositories in memory: `files` by path `ORG/NAME/FILE`; `private` ones need the token."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.requests, self.private = {}, [], False
+        self.files, self.private = {}, False
 
     @property
     def address(self):
@@ -59,7 +59,6 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(200, {"warnings": [], "errors": []})
         if not self.known:
             return self.answer(401, {"error": "Invalid username or password."})
-        self.server.requests.append(self.path)
         if self.path == "/api/repos/create":
             name = "/".join(json.loads(content)[key] for key in ("organization", "name"))
             return self.answer(200, {"url": f"{self.server.address}/{name}", "name": name, "id": "1"})

@@ -15,6 +15,8 @@ import torch
 from benchmarks.measure import interleaved, publish
 from benchmarks.speed.bare import PROGRESS, learn, optimizer_of
 from benchmarks.speed.work import Work
+from defeat.detector import Detector
+from defeat.distillation import Method
 from defeat.engine.experiment import Distillation
 from defeat.engine.step import step_losses, total_loss
 from defeat.types import Batch, Target
@@ -23,45 +25,57 @@ BOXES = (1, 10, 100, 1000)
 IMAGES = (1, 2, 4, 8)
 
 
-def batch_of(work: Work, images: int, boxes: int, classes: int) -> Batch:
-    """Noise images with `boxes` random boxes each."""
+def batch_of(
+    size: int, images: int, boxes: int, classes: int, device: str = "cpu", sides: tuple[int, int] = (4, 24)
+) -> Batch:
+    """Square noise images of `size` pixels with `boxes` random boxes each, with sides of `sides` pixels."""
+    least, most = sides
     generator = torch.Generator().manual_seed(boxes)
-    pixels = torch.rand(images, 3, work.size, work.size, generator=generator)
+    pixels = torch.rand(images, 3, size, size, generator=generator)
     targets = []
     for number in range(images):
-        corner = (work.size - 24) * torch.rand(boxes, 2, generator=generator)
-        side = 4 + 20 * torch.rand(boxes, 2, generator=generator)
+        corner = (size - most) * torch.rand(boxes, 2, generator=generator)
+        side = least + (most - least) * torch.rand(boxes, 2, generator=generator)
         labels, flags = torch.randint(classes, (boxes,), generator=generator), torch.zeros(boxes, dtype=torch.bool)
-        size = (work.size, work.size)
-        targets.append(Target(torch.cat([corner, corner + side], dim=1), labels, flags, flags, number, size))
-    sizes = [(work.size, work.size)] * images
-    return Batch(pixels, sizes, [target.to(torch.device(work.device)) for target in targets], sizes, classes)
+        boxes_of_image = torch.cat([corner, corner + side], dim=1)
+        targets.append(Target(boxes_of_image, labels, flags, flags, number, (size, size)).to(torch.device(device)))
+    sizes = [(size, size)] * images
+    return Batch(pixels, sizes, targets, sizes, classes)
+
+
+def steps_on(
+    student: Detector, teacher: Detector, method: Method, batch: Batch
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    """A baseline step and a distilled step on a fixed batch."""
+    optimizer = optimizer_of(student, method)
+
+    def baseline() -> None:
+        learn(optimizer, total_loss(student.forward_train(batch).losses))
+
+    def distilled() -> None:
+        output, terms = step_losses(student, batch, PROGRESS, Distillation(teacher, method))
+        learn(optimizer, total_loss(output.losses | terms))
+
+    return baseline, distilled
 
 
 def cases(work: Work) -> dict[str, Callable[[], object]]:
     """Steps of the baseline (keys `alone`), distilled steps, and the computation of the regions."""
     student, teacher, method = work.pair()
-    optimizer = optimizer_of(student, method)
     steps: dict[str, Callable[[], object]] = {}
 
-    def add(name: str, batch: Batch) -> None:
-        def baseline() -> None:
-            learn(optimizer, total_loss(student.forward_train(batch).losses))
-
-        def distilled() -> None:
-            output, terms = step_losses(student, batch, PROGRESS, Distillation(teacher, method))
-            learn(optimizer, total_loss(output.losses | terms))
-
-        steps[f"alone, {name}"], steps[f"distilled, {name}"] = baseline, distilled
+    def add(name: str, images: int, boxes: int) -> Batch:
+        batch = batch_of(work.size, images, boxes, len(student.info.classes), work.device)
+        steps[f"alone, {name}"], steps[f"distilled, {name}"] = steps_on(student, teacher, method, batch)
+        return batch
 
     for boxes in BOXES:
-        batch = batch_of(work, work.batch, boxes, len(student.info.classes))
-        add(f"{boxes} boxes an image", batch)
+        batch = add(f"{boxes} boxes an image", work.batch, boxes)
         shapes = {stride: (work.size // stride,) * 2 for stride in student.info.neck}
         given = [target.boxes for target in batch.targets]
         steps[f"regions, {boxes} boxes an image"] = partial(method.painted, given, shapes)
     for images in IMAGES:
-        add(f"{images} images", batch_of(work, images, 10, len(student.info.classes)))
+        add(f"{images} images", images, 10)
     return steps
 
 

@@ -1,6 +1,5 @@
 """Publishes the student of a run on the Hugging Face hub, with a model card made from what the run recorded."""
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from defeat.detector.hub import ADVICE, DESCRIPTION, WEIGHTS
 from defeat.detector.transformers_models import HUB_PREFIX
 from defeat.errors import InputError, first_line
 from defeat.evaluation.bootstrap import SAMPLES
+from defeat.files import WriteError, write_atomically
 from defeat.report.gains import Bootstrap
 from defeat.report.runs import RunSummary, read_run
 from defeat.report.tables import decimal
@@ -67,9 +67,9 @@ def push(
     console = console or Console()
     if card is not None:
         try:
-            Path(card).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"--card {card} can't be written ({error.strerror}).") from error
+            write_atomically(Path(card), text.encode())
+        except WriteError as error:
+            raise InputError(f"--card {error}") from error
         console.print(f"Model card: {card}", highlight=False, soft_wrap=True)
         return card
     address = _send(summary, repository, text, more, private)
@@ -186,17 +186,13 @@ def _send(run: RunSummary, repository: str, card: str, more: Sequence[Path], pri
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / CARD
-        path.write_text(card, encoding="utf-8")
-        sent = [path, *(run.folder / name for name in (DESCRIPTION, WEIGHTS)), *more]
-        operations = [CommitOperationAdd(path_in_repo=each.name, path_or_fileobj=each) for each in sent]
-        api = HfApi()
-        try:
-            address = api.create_repo(repository, private=private, exist_ok=True)
-            api.create_commit(
-                repository, operations, commit_message=f"Detector with AP {decimal(run.metrics.get('AP'))}"
-            )
-        except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
-            raise InputError(f"{repository} can't be published: {first_line(error)}. {ADVICE}") from error
+    sent = [*(run.folder / name for name in (DESCRIPTION, WEIGHTS)), *more]
+    operations = [CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=path) for path in sent]
+    operations.append(CommitOperationAdd(path_in_repo=CARD, path_or_fileobj=card.encode()))
+    api = HfApi()
+    try:
+        address = api.create_repo(repository, private=private, exist_ok=True)
+        api.create_commit(repository, operations, commit_message=f"Detector with AP {decimal(run.metrics.get('AP'))}")
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
+        raise InputError(f"{repository} can't be published: {first_line(error)}. {ADVICE}") from error
     return str(address)

@@ -7,16 +7,15 @@ import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from signal import SIGINT
 from typing import Any
 
 from rich.console import Console
 
-from defeat.benchmark.jobs import INTERVAL, watch
+from defeat.benchmark.jobs import INTERVAL, train_in_process, watch
 from defeat.benchmark.matrix import Cell, Matrix
 from defeat.engine.lock import RunLock
-from defeat.errors import InputError, missing_package
+from defeat.errors import InputError, first_line, missing_package
 
 ATTEMPTS = 5  # to train a cell whose worker is lost
 ANSWER = 10.0  # seconds within which a cluster must answer
@@ -134,17 +133,13 @@ def train_cell(folder: str, number: int) -> tuple[list[str], int | None]:
     Returns:
         Sentences on its result, and the signal that stopped it, if any.
     """
-    from defeat.benchmark.run import train_cells
-
-    matrix, messages = Matrix.read(Path(folder)), list[str]()
-    cells = [cell for cell in matrix.cells() if cell.number == number]
-    with _log(matrix, socket.gethostname(), os.getpid()).open("a", encoding="utf-8") as log:
-        stopped = train_cells(matrix, cells, Console(file=log, width=120), messages.append)
+    messages: list[str] = []
+    stopped = train_in_process(folder, [number], _log(socket.gethostname(), os.getpid()), messages.append)
     return messages, None if stopped is None else stopped.signal
 
 
-def _log(matrix: Matrix, host: str, pid: int) -> Path:
-    return matrix.folder / f"ray-{host}-{pid}.log"
+def _log(host: str, pid: int) -> str:
+    return f"ray-{host}-{pid}.log"
 
 
 def _remove_lock_of_lost_worker(matrix: Matrix, cell: Cell) -> None:
@@ -153,7 +148,7 @@ def _remove_lock_of_lost_worker(matrix: Matrix, cell: Cell) -> None:
     Another host could not check whether that worker still runs; the cluster says that it does not.
     """
     lock = RunLock(matrix.directory(cell).folder)
-    if (owner := lock.owner()) is not None and _log(matrix, *owner).exists():
+    if (owner := lock.owner()) is not None and (matrix.folder / _log(*owner)).exists():
         lock.path.unlink(missing_ok=True)
 
 
@@ -178,7 +173,7 @@ def _connected(address: str) -> Iterator[None]:
         _require_answer(address)
         ray.init(address, **SILENT, **({"include_dashboard": False} if address == "local" else {}))
     except (ValueError, RuntimeError, OSError, OverflowError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise InputError(
             f"--ray {address}: there is no such cluster ({reason}); `ray start --head` starts one, and --ray local one "
             "for this command."

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from defeat.benchmark.matrix import Cell, Matrix
+from defeat.engine.fit import RunResult
 from defeat.errors import InputError
 
 INTERVAL = 0.5  # seconds between updates of the progress bar
@@ -100,14 +101,29 @@ def _join(child: SpawnProcess) -> None:
             continue
 
 
-def _work(folder: str, numbers: Sequence[int], job: int, messages: Any) -> None:
-    """Train cells in a process until none is left."""
+def train_in_process(folder: str, numbers: Sequence[int], log: str, notify: Callable[[str], None]) -> RunResult | None:
+    """Train cells in a process of their own, one after the other.
+
+    Args:
+        folder: folder of the comparison.
+        numbers: numbers of the cells.
+        log: name of the file in the folder that gets the output.
+        notify: called with a sentence per finished or failed cell.
+
+    Returns:
+        The run that the user stopped, if any.
+    """
     from defeat.benchmark.run import train_cells
 
     matrix = Matrix.read(Path(folder))
     cells = [cell for cell in matrix.cells() if cell.number in set(numbers)]
-    with (Path(folder) / f"job-{job}.log").open("a", encoding="utf-8") as log:
-        stopped = train_cells(matrix, cells, Console(file=log, width=120), messages.put)
+    with (Path(folder) / log).open("a", encoding="utf-8") as file:
+        return train_cells(matrix, cells, Console(file=file, width=120), notify)
+
+
+def _work(folder: str, numbers: Sequence[int], job: int, messages: Any) -> None:
+    """Train cells in a process until none is left."""
+    stopped = train_in_process(folder, numbers, f"job-{job}.log", messages.put)
     if stopped is not None:
         raise SystemExit(stopped.exit_code)
 

@@ -14,7 +14,7 @@ from defeat.detector.base import Detector, DetectorSpec
 from defeat.detector.description import require_description
 from defeat.detector.slimming import fit_shapes
 from defeat.detector.weights import first_not_finite, mismatches
-from defeat.errors import InputError
+from defeat.errors import InputError, first_line
 from defeat.files import write_atomically
 
 FORMAT = 1
@@ -73,7 +73,7 @@ def load_model(folder: Path, build: Callable[[dict[str, Any]], Detector]) -> Det
     except InputError as error:
         raise InputError(f"{json_path} does not describe a valid detector: {error}") from error
     except Exception as error:  # of any type, raised by modules with untrusted arguments
-        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(":.")
+        reason = first_line(error)
         raise InputError(f"{path} is damaged or does not belong to {json_path} ({reason}).") from error
     if (name := first_not_finite(weights)) is not None:
         raise InputError(f"{path} contains weights that are not finite ({name}).")

@@ -17,7 +17,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from defeat.detector.backbone import Backbone
 from defeat.detector.base import Detector
 from defeat.detector.description import LEAST_WIDTH
-from defeat.errors import InputError, missing_package
+from defeat.errors import InputError, first_line, missing_package
 
 MULTIPLE = 8  # of channels, for which processors are fastest
 FROZEN_NORMS = (FrozenBatchNorm2d, FrozenBatchNormAct2d)
@@ -76,7 +76,7 @@ def make_narrower(detector: Detector, width: float) -> None:
             _describe(detector)
             detector.predict([torch.zeros(PROBE[1:])])  # the heads of some families read the body
     except Exception as error:  # of any type, raised by networks that torch-pruning can't follow
-        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(":.")
+        reason = first_line(error)
         raise InputError(
             f"--width {width:g}: {detector.spec.backbone} of {detector.spec.family} can't be made narrower ({reason}); "
             "choose a smaller --backbone instead."

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from defeat.detector.exported.description import IMAGES, KEY, ExportDescription
-from defeat.errors import InputError, install_command, missing_package
+from defeat.errors import InputError, first_line, install_command, missing_package
 from defeat.exporting.graph import ExportGraph, tracing
 
 OPSET = 17
@@ -69,7 +69,7 @@ def _exported(graph: ExportGraph, example: torch.Tensor) -> Any:
                 graph, (example,), dynamo=True, input_names=[IMAGES], output_names=list(graph.outputs), verbose=False
             )
         except Exception as error:  # of any type, raised by torch
-            reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".:")
+            reason = first_line(error)
             raise InputError(f"--dynamo: the network can't be exported ({reason}).") from error
     assert program is not None
     return program.model_proto

@@ -12,7 +12,7 @@ from defeat.detector import build, load_detector, save_model
 from defeat.detector.base import Detector
 from defeat.detector.foreign_weights import Source, Style, complete, read_file
 from defeat.detector.importers import detectron2, libreyolo, mmdetection, torchvision, transformers
-from defeat.errors import InputError, quoted, unknown_name
+from defeat.errors import InputError, first_line, quoted, unknown_name
 from defeat.settings import at_least
 
 Tool = Literal["auto", "mmdetection", "detectron2", "torchvision", "transformers", "libreyolo"]
@@ -122,7 +122,7 @@ def _built(source: Source, tool: str) -> tuple[Detector, tuple[str, ...], str]:
     except InputError:
         raise
     except Exception as error:  # of any type, raised by modules with untrusted shapes
-        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(":.")
+        reason = first_line(error)
         raise InputError(f"{source.path} contains tensors of unexpected shapes ({reason}).") from error
     state = complete(imported, expected, source.path)
     detector = build(imported.spec, "none")
