@@ -159,6 +159,18 @@ def test_a_killed_run_is_resumed_from_its_last_epoch(family, tmp_path, monkeypat
     assert weights(resumed.folder) == weights(whole.folder)
 
 
+def test_a_killed_run_with_a_number_of_steps_is_resumed_from_its_last_epoch(tmp_path, monkeypatch):
+    given = {"epochs": 3, "max_steps": 10}
+    whole = tiny_run(tmp_path / "whole", **given).folder
+    with monkeypatch.context() as patch:
+        fail_in_step(patch, 4)
+        with pytest.raises(OSError, match="power"):
+            tiny_run(tmp_path / "killed", **given)
+    resumed = tiny_run(tmp_path / "killed", resume=True, **given).folder
+    assert weights(resumed) == weights(whole)
+    assert lines(resumed) == lines(whole)
+
+
 def test_a_run_records_the_commits_of_all_its_parts(tmp_path, monkeypatch):
     answers = iter(["first", "second", "third"])
     monkeypatch.setattr(module, "commit", lambda: next(answers))

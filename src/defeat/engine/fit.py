@@ -209,6 +209,8 @@ def _train(
         )
         # Lightning would end a run at SIGTERM without a checkpoint.
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        # With max_steps, Lightning would continue an epoch that has ended, and end the next one after its first batch.
+        trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
         try:
             trainer.fit(module, data, ckpt_path=checkpoint)
             # --max-steps may end a run between two evaluations; a resumed run has only the metrics of the last one.
