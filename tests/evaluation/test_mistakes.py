@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from defeat.evaluation.average_precision import Scene, coco_average_precision
-from defeat.evaluation.mistakes import KINDS, find_mistakes
+from defeat.evaluation.mistakes import KINDS, count_errors, find_mistakes
 from defeat.types import Detections, Target
 
 CAT, DOG = 0, 1
@@ -138,3 +138,17 @@ def test_mistakes_equal_those_of_the_reference_implementation(reference, random_
     assert all(count.values()), count  # each type occurs
     assert mistakes.cost == pytest.approx(cost, abs=1e-9)
     assert np.count_nonzero(list(cost.values())) >= 5
+
+
+def test_errors_of_an_image_by_hand():
+    detected = [
+        (HERE, 0.9, CAT),
+        (shifted(HERE, 0.1), 0.8, CAT),
+        (THERE, 0.7, CAT),
+        ([350.0, 0.0, 390.0, 40.0], 0.2, DOG),
+    ]
+    image = scene(detected, [(HERE, CAT), (THERE, DOG), ([300.0, 0.0, 330.0, 40.0], DOG)])
+    expected = {("duplicate", CAT): 1, ("classification", CAT): 1, ("missed", DOG): 2}
+    assert count_errors(image, 0.5) == expected
+    assert count_errors(image, 0.1) == expected | {("background", DOG): 1}
+    assert count_errors(image, 1.0) == {("missed", CAT): 1, ("missed", DOG): 2}

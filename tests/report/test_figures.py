@@ -9,17 +9,16 @@ import torch
 
 from defeat.inference.drawing import class_color, draw_detections
 from defeat.report.figures import (
-    SHADES,
     STROKES,
     Line,
     Mark,
     front,
-    legend,
     line_chart,
     scatter_plot,
     thinned,
     ticks,
 )
+from defeat.report.pages import SHADES, parts
 from defeat.types import Detections
 
 
@@ -109,11 +108,11 @@ def test_curves_beyond_the_colours_differ_in_their_stroke() -> None:
         (path.get("style"), path.get("class")) for path in svg.findall(".//path") if "curve" in path.get("class", "")
     ]
     assert len(set(drawn)) == len(lines)
-    style = files("defeat.report").joinpath("style.css").read_text()
+    style = files("defeat.report").joinpath("templates", "style.css").read_text()
     for stroke in STROKES[1:]:
         assert f".chart .{stroke} {{" in style
         assert f".legend .{stroke} {{" in style
-        assert legend(lines).count(f'class="{stroke}"') == SHADES
+        assert parts.legend(lines).count(f'class="{stroke}"') == SHADES
 
 
 def test_the_front_has_the_points_that_none_beats_in_both():

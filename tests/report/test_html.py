@@ -1,7 +1,10 @@
 """The report as one HTML file."""
 
+import base64
+import hashlib
 import re
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,8 @@ from defeat.report.html import render, write_report
 from defeat.report.runs import read_run
 from tests.report.made_up_runs import write_run, write_story
 
-VOID = {"meta", "br"}
+VOID = {"meta", "br", "img"}
+SCRIPT = files("defeat.report").joinpath("templates", "page.js").read_text()
 
 
 class _Balance(HTMLParser):
@@ -64,9 +68,19 @@ def test_the_report_contains_gain_cost_and_origin(tmp_path: Path) -> None:
 
 def test_the_report_needs_no_other_file(tmp_path: Path) -> None:
     page = render([read_run(folder) for folder in write_story(tmp_path)])
-    assert not re.search(r"https?:|<script|<link|<img|src=|@import|url\(", page)
+    assert not re.search(r"https?:|<link|<img|src=\"|@import|url\(|fetch\(", page)
     assert 'name="viewport"' in page
     assert "prefers-color-scheme: dark" in page
+
+
+def test_a_browser_runs_the_script_of_the_page_and_no_other(tmp_path: Path) -> None:
+    page = render([read_run(folder) for folder in write_story(tmp_path)])
+    (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    assert script == SCRIPT
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in page
+    assert "default-src 'none'" in page
+    assert not re.search(r" on\w+=", page.replace(script, ""))  # no handlers as attributes
 
 
 def test_everything_from_a_run_is_escaped(tmp_path: Path) -> None:
@@ -85,8 +99,9 @@ def test_everything_from_a_run_is_escaped(tmp_path: Path) -> None:
         log=log,
     )
     page = render([read_run(folder)])
-    assert "<script" not in page
-    assert "script" not in _check(page)
+    assert page.count("<script") == 1
+    assert "<script" not in page.replace(f"<script>{SCRIPT}</script>", "")
+    _check(page)
     assert page.count("&lt;script&gt;") > 10
 
 

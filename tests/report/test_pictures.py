@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,10 +15,11 @@ from defeat.evaluation.detections import read_detections
 from defeat.evaluation.operating_points import best_points
 from defeat.inference import fonts
 from defeat.inference.drawing import draw_detections, draw_target, paint_heat, paint_regions
+from defeat.report import pictures
 from defeat.report.figures import GainRow, forest_plot
-from defeat.report.pictures import data_uri, differences_from_teacher, image_changes, make_gallery
+from defeat.report.pictures import data_uri, differences_from_teacher, error_strips, image_changes, make_gallery
 from defeat.report.runs import read_run
-from defeat.report.sections import gallery_section, loss_share, mistakes_section, operating_section
+from defeat.report.sections import errors_section, gallery_section, loss_share, mistakes_section, operating_section
 from defeat.report.verdict import verdicts
 from defeat.types import Detections, Target
 from tests.detector.tiny import tiny_detector
@@ -160,9 +162,50 @@ def test_the_gallery_of_a_distilled_run_shows_all_detectors_and_regions(tmp_path
     assert strips
     for strip in strips:
         assert [panel.title for panel in strip.panels] == ["annotated", "teacher", "baseline", "distilled"]
+    assert gallery.errors
+    for strip in gallery.errors:
+        assert [panel.title for panel in strip.panels] == ["annotated", "baseline", "distilled"]
     for strip in gallery.inside:
         assert strip.panels[0].title.startswith("object region")
         assert [panel.title for panel in strip.panels[1:]] == ["baseline vs. teacher", "distilled vs. teacher"]
+
+
+class Images:
+    """A hundred grey images in the reverse order of their ids."""
+
+    classes = ("cat", "dog")
+    samples = tuple(SimpleNamespace(name=f"{image}.jpg", image_id=image) for image in reversed(range(100)))
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        empty = torch.zeros(0, dtype=torch.bool)
+        target = Target(
+            torch.zeros(0, 4), torch.zeros(0).long(), empty, empty, self.samples[index].image_id, (100, 100)
+        )
+        return torch.full((3, 100, 100), 100, dtype=torch.uint8), target
+
+
+def test_images_with_errors_show_every_combination_of_error_and_class(tmp_path, monkeypatch):
+    # Cats are in images with even numbers, dogs in the others; of both, half are detected.
+    run, baseline = run_with_recall(tmp_path / "run", 0.5), run_with_recall(tmp_path / "baseline", 0.1)
+    monkeypatch.setattr(pictures, "ERRORS", 3)
+    strips = error_strips({"baseline": baseline, "detected": run}, Images())
+    assert len(strips) == 3
+    assert {strip.errors for strip in strips} == {
+        (("background", "cat", 1), ("missed", "cat", 1)),
+        (("background", "dog", 1), ("missed", "dog", 1)),
+    }
+    for strip in strips:
+        number = int(strip.caption.removesuffix(".jpg"))
+        assert strip.errors[0][1] == ("cat", "dog")[number % 2]
+        assert len(run.scenes[number].boxes) == 1
+        assert [panel.title for panel in strip.panels] == ["annotated", "baseline", "detected"]
+    assert error_strips({"detected": run_with_recall(tmp_path / "full", 1.0)}, Images()) == ()
+    section = errors_section(strips, "<run>")
+    assert "&lt;run&gt;" in section
+    assert section.count("<option>cat</option>") == 1
 
 
 def test_the_share_of_distillation_in_the_loss_by_hand(tmp_path):

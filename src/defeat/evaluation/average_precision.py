@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from faster_coco_eval import COCO
 from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 
@@ -76,6 +77,12 @@ class Scene:
             difficult=target.difficult.cpu().numpy(),
             crowd=target.crowd.cpu().numpy(),
         )
+
+    @property
+    def detections(self) -> Detections:
+        """The detections of the image."""
+        boxes, scores = (torch.from_numpy(values).float() for values in (self.boxes, self.scores))
+        return Detections(boxes, scores, torch.from_numpy(self.labels))
 
     @property
     def required(self) -> Flags:

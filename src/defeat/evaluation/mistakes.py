@@ -13,6 +13,7 @@ corrected:
 Letters: D detections and G objects of the whole split, K classes.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -99,6 +100,24 @@ def find_mistakes(scenes: Sequence[Scene], classes: int) -> Mistakes:
         cost[name] = 0.0 if after is None or base is None else max(0.0, after - base)
     count = {name: int((detections.kinds == kind).sum()) for kind, name in enumerate(KINDS)}
     return Mistakes(base, cost, count | {"missed": int(missed.sum())})
+
+
+def count_errors(scene: Scene, threshold: float) -> Counter[tuple[str, int]]:
+    """Count the errors in one image by error type and class.
+
+    An undetected object counts for its own class, any other error for the detected class.
+
+    Args:
+        scene: the image with detections and annotations.
+        threshold: least score of a detection, 0..1.
+    """
+    kept = scene.scores >= threshold
+    of_image = _classify(replace(scene, boxes=scene.boxes[kept], scores=scene.scores[kept], labels=scene.labels[kept]))
+    wrong = of_image.kinds >= 0
+    pairs = zip(of_image.kinds[wrong], of_image.labels[wrong], strict=True)
+    errors = Counter((KINDS[kind], int(label)) for kind, label in pairs)
+    errors.update(("missed", int(label)) for label in of_image.true_labels[~of_image.found])
+    return errors
 
 
 def _classify(scene: Scene) -> _Classified:

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from html import escape
 from pathlib import Path
 from typing import Literal
 
+from markupsafe import Markup
 from rich.console import Console
 from rich.text import Text
 from torchvision.transforms.v2.functional import resize
@@ -23,9 +23,8 @@ from defeat.distillation import ClassMap, renamed_classes
 from defeat.errors import InputError
 from defeat.files import write_into
 from defeat.inference.drawing import draw_target
-from defeat.report.html import page
+from defeat.report.pages import Table, bar, page, parts, row
 from defeat.report.pictures import SHORT_SIDE, Panel, Strip, data_uri
-from defeat.report.sections import bar, strip_card
 from defeat.report.tables import decimal, print_table
 
 EXAMPLES = 6  # images of each split that are drawn
@@ -155,18 +154,14 @@ def render_data(report: DataReport, datasets: Mapping[str, DetectionDataset]) ->
     sentences = [*report.warnings, *_leaks(report), *report.class_map]
     sentences += [f"{split.split}: {', '.join(split.notes)}" for split in report.splits if split.notes]
     sections = [
-        f'<header><h1>{escape(Path(report.path).name or report.path)}</h1><p class="soft">Figures of the data set.</p>'
-        + "".join(f'<p class="caution">{escape(sentence)}</p>' for sentence in sentences)
-        + "</header>",
-        "<h2>Splits</h2>",
-        _splits_table(report.splits),
-        "<h2>Boxes per class</h2>",
-        _classes_table(report.splits),
+        parts.header(Path(report.path).name or report.path, "Figures of the data set.", sentences),
+        parts.titled("Splits", _splits_table(report.splits)),
+        parts.titled("Boxes per class", _classes_table(report.splits)),
         _duplicates_section(report.duplicates, datasets),
     ]
     for name, dataset in datasets.items():
         panels = tuple(_panel(dataset, index) for index in _evenly_spaced(len(dataset), EXAMPLES))
-        sections.append(strip_card(Strip(f"Images of {name}", panels)))
+        sections.append(parts.strip(Strip(f"Images of {name}", panels)))
     return page(f"Data set {Path(report.path).name}", sections)
 
 
@@ -224,43 +219,32 @@ def _class_names(splits: Sequence[SplitSummary]) -> list[str]:
     return list(dict.fromkeys(name for split in splits for name in split.per_class))
 
 
-def _splits_table(splits: Sequence[SplitSummary]) -> str:
+def _splits_table(splits: Sequence[SplitSummary]) -> Markup:
     heads = ("split", "images", "without objects", "boxes", "box side (px): 5 %, median, 95 %", "image size (px)")
-    rows = []
-    for split in splits:
-        name, *cells = _row(split)
-        rows.append(f'<th scope="row">{escape(name)}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in cells))
-    return _table(heads, rows)
+    rows = [row(name, cells) for name, *cells in map(_row, splits)]
+    return parts.table(Table(heads, rows, label="splits"))
 
 
-def _classes_table(splits: Sequence[SplitSummary]) -> str:
+def _classes_table(splits: Sequence[SplitSummary]) -> Markup:
     most = max((count for split in splits for count in split.per_class.values()), default=0) or 1
     rows = []
     for name in _class_names(splits):
         counts = [split.per_class.get(name, 0) for split in splits]
-        cells = [bar(count, 100 * count / most, shade, digits=0) for shade, count in enumerate(counts)]
-        bars = "".join(f"<td>{cell}</td>" for cell in cells)
-        rows.append(f'<th scope="row">{escape(name)}</th>{bars}')
-    return _table(("class", *(split.split for split in splits)), rows)
+        rows.append(row(name, [bar(str(count), 100 * count / most, shade) for shade, count in enumerate(counts)]))
+    return parts.table(Table(("class", *(split.split for split in splits)), rows, "sortable", "boxes per class"))
 
 
-def _table(heads: Sequence[str], rows: Sequence[str]) -> str:
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
-    body = "".join(f"<tr>{row}</tr>" for row in rows)
-    return f'<div class="card scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _duplicates_section(duplicates: Sequence[Duplicate], datasets: Mapping[str, DetectionDataset]) -> str:
+def _duplicates_section(duplicates: Sequence[Duplicate], datasets: Mapping[str, DetectionDataset]) -> Markup:
     if not duplicates:
-        return ""
-    cards = []
+        return Markup()
+    strips = []
     for duplicate in duplicates[:DRAWN]:
         panels = [
             Panel(f"{split}: {name}", _picture(datasets[split], index))
             for split, index, name in zip(duplicate.splits, duplicate.indices, duplicate.names, strict=True)
         ]
-        cards.append(strip_card(Strip(f"{duplicate.distance} of 256 bits differ", tuple(panels))))
-    return "<h2>Images that two splits share</h2>" + "".join(cards)
+        strips.append(Strip(f"{duplicate.distance} of 256 bits differ", tuple(panels)))
+    return parts.strips("Images that two splits share", "", strips)
 
 
 def _panel(dataset: DetectionDataset, index: int) -> Panel:

@@ -5,14 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from markupsafe import Markup
+
 from defeat.evaluation.bootstrap import Interval
+from defeat.report.pages import SHADES
 
 Point = tuple[float, float]
 
 WIDTH, HEIGHT = 420, 230  # small, because the numbers shrink with the picture on a phone
 LEFT, RIGHT, TOP, BOTTOM = 46, 20, 12, 36  # margins for the tick labels
 MAX_POINTS = 200
-SHADES = 6
 STROKES = ("", "dashed", "dotted")  # the second and third set of curves reuse the colours
 ROW, NAMES, LONGEST = 30, 156, 22  # height of a row of a forest plot, width of its names, characters of a name
 
@@ -27,8 +29,8 @@ class Line:
 
     @property
     def color(self) -> str:
-        """HTML attribute that sets the colour."""
-        return f'style="--line:var(--series-{self.shade % SHADES})"'
+        """CSS that sets the colour."""
+        return f"--line:var(--series-{self.shade % SHADES})"
 
     @property
     def stroke(self) -> str:
@@ -36,7 +38,7 @@ class Line:
         return STROKES[min(self.shade // SHADES, len(STROKES) - 1)]
 
 
-def line_chart(lines: Sequence[Line], x_title: str, y_title: str) -> str:
+def line_chart(lines: Sequence[Line], x_title: str, y_title: str) -> Markup:
     """Draw curves as an SVG element with the colours of the page's style sheet (`--series-0` .. `--series-5`).
 
     Args:
@@ -49,12 +51,12 @@ def line_chart(lines: Sequence[Line], x_title: str, y_title: str) -> str:
     """
     drawn = [Line(line.name, thinned(line.points), line.shade) for line in lines if line.points]
     if not drawn:
-        return ""
+        return Markup()
     points = [point for line in drawn for point in line.points]
     x_ticks, y_ticks = ticks([x for x, _ in points]), ticks([y for _, y in points])
     parts = _axes(x_ticks, y_ticks, x_title, y_title)
     parts += [_curve(line, x_ticks, y_ticks) for line in drawn]
-    return "".join(parts) + "</svg>"
+    return _svg(parts)
 
 
 @dataclass(frozen=True)
@@ -75,14 +77,14 @@ def front(marks: Sequence[Mark]) -> list[Mark]:
     return best
 
 
-def scatter_plot(marks: Sequence[Mark], x_title: str, y_title: str) -> str:
+def scatter_plot(marks: Sequence[Mark], x_title: str, y_title: str) -> Markup:
     """Draw points and their Pareto front (low x, high y), whose points are numbered; all have a tooltip.
 
     Returns:
         The SVG, all text escaped; empty for less than two points.
     """
     if len(marks) < 2:
-        return ""
+        return Markup()
     x_ticks, y_ticks = ticks([mark.x for mark in marks]), ticks([mark.y for mark in marks])
 
     def at(mark: Mark) -> Point:
@@ -101,7 +103,12 @@ def scatter_plot(marks: Sequence[Mark], x_title: str, y_title: str) -> str:
         parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="4.5">{title}</circle>')
     for number, (x, y) in enumerate(corners, start=1):
         parts.append(f'<text class="name" x="{x:.1f}" y="{y - 8:.1f}" text-anchor="middle">{number}</text>')
-    return "".join(parts) + "</svg>"
+    return _svg(parts)
+
+
+def _svg(parts: Sequence[str]) -> Markup:
+    """The elements of a chart, in which all text is escaped, as HTML."""
+    return Markup("".join(parts) + "</svg>")  # noqa: S704
 
 
 def _axes(x_ticks: list[float], y_ticks: list[float], x_title: str, y_title: str) -> list[str]:
@@ -148,19 +155,13 @@ def _curve(line: Line, x_ticks: list[float], y_ticks: list[float]) -> str:
     title = f"<title>{escape(line.name)}</title>"
     if len(pixels) == 1:
         x, y = pixels[0]
-        return f'<circle class="point" {line.color} cx="{x:.1f}" cy="{y:.1f}" r="4">{title}</circle>'
+        return f'<circle class="point" style="{line.color}" cx="{x:.1f}" cy="{y:.1f}" r="4">{title}</circle>'
     path = "L".join(f"{x:.1f} {y:.1f}" for x, y in pixels)
-    return f'<path class="{f"curve {line.stroke}".strip()}" {line.color} d="M{path}">{title}</path>'
+    return f'<path class="{f"curve {line.stroke}".strip()}" style="{line.color}" d="M{path}">{title}</path>'
 
 
 def _position(value: float, marks: list[float], start: float, end: float) -> float:
     return start + (value - marks[0]) / (marks[-1] - marks[0]) * (end - start)
-
-
-def legend(lines: Sequence[Line]) -> str:
-    """Names and colours of the lines that have points."""
-    items = (f'<li><i class="{line.stroke}" {line.color}></i>{escape(line.name)}</li>' for line in lines if line.points)
-    return f'<ul class="legend">{"".join(items)}</ul>'
 
 
 @dataclass(frozen=True)
@@ -174,14 +175,14 @@ class GainRow:
     thick: Interval | None
 
 
-def forest_plot(rows: Sequence[GainRow]) -> str:
+def forest_plot(rows: Sequence[GainRow]) -> Markup:
     """Draw gains and their intervals, one row each, with a vertical line at zero.
 
     Returns:
         The SVG, all text escaped; empty when there is nothing to draw.
     """
     if not rows:
-        return ""
+        return Markup()
     ends = [0.0, *(end for row in rows for end in (row.mean, *row.values))]
     intervals = [interval for row in rows for interval in (row.thin, row.thick) if interval is not None]
     ends += [end for interval in intervals for end in (interval.low, interval.high)]
@@ -207,7 +208,7 @@ def forest_plot(rows: Sequence[GainRow]) -> str:
             parts.append(f'<path class="thick" d="M{at(row.thick.low):.1f} {y:.1f}H{at(row.thick.high):.1f}"/>')
         parts += [f'<circle class="ring" cx="{at(value):.1f}" cy="{y:.1f}" r="3"/>' for value in row.values]
         parts.append(f'<circle class="mean" cx="{at(row.mean):.1f}" cy="{y:.1f}" r="5">{title}</circle>')
-    return "".join(parts) + "</svg>"
+    return _svg(parts)
 
 
 def _signed(value: float) -> str:

@@ -1,27 +1,27 @@
-"""The comparison as one self-contained HTML file: no network, no script, no other file."""
+"""The comparison as one self-contained HTML file: no network, no other file."""
 
 import shlex
 from collections.abc import Sequence
-from html import escape
-from importlib.resources import files
 from pathlib import Path
+
+from markupsafe import Markup
 
 from defeat.errors import InputError
 from defeat.files import write_into
+from defeat.report.pages import Row, Table, bar, page, parts, row
 from defeat.report.pictures import Gallery, example_strips, make_gallery
 from defeat.report.runs import RunSummary
 from defeat.report.sections import (
-    bar,
     curves_section,
+    errors_section,
     gallery_section,
     mistakes_section,
     operating_section,
     shares_section,
     stages_section,
-    strip_card,
     trade_off_section,
 )
-from defeat.report.tables import COLUMNS, UNKNOWN, ComparisonRow, comparison_rows
+from defeat.report.tables import COLUMNS, UNKNOWN, ComparisonRow, comparison_rows, decimal
 from defeat.report.verdict import Verdict, teacher_of, verdicts
 
 OPEN_CLASSES = 25  # a longer list of classes is collapsed
@@ -69,7 +69,6 @@ def render(
     sections = [
         _header(ordered),
         *(_verdict(verdict) for verdict in judged),
-        "<h2>Accuracy and cost</h2>",
         _comparison(rows),
         stages_section(ordered),
         trade_off_section([row.run for row in rows]),
@@ -79,25 +78,12 @@ def render(
         curves_section(ordered),
         shares_section(ordered),
         *_pictures(runs, judged),
-        "<h2>How to reproduce</h2>",
-        '<div class="columns">' + "".join(recipe_card(run) for run in ordered) + "</div>",
+        parts.titled("How to reproduce", parts.columns([recipe_card(run) for run in ordered])),
     ]
     return page(_title(ordered), sections)
 
 
-def page(title: str, sections: Sequence[str]) -> str:
-    """Render a page of HTML sections under a plain-text title."""
-    style = files("defeat.report").joinpath("style.css").read_text(encoding="utf-8")
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(section for section in sections if section)
-        + "\n</main>\n</body>\n</html>\n"
-    )
-
-
-def _pictures(runs: Sequence[RunSummary], judged: Sequence[Verdict]) -> list[str]:
+def _pictures(runs: Sequence[RunSummary], judged: Sequence[Verdict]) -> list[Markup]:
     """Pictures of each distilled run; without one, a few test images of the first run."""
     if judged:
         return [
@@ -105,34 +91,26 @@ def _pictures(runs: Sequence[RunSummary], judged: Sequence[Verdict]) -> list[str
             for verdict in judged
         ]
     try:
-        strips = example_strips(runs[0])
+        strips, errors = example_strips(runs[0])
     except InputError as error:
         return [gallery_section(Gallery(note=f"No pictures: {error}"))]
-    cards = "".join(strip_card(strip) for strip in strips)
-    return [f"<h2>Test images</h2>{cards}"]
+    return [parts.strips("Test images", "", strips), *([errors_section(errors, runs[0].name)] if errors else [])]
 
 
 def _title(runs: Sequence[RunSummary]) -> str:
     return "Did distillation help?" if any(run.command == "distill" for run in runs) else "Trained detectors"
 
 
-def _header(runs: Sequence[RunSummary]) -> str:
+def _header(runs: Sequence[RunSummary]) -> Markup:
     tests = sorted({f"{Path(run.data).name or 'unknown data'}, split {run.split or 'unknown'}" for run in runs})
-    warnings = "".join(f'<p class="caution">{escape(run.warning)}</p>' for run in runs if run.warning)
-    measured = f'<p class="soft">Measured on {escape("; ".join(tests))}.</p>'
-    return f"<header><h1>{escape(_title(runs))}</h1>{measured}{warnings}</header>"
+    warnings = [run.warning for run in runs if run.warning]
+    return parts.header(_title(runs), f"Measured on {'; '.join(tests)}.", warnings)
 
 
-def _verdict(verdict: Verdict) -> str:
+def _verdict(verdict: Verdict) -> Markup:
     unclear = verdict.over_images is not None and verdict.over_images.contains_zero
     mood = "" if verdict.gain is None or unclear or abs(verdict.gain) < 0.05 else "good" if verdict.gain > 0 else "bad"
-    facts = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for value, name in _facts(verdict))
-    return (
-        f'<section class="card verdict {mood}"><p>{escape(verdict.sentence)}</p>'
-        + (f'<div class="facts">{facts}</div>' if facts else "")
-        + (f'<p class="caution">{escape(verdict.caution)}</p>' if verdict.caution else "")
-        + "</section>"
-    )
+    return parts.verdict(mood, verdict.sentence, _facts(verdict), verdict.caution)
 
 
 def _facts(verdict: Verdict) -> list[tuple[str, str]]:
@@ -149,54 +127,41 @@ def _facts(verdict: Verdict) -> list[tuple[str, str]]:
     return facts
 
 
-def _comparison(rows: Sequence[ComparisonRow]) -> str:
-    heads = "".join(f'<th scope="col">{escape(title)}</th>' for title in ("run", *(column.title for column in COLUMNS)))
-    body = []
-    for row in rows:
-        kind = ' class="distilled"' if row.run.command == "distill" else ""
-        label = (
-            f'<th scope="row">{escape(row.run.name)}<small>{escape(row.role)}</small>'
-            f"<small>{escape(row.detector)}</small></th>"
-        )
-        body.append(f"<tr{kind}>{label}" + "".join(f"<td>{escape(cell)}</td>" for cell in row.cells) + "</tr>")
-    return (
-        f'<div class="card scroll"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
-        f'<p class="soft">{METRICS} VOC AP50: area under PASCAL VOC\'s precision-recall curve. Baseline: the '
-        "same student trained without a teacher. Gap closed: share of the AP gap between baseline and teacher that "
-        "distillation closed. A multiply-add counts as two FLOPs. "
-        f"Latency: median per image{_measured([row.run for row in rows])}. {UNKNOWN}: not recorded, or no such "
-        "object.</p>"
+def _comparison(rows: Sequence[ComparisonRow]) -> Markup:
+    heads = ("run", *(column.title for column in COLUMNS))
+    body = [row(of.run.name, of.cells, (of.role, of.detector), of.run.command == "distill") for of in rows]
+    note = (
+        f"{METRICS} VOC AP50: area under PASCAL VOC's precision-recall curve. Baseline: the same student trained "
+        "without a teacher. Gap closed: share of the AP gap between baseline and teacher that distillation closed. A "
+        f"multiply-add counts as two FLOPs. Latency: median per image{_measured([of.run for of in rows])}. {UNKNOWN}: "
+        "not recorded, or no such object."
     )
+    table = parts.table(Table(heads, body, "sortable", "accuracy and cost of each run"))
+    return parts.titled("Accuracy and cost", table, below=note)
 
 
 def _measured(runs: Sequence[RunSummary]) -> str:
     conditions = dict.fromkeys(run.measured for run in runs if run.measured)
-    return f" ({escape('; '.join(conditions))})" if conditions else ""
+    return f" ({'; '.join(conditions)})" if conditions else ""
 
 
-def _classes(runs: Sequence[RunSummary]) -> str:
+def _classes(runs: Sequence[RunSummary]) -> Markup:
     names = list(dict.fromkeys(name for run in runs for name in run.per_class))
     if not names:
-        return ""
-    heads = '<th scope="col">class</th>' + "".join(f'<th scope="col">{escape(run.name)}</th>' for run in runs)
-    body = []
-    for name in names:
-        bars = (_bar(run.per_class.get(name, {}).get("AP"), shade) for shade, run in enumerate(runs))
-        body.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(bars)}</tr>')
-    shown = " open" if len(names) <= OPEN_CLASSES else ""
-    return (
-        f"<h2>AP per class</h2><details{shown}><summary>{len(names)} classes</summary>"
-        f'<div class="card scroll"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
-        "</details>"
-    )
+        return Markup()
+    body = [_class_row(name, [run.per_class.get(name, {}).get("AP") for run in runs]) for name in names]
+    table = parts.table(Table(("class", *(run.name for run in runs)), body, "sortable", "AP per class"))
+    collapsed = parts.collapsed(f"{len(names)} classes", table, len(names) <= OPEN_CLASSES)
+    return parts.titled("AP per class", collapsed)
 
 
-def _bar(value: float | None, shade: int) -> str:
-    percent = 0.0 if value is None else min(100.0, max(0.0, value))
-    return f"<td>{bar(value, percent, shade)}</td>"
+def _class_row(name: str, values: Sequence[float | None]) -> Row:
+    percents = [0.0 if value is None else min(100.0, max(0.0, value)) for value in values]
+    both = enumerate(zip(values, percents, strict=True))
+    return row(name, [bar(decimal(value), percent, shade) for shade, (value, percent) in both])
 
 
-def recipe_card(run: RunSummary) -> str:
+def recipe_card(run: RunSummary) -> Markup:
     """The command that reproduces a run, and where it comes from."""
     config = run.folder / "stages" / "config.yaml" if run.stages else run.folder / "config.yaml"
     command = shlex.join(["defeat", run.command or "train", "--config", str(config), "--out", f"{run.name}-again"])
@@ -212,13 +177,10 @@ def recipe_card(run: RunSummary) -> str:
         "versions": _pairs(run.versions),
         "machine": _pairs(run.machine),
     }
-    shown = ((name, UNKNOWN if value in (None, "") else str(value)) for name, value in facts.items())
-    listed = "".join(
-        f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>"
-        for name, value in shown
-        if name != "teacher" or run.command == "distill"
-    )
-    return f'<section class="card"><h3>{escape(run.name)}</h3><pre>{escape(command)}</pre><dl>{listed}</dl></section>'
+    if run.command != "distill":
+        del facts["teacher"]
+    listed = [(name, UNKNOWN if value in (None, "") else str(value)) for name, value in facts.items()]
+    return parts.recipe(run.name, command, listed)
 
 
 def _pairs(values: dict[str, str]) -> str:

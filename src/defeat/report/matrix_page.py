@@ -1,12 +1,14 @@
 """The HTML page of a comparison of methods over several seeds."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
+
+from markupsafe import Markup
 
 from defeat.files import write_into
 from defeat.report.figures import GainRow, Mark, forest_plot, front, scatter_plot
-from defeat.report.html import METRICS, OPEN_CLASSES, page, recipe_card
+from defeat.report.html import METRICS, OPEN_CLASSES, recipe_card
+from defeat.report.pages import Cell, Table, page, parts, row
 from defeat.report.pictures import make_gallery
 from defeat.report.runs import RunSummary
 from defeat.report.sections import curves_section, gallery_section, mistakes_section, shares_section
@@ -51,10 +53,9 @@ def write_matrix(
     variants = {run.folder: name for name, of_variant in runs.items() for run in of_variant}
     examples = [run for run in every if variants[run.folder] in drawn]
     sections = [
-        f'<header><h1>Which method helped?</h1><p class="soft">{_setting(result, examples[0])}</p></header>',
+        parts.header("Which method helped?", _setting(result, examples[0])),
         _verdict(result, best),
-        "<h2>Gain over the baseline</h2>",
-        _forest(result),
+        parts.titled("Gain over the baseline", _forest(result)),
         _table(result),
         _costs(result),
         _classes(result),
@@ -68,8 +69,8 @@ def write_matrix(
         distilled = next(run for run in runs[best.name] if run.seed in baselines)
         sections.append(gallery_section(make_gallery(distilled, baselines[distilled.seed], teacher)))
     sections += [
-        f"<h2>How to reproduce</h2><pre>{escape(command)}</pre>",
-        '<div class="columns">' + "".join(recipe_card(run) for run in every) + "</div>",
+        parts.titled("How to reproduce", parts.command_line(command)),
+        parts.columns([recipe_card(run) for run in every]),
     ]
     write_into(path.parent, path.name, page("Which method helped?", sections).encode())
     return path
@@ -96,10 +97,10 @@ def _setting(result: MatrixResult, run: RunSummary) -> str:
     )
     if result.missing:
         text += f" Not finished yet: {', '.join(result.missing)}."
-    return escape(text)
+    return text
 
 
-def _verdict(result: MatrixResult, best: VariantResult | None) -> str:
+def _verdict(result: MatrixResult, best: VariantResult | None) -> Markup:
     gain = None if best is None else best.gain
     mood = "" if gain is None or not gain.significant else "good" if gain.mean > 0 else "bad"
     facts = [
@@ -110,15 +111,14 @@ def _verdict(result: MatrixResult, best: VariantResult | None) -> str:
         facts.append((decimal(best.mean), f"AP with {best.name}"))
         if best.gap_closed is not None and best.gap_closed > 0:
             facts.append((f"{best.gap_closed:.0f} %", "of the gap to the teacher"))
-    cells = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for value, name in facts)
-    return (
-        f'<section class="card verdict {mood}"><p>{escape(result.verdict())}</p><div class="facts">{cells}</div>'
-        '<p class="caution">Baseline: the same student trained without a teacher. A gain is significant if neither the '
-        "95 % interval over seeds nor the one over test images contains zero.</p></section>"
+    caution = (
+        "Baseline: the same student trained without a teacher. A gain is significant if neither the 95 % interval over "
+        "seeds nor the one over test images contains zero."
     )
+    return parts.verdict(mood, result.verdict(), facts, caution)
 
 
-def _forest(result: MatrixResult) -> str:
+def _forest(result: MatrixResult) -> Markup:
     rows = [
         GainRow(other.name, gain.mean, gain.by_seed, gain.over_seeds, gain.over_images)
         for other in result.ranked
@@ -126,20 +126,19 @@ def _forest(result: MatrixResult) -> str:
     ]
     chart = forest_plot(rows)
     if not chart:
-        return ""
-    return (
-        f'<div class="card plot">{chart}<p class="soft">AP points. Dot: mean over seeds; rings: single seeds. Thick '
-        f"line: 95 % interval over test images (paired bootstrap, {result.samples} samples). Thin line: 95 % interval "
-        "over seeds (paired Student's t).</p></div>"
+        return chart
+    note = (
+        f"AP points. Dot: mean over seeds; rings: single seeds. Thick line: 95 % interval over test images (paired "
+        f"bootstrap, {result.samples} samples). Thin line: 95 % interval over seeds (paired Student's t)."
     )
+    return parts.plot([], chart, note)
 
 
-def _table(result: MatrixResult) -> str:
+def _table(result: MatrixResult) -> Markup:
     last = [OVER_INHERITED] if any(other.gain_over_inherited for other in result.others) else []
     note = NOTE + (OVER_INHERITED_NOTE if last else "")
     titles = ("method", "AP", "by seed", "gain", "95 % over seeds", "95 % over images", "gap closed", *last, *PARTS)
-    heads = "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
-    body = [_row("teacher", [decimal(result.teacher.get("AP")), *[""] * (5 + len(last)), *_parts(result.teacher), ""])]
+    body = [row("teacher", [decimal(result.teacher.get("AP")), *[""] * (5 + len(last)), *_parts(result.teacher), ""])]
     for variant in (result.baseline, *result.ranked):
         gain = variant.gain
         cells = [decimal(variant.mean), by_seed(variant, result)]
@@ -149,28 +148,17 @@ def _table(result: MatrixResult) -> str:
             cells.append("" if added is None else f"{added.mean:+.1f} ({interval_cell(added.over_images)})")
         time = "" if variant.time_ratio is None else f"{variant.time_ratio:.2f} x"
         significant = gain is not None and gain.significant
-        body.append(_row(variant.name, [*cells, *_parts(variant.metrics), time], significant))
-    remarks = filter(None, (result.unequal_seeds(), result.schedules()))
-    return (
-        f'<div class="card scroll"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
-        f'<p class="soft">{note}</p>' + "".join(f'<p class="soft">{escape(remark)}</p>' for remark in remarks)
-    )
-
-
-def _row(name: str, cells: Sequence[str], marked: bool = False) -> str:
-    kind = ' class="distilled"' if marked else ""
-    return (
-        f'<tr{kind}><th scope="row">{escape(name)}</th>'
-        + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-        + "</tr>"
-    )
+        body.append(row(variant.name, [*cells, *_parts(variant.metrics), time], marked=significant))
+    remarks = filter(None, (note, result.unequal_seeds(), result.schedules()))
+    table = parts.table(Table(titles, body, "sortable", "gain of each method"))
+    return parts.remarks(table, list(remarks))
 
 
 def _parts(metrics: Mapping[str, float | None]) -> list[str]:
     return [decimal(metrics.get(name)) for name in PARTS[:-1]]
 
 
-def _costs(result: MatrixResult) -> str:
+def _costs(result: MatrixResult) -> Markup:
     """Gain over training time; empty where no time was measured."""
     marks = [
         Mark(other.name, other.time_ratio, other.gain.mean)
@@ -178,59 +166,46 @@ def _costs(result: MatrixResult) -> str:
         if other.gain is not None and other.time_ratio is not None
     ]
     chart = scatter_plot(marks, "training time, relative to the baseline", "gain in AP")
-    if not chart:
-        return ""
-    names = "".join(f"<li>{escape(mark.name)}</li>" for mark in front(marks))
-    return (
-        f'<h2>Gain and cost</h2><div class="card plot">{chart}<p class="soft">AP points over training time. Numbered: '
-        f"the methods than which none is both cheaper and better.</p><ol>{names}</ol></div>"
-    )
+    return parts.costs(chart, [mark.name for mark in front(marks)]) if chart else chart
 
 
-def _left_out(count: int) -> str:
+def _left_out(count: int) -> Markup:
     if not count:
-        return ""
-    return (
-        f'<p class="soft">Below: the baseline and the {SHOWN} methods with the largest gains. The run directories of '
-        f"the other {count} have a report of their own.</p>"
+        return Markup()
+    return parts.note(
+        f"Below: the baseline and the {SHOWN} methods with the largest gains. The run directories of the other {count} "
+        "have a report of their own."
     )
 
 
-def _classes(result: MatrixResult) -> str:
+def _classes(result: MatrixResult) -> Markup:
     """Gains per class: a heat map of all methods, and the intervals of each method."""
-    parts = [_heat_map(result)]
+    sections = [_heat_map(result)]
     for other in result.ranked:
         ordered = sorted((other.class_gains or {}).items(), key=lambda item: -item[1].mean)
         rows = [GainRow(name, gain.mean, gain.by_seed, None, gain.over_images) for name, gain in ordered]
-        shown = " open" if other is result.best and len(rows) <= OPEN_CLASSES else ""
         if rows:
             summary = f"{other.name}, {len(rows)} class{'es' * (len(rows) != 1)}"
-            chart = f'<div class="card plot">{forest_plot(rows)}</div>'
-            parts.append(f"<details{shown}><summary>{escape(summary)}</summary>{chart}</details>")
-    return f"<h2>Gain per class</h2>{''.join(parts)}" if any(parts) else ""
+            shown = other is result.best and len(rows) <= OPEN_CLASSES
+            sections.append(parts.collapsed(summary, parts.plot([], forest_plot(rows)), shown))
+    return parts.titled("Gain per class", Markup().join(sections)) if any(sections) else Markup()
 
 
-def _heat_map(result: MatrixResult) -> str:
+def _heat_map(result: MatrixResult) -> Markup:
     """Mean gain of each method on each class, in AP points; empty for a single method."""
     columns = [other for other in result.ranked if other.class_gains]
     if len(columns) < 2:
-        return ""
+        return Markup()
     gains = [{name: gain.mean for name, gain in (column.class_gains or {}).items()} for column in columns]
     largest = max((abs(gain) for column in gains for gain in column.values()), default=0.0) or 1.0
-    heads = "".join(f'<th scope="col">{escape(column.name)}</th>' for column in columns)
-    body = []
-    for name in result.baseline.per_class:
-        cells = []
-        for column in gains:
-            gain = column.get(name)
-            if gain is None:
-                cells.append("<td>n/a</td>")
-                continue
-            side = "good" if gain > 0 else "bad"
-            part = STRONGEST * abs(gain) / largest
-            cells.append(f'<td style="--side:var(--{side});--part:{part:.0f}">{gain:+.1f}</td>')
-        body.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>')
-    return (
-        f'<div class="card scroll"><table class="heat"><thead><tr><th scope="col">class</th>{heads}</tr></thead>'
-        f'<tbody>{"".join(body)}</tbody></table></div><p class="soft">Mean gain over the baseline, AP points.</p>'
-    )
+    body = [row(name, [_heat(column.get(name), largest) for column in gains]) for name in result.baseline.per_class]
+    table = Table(("class", *(column.name for column in columns)), body, "heat", "gain of each method on each class")
+    return parts.remarks(parts.table(table), ["Mean gain over the baseline, AP points."])
+
+
+def _heat(gain: float | None, largest: float) -> Cell:
+    """A cell with a gain, in the colour of gains or losses, strongest where it is the largest."""
+    if gain is None:
+        return Cell("n/a")
+    side, part = "good" if gain > 0 else "bad", STRONGEST * abs(gain) / largest
+    return Cell(f"{gain:+.1f}", style=f"--side:var(--{side});--part:{part:.0f}")

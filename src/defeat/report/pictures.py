@@ -17,8 +17,9 @@ from defeat.detector import Detector, load_detector
 from defeat.distillation import build_method, renamed_classes
 from defeat.engine.checkpoint import RunDirectory
 from defeat.errors import InputError
-from defeat.evaluation.average_precision import Floats
+from defeat.evaluation.average_precision import Floats, Scene
 from defeat.evaluation.matching import average_precision_of_images
+from defeat.evaluation.mistakes import count_errors
 from defeat.files import write_atomically
 from defeat.inference.drawing import (
     class_color,
@@ -35,6 +36,7 @@ from defeat.types import Batch, Detections
 
 SHORT_SIDE = 240  # pixels of a picture
 SHOWN = 3  # images per section
+ERRORS = 24  # images with errors
 INSIDE = 1  # images whose regions and differences are drawn
 THRESHOLD = 0.3  # score from which on a detection is drawn
 
@@ -49,10 +51,17 @@ class Panel:
 
 @dataclass(frozen=True)
 class Strip:
-    """Several pictures of one image; `caption` holds its name and AP."""
+    """Several pictures of one image.
+
+    Attributes:
+        caption: name of the image, and its AP.
+        panels: the pictures.
+        errors: type, class and number of the errors in the image.
+    """
 
     caption: str
     panels: tuple[Panel, ...]
+    errors: tuple[tuple[str, str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,7 @@ class Gallery:
         helped: images with the largest gain over the baseline; without a baseline, those with the highest AP.
         hurt: images with the largest loss.
         inside: the method's regions, and the differences between the features of student and teacher.
+        errors: images with errors of the distilled student, see `error_strips`.
         note: why pictures are missing; empty when none are.
         compared: whether there was a baseline.
     """
@@ -70,6 +80,7 @@ class Gallery:
     helped: tuple[Strip, ...] = ()
     hurt: tuple[Strip, ...] = ()
     inside: tuple[Strip, ...] = ()
+    errors: tuple[Strip, ...] = ()
     note: str = ""
     compared: bool = True
 
@@ -102,7 +113,50 @@ def make_gallery(distilled: RunSummary, baseline: RunSummary | None, teacher: Ru
 
     inside = [_feature_strip(dataset, indices[image], detectors, distilled) for image in examples[:INSIDE]]
     with_panels = tuple(strip for strip in inside if strip.panels)  # none without the teacher's run
-    return Gallery(strips(helped), strips(hurt), with_panels, compared=baseline is not None)
+    runs = {"distilled": distilled} if baseline is None else {"baseline": baseline, "distilled": distilled}
+    errors = error_strips(runs, dataset)
+    return Gallery(strips(helped), strips(hurt), with_panels, errors, compared=baseline is not None)
+
+
+def error_strips(runs: dict[str, RunSummary], dataset: DetectionDataset) -> tuple[Strip, ...]:
+    """Images with errors of the last run, drawn with the detections that the runs stored; the most errors come first.
+
+    Among them is an image with each combination of error type and class, as far as `ERRORS` images can show them.
+
+    Args:
+        runs: runs that were evaluated on the same images, by the title of their panel.
+        dataset: these images.
+    """
+    by_title = {title: run.scenes for title, run in runs.items()}
+    counts = [count_errors(scene, THRESHOLD) for scene in by_title[list(runs)[-1]]]
+    chosen, shown = list[int](), set[tuple[str, int]]()
+    left = {image for image, errors in enumerate(counts) if errors}
+    while left and len(chosen) < ERRORS:
+        best = max(left, key=lambda image: (len(counts[image].keys() - shown), counts[image].total(), -image))
+        left.remove(best)
+        chosen.append(best)
+        shown |= counts[best].keys()
+    indices = _by_image_id(dataset)
+    strips = []
+    for image in sorted(chosen, key=lambda image: (-counts[image].total(), image)):
+        scenes = {title: scenes[image] for title, scenes in by_title.items()}
+        errors = tuple((kind, dataset.classes[label], count) for (kind, label), count in sorted(counts[image].items()))
+        strips.append(_stored_strip(dataset, indices[image], scenes, errors))
+    return tuple(strips)
+
+
+def _stored_strip(
+    dataset: DetectionDataset, index: int, scenes: dict[str, Scene], errors: tuple[tuple[str, str, int], ...]
+) -> Strip:
+    """An image with its annotations, and with stored detections."""
+    image, target = dataset[index]
+    small, size = _small(image)
+    pictures = {"annotated": draw_target(small, target.resized(size), dataset.classes)}
+    for title, scene in scenes.items():
+        detections = _resized(scene.detections, target.size, size)
+        pictures[title] = draw_detections(small, detections, dataset.classes, THRESHOLD)
+    panels = tuple(Panel(title, data_uri(picture)) for title, picture in pictures.items())
+    return Strip(dataset.samples[index].name, panels, errors)
 
 
 def _evaluation_data(run: RunSummary) -> DetectionDataset:
@@ -129,13 +183,18 @@ def _strip(dataset: DetectionDataset, index: int, detectors: dict[str, Detector]
 def _pictures(dataset: DetectionDataset, index: int, detectors: dict[str, Detector]) -> dict[str, Tensor]:
     """An image with its annotations, and with the detections of each detector: (3, H, W) uint8 by title."""
     image, target = dataset[index]
-    small = resize(image, [SHORT_SIDE], antialias=True)
-    size = (int(small.shape[-2]), int(small.shape[-1]))
+    small, size = _small(image)
     pictures = {"annotated": draw_target(small, target.resized(size), dataset.classes)}
     for name, detector in detectors.items():
         detections = _resized(detector.predict([image])[0].cpu(), target.size, size)
         pictures[name] = draw_detections(small, detections, detector.info.classes, THRESHOLD)
     return pictures
+
+
+def _small(image: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """An image as it is shown, and its height and width."""
+    small = resize(image, [SHORT_SIDE], antialias=True)
+    return small, (int(small.shape[-2]), int(small.shape[-1]))
 
 
 def _by_image_id(dataset: DetectionDataset) -> list[int]:
@@ -251,8 +310,8 @@ def data_uri(picture: Tensor) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def example_strips(run: RunSummary, count: int = SHOWN) -> tuple[Strip, ...]:
-    """Test images spread over the split, with annotations and with the detections of a run.
+def example_strips(run: RunSummary, count: int = SHOWN) -> tuple[tuple[Strip, ...], tuple[Strip, ...]]:
+    """Test images spread over the split, with annotations and with the detections of a run; and images with errors.
 
     Raises:
         InputError: the data can't be opened.
@@ -260,4 +319,5 @@ def example_strips(run: RunSummary, count: int = SHOWN) -> tuple[Strip, ...]:
     dataset = _evaluation_data(run)
     detector = load_detector(run.folder)
     indices = [(2 * number + 1) * len(dataset) // (2 * count) for number in range(min(count, len(dataset)))]
-    return tuple(_strip(dataset, index, {"detected": detector}) for index in indices)
+    examples = tuple(_strip(dataset, index, {"detected": detector}) for index in indices)
+    return examples, error_strips({"detected": run}, dataset) if run.has_detections else ()
