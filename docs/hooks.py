@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
@@ -49,6 +50,12 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         return f"`{name}`" if text.strip("`") in (name, found.name) else f"{text} (`{name}`)"
 
     return LINK.sub(replaced, markdown)
+
+
+def on_page_content(html: str, page: Any, **_: Any) -> None:
+    """Refuse a page whose mark for a part of another file was not recognised."""
+    if "--8" in html:
+        raise PluginError(f"{page.file.src_uri}: a part of another file is not included; write --8<-- \"FILE:PART\".")
 
 
 def commands_page() -> str:
