@@ -23,7 +23,7 @@ check: .venv/dev
 	$(BIN)/lint-imports
 
 docs: .venv/docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # A list of all packages in .venv and their licences, in the format CycloneDX.
 sbom: .venv/demo
