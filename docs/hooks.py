@@ -55,7 +55,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 def on_page_content(html: str, page: Any, **_: Any) -> None:
     """Refuse a page whose mark for a part of another file was not recognised."""
     if "--8" in re.sub("<[^>]+>", "", html):  # highlighted code has elements between its characters
-        raise PluginError(f"{page.file.src_uri}: a part of another file is not included; write --8<-- \"FILE:PART\".")
+        raise PluginError(f'{page.file.src_uri}: a part of another file is not included; write --8<-- "FILE:PART".')
 
 
 def commands_page() -> str:

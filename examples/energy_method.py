@@ -45,7 +45,7 @@ def main(runs: str, teacher: str) -> defeat.RunResult:
     return defeat.distill(
         data="demo",
         teacher=teacher,
-        method=lambda student, known: Energy(student, known, energy_weight=0.5),
+        method=lambda student, known: Energy(student, known, energy_weight=0.001),
         backbone="test_resnet",
         weights="none",
         size=96,

@@ -26,7 +26,8 @@ from defeat.engine.checkpoint import is_writer
 from defeat.engine.fit import RunResult
 from defeat.engine.lock import LockedError
 from defeat.errors import InputError
-from defeat.report.tables import PlannedCell, duration, print_cells
+from defeat.notebook import html_table
+from defeat.report.tables import PlannedCell, decimal, duration, print_cells
 from defeat.report.variants import MatrixResult
 from defeat.signatures import checked_arguments, with_arguments_of
 
@@ -58,6 +59,14 @@ class BenchRun:
         if self.stopped and is_writer():
             return 128 + self.signal
         return UNFINISHED if self.unfinished else 0
+
+    def _repr_html_(self) -> str:
+        if self.result is None:
+            return html_table("Comparison without a result", {})
+        result, rows = self.result, {"teacher": f"{decimal(self.result.teacher.get('AP'))} AP."}
+        for variant in (result.baseline, *result.ranked):
+            rows[variant.name] = variant.sentence(result.images).removeprefix(f"{variant.name}: ")
+        return html_table(f"Comparison on {result.images} images", rows)
 
 
 @with_arguments_of(BenchArguments)
