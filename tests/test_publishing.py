@@ -27,6 +27,7 @@ def runs(tmp_path):
     teacher = save_teacher(tmp_path / "teacher")
     shared = {"max_steps": 2, "lr": 0.05}
     return {
+        "teacher": teacher,
         "baseline": str(tiny_run(tmp_path / "baseline", **shared).folder),
         "distilled": str(tiny_run(tmp_path / "distilled", teacher=teacher, inherit="none", **shared).folder),
     }
@@ -99,7 +100,10 @@ def test_the_card_says_what_was_measured_and_nothing_of_this_machine(runs, tmp_p
     assert "Distillation: " in text
     assert "relative to the baseline" in text
     assert "demo (CC BY 4.0)" in text
-    assert "method `defeat`" in text
+    teacher = json.loads((runs["teacher"] / "model.json").read_text())
+    assert f"- Teacher: `{teacher['family']}` on `{teacher['backbone']}`, method `defeat`" in text
+    (runs["teacher"] / "model.json").unlink()
+    assert "- Teacher: detector, method `defeat`" in model_card(read_run(runs["distilled"]), "me/student")
     assert 'defeat.load("hf:me/student")' in text
     assert str(tmp_path) not in card
 

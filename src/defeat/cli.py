@@ -327,7 +327,7 @@ def run_settings(arguments: Sequence[str], command: str, shown: str | None = Non
     Raises:
         InputError: an option is unknown, missing or not valid.
     """
-    from defeat.assembly.settings import DistillSettings, TrainSettings
+    from defeat.assembly.settings import settings_class
     from defeat.command_options import all_options
     from defeat.options import Command
 
@@ -341,7 +341,7 @@ def run_settings(arguments: Sequence[str], command: str, shown: str | None = Non
     of_parts = {f"{group}.{key}": value for group in groups for key, value in values.pop(group, {}).items()}
     if of_parts:
         values["method_options"] = of_parts
-    return (DistillSettings if command == "distill" else TrainSettings)(**values)
+    return settings_class(command)(**values)
 
 
 def bench_settings(arguments: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:

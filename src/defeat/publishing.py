@@ -8,6 +8,7 @@ import yaml
 from rich.console import Console
 
 from defeat.detector.hub import ADVICE, DESCRIPTION, WEIGHTS
+from defeat.detector.model_files import read_description
 from defeat.detector.transformers_models import HUB_PREFIX
 from defeat.errors import InputError, first_line
 from defeat.evaluation.bootstrap import SAMPLES
@@ -153,7 +154,13 @@ def _head(run: RunSummary, repository: str, data: str, licence: str) -> list[str
 def _teacher(run: RunSummary) -> str:
     """The teacher in words, without its folder on this machine."""
     name = run.teacher or ""
-    return f"`{name}`" if ":" in name and not Path(name).exists() else run.teacher_kind or "a detector"
+    if ":" in name and not Path(name).exists():
+        return f"`{name}`"
+    try:
+        description = read_description(Path(name))
+        return f"`{description['family']}` on `{description['backbone']}`"
+    except (InputError, KeyError):  # it was moved, or is no detector of this program
+        return run.teacher_kind or "a detector"
 
 
 def _table(run: RunSummary) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields
 from typing import Any
 
-from defeat.assembly.settings import DistillSettings, TrainSettings
+from defeat.assembly.settings import DistillSettings, settings_class
 from defeat.detector import make_options
 from defeat.detector.options import with_usual_values
 from defeat.distillation import method_defaults
@@ -68,9 +68,9 @@ def _as_in_files(options: Mapping[str, Any]) -> dict[str, Any]:
 def recorded_settings(content: Mapping[str, Any]) -> dict[str, Any]:
     """All settings of a run, given the content of its `config.yaml`, with `command`."""
     command = content.get("command", "train")
-    kind = DistillSettings if command == "distill" else TrainSettings
     usual = earlier_defaults()
-    values = {field.name: usual[field.name] for field in fields(kind) if field.name in usual} | dict(content)
+    names = [field.name for field in fields(settings_class(command))]
+    values = {name: usual[name] for name in names if name in usual} | dict(content)
     options = values["detector_options"] if isinstance(values["detector_options"], Mapping) else {}  # else damaged
     values["detector_options"] = earlier_detector_options(str(values["detector"]), options)
     if command == "distill":

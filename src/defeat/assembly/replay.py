@@ -9,7 +9,7 @@ from torch import Tensor
 from defeat.assembly.assemble import load_teacher
 from defeat.assembly.earlier import recorded_settings
 from defeat.assembly.pairing import pair
-from defeat.assembly.settings import DistillSettings, TrainSettings
+from defeat.assembly.settings import settings_class
 from defeat.assembly.students import build_student
 from defeat.engine.checkpoint import RunDirectory
 from defeat.engine.experiment import Distillation
@@ -35,7 +35,7 @@ def replay(run: str | Path, rank: int = 0) -> dict[str, Tensor]:
     directory = RunDirectory(run)
     content = recorded_settings(directory.read_config())
     command = content.pop("command")
-    settings = DistillSettings(**content) if command == "distill" else TrainSettings(**content)
+    settings = settings_class(command)(**content)
     about, batch, weights = read_step(directory.folder / FOLDER, rank)
     torch.manual_seed(about["seed"])
     student = build_student(settings, tuple(about["classes"])).train()

@@ -242,6 +242,11 @@ class DistillSettings(DistillationSettings, TrainSettings):
 FREE_IN_RESUMED = frozenset([*names_of(DistillSettings, Role.OUTPUT), "out", "resume"])
 
 
+def settings_class(command: str) -> type[TrainSettings]:
+    """The settings of a command: `distill`, or any other that trains."""
+    return DistillSettings if command == "distill" else TrainSettings
+
+
 def gives_boxes(teacher: str, taps: str | None) -> bool:
     """Whether `--teacher` names a teacher that only gives boxes.
 

@@ -16,7 +16,7 @@ from defeat.data.columns import MIN_EXTENT, MIN_EXTENT_FRACTION
 from defeat.data.results import ResultsFile
 from defeat.detector.base import output_of
 from defeat.detector.teacher import PREDICT, STORED, batch_detections
-from defeat.errors import InputError, quoted
+from defeat.errors import InputError, first_line, quoted
 from defeat.types import Batch, Detections, DetectorInfo, DetectorOutput, Maps
 
 Boxes = Detections | Mapping[str, Any]  # of an image
@@ -234,8 +234,9 @@ def checked(boxes: object, classes: int) -> Detections:
         scores = torch.as_tensor(boxes.scores, dtype=torch.float32).detach().cpu().reshape(-1)
         labels = torch.as_tensor(boxes.labels).detach().cpu().reshape(-1).long()
     except (TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise InputError(f"The teacher's predict returned boxes that are not tensors or lists ({reason}).") from error
+        raise InputError(
+            f"The teacher's predict returned boxes that are not tensors or lists ({first_line(error)})."
+        ) from error
     if not len(corners) == len(scores) == len(labels):
         raise InputError(
             f"The teacher's predict returned {len(corners)} boxes, {len(scores)} scores and {len(labels)} labels for "

@@ -23,7 +23,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms, box_convert
 
 from defeat.detector.exported.onnx import open_session
-from defeat.errors import InputError, quoted, unknown_name
+from defeat.errors import InputError, first_line, quoted, unknown_name
 from defeat.types import Detections
 
 ROWS, BOXES, SCORES, LABELS = "rows", "boxes", "scores", "labels"
@@ -226,8 +226,7 @@ class OnnxTeacher:
         try:
             values = self.session.run([self.outputs[meaning] for meaning in meanings], feeds)
         except Exception as error:  # of any type, raised by onnxruntime
-            reason = str(error).splitlines()[0].rstrip(".")
-            raise InputError(f"{self.path} can't be run on an image ({reason}).") from error
+            raise InputError(f"{self.path} can't be run on an image ({first_line(error)}).") from error
         tensors = {name: torch.from_numpy(np.asarray(value)) for name, value in zip(meanings, values, strict=True)}
         detections = self._decoded(tensors)
         scale, offset = torch.tensor(placed.scale * 2), torch.tensor(placed.offset * 2)

@@ -104,7 +104,7 @@ def fit_shapes(detector: Detector, weights: Mapping[str, Tensor]) -> None:
     try:
         _describe(detector)
     except RuntimeError as error:
-        raise InputError(f"The layers do not fit each other ({str(error).splitlines()[0]}).") from error
+        raise InputError(f"The layers do not fit each other ({first_line(error)}).") from error
 
 
 def as_narrow_as(trained: Detector, detector: Detector) -> Detector:

@@ -28,7 +28,7 @@ from defeat.engine.module import DetectionModule
 from defeat.engine.provenance import machine, versions
 from defeat.engine.selection import Outcome
 from defeat.engine.teacher_cache import open_cache
-from defeat.errors import InputError
+from defeat.errors import InputError, first_line
 from defeat.evaluation.detections import save_detections
 from defeat.evaluation.evaluator import EvaluationResult
 from defeat.files import DISK_FULL
@@ -233,8 +233,7 @@ def _readable_errors(directory: RunDirectory) -> Iterator[None]:
         if "DataLoader worker" not in str(error):
             raise
         raise InputError(
-            f"A process that loads images died ({str(error).splitlines()[0].rstrip('.')}); if memory ran out, give "
-            f"fewer --workers. {resume}"
+            f"A process that loads images died ({first_line(error)}); if memory ran out, give fewer --workers. {resume}"
         ) from error
     except OSError as error:
         if error.errno not in DISK_FULL:

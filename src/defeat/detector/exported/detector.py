@@ -14,7 +14,7 @@ from torchvision.models.detection.transform import resize_boxes
 from defeat.data.images import MAX_PIXELS, rgb_tensor
 from defeat.detector.exported.description import BOXES, LABELS, SCORES, ExportDescription
 from defeat.detector.preparation import input_size, resized_image
-from defeat.errors import InputError
+from defeat.errors import InputError, first_line
 from defeat.types import Detections, DetectorInfo
 
 Array = npt.NDArray[np.float32]
@@ -140,8 +140,7 @@ class ExportedDetector:
         try:
             outputs = self.runtime.run(prepared)
         except Exception as error:  # of any type, raised by the runtime
-            reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
-            raise InputError(f"{self.path} can't be run on an image ({reason}).") from error
+            raise InputError(f"{self.path} can't be run on an image ({first_line(error)}).") from error
         detections = self.decode({name: torch.from_numpy(np.array(value)) for name, value in outputs.items()}, size)
         return replace(detections, boxes=resize_boxes(detections.boxes, list(size), list(image.shape[-2:])))
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 
 from defeat.detector.exported.description import IMAGES, KEY
-from defeat.errors import InputError, missing_package
+from defeat.errors import InputError, first_line, missing_package
 
 SUFFIX = ".onnx"
 
@@ -48,8 +48,7 @@ def open_session(path: Path, device: str = "auto") -> Any:
             str(path), options, providers=[name for name in providers if name in available]
         )
     except Exception as error:  # of any type, raised by onnxruntime
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise InputError(f"{path} can't be loaded as ONNX ({reason}).") from error
+        raise InputError(f"{path} can't be loaded as ONNX ({first_line(error)}).") from error
 
 
 class OnnxRuntime:
