@@ -8,6 +8,7 @@ from tests.bad_input.counting import (  # noqa: F401 (xdist needs these hooks he
     pytest_terminal_summary,
     pytest_testnodedown,
 )
+from tests.browsing import browser  # noqa: F401 (a fixture)
 
 PAINTED = {}
 paint = demo.DemoDataset._image

@@ -1,10 +1,6 @@
 """The pages in a real browser: no errors, no broken pictures, nothing wider than the window of a desktop or a phone."""
 
-import html
-import json
-import os
 import re
-import shutil
 import subprocess
 from importlib.resources import files
 
@@ -13,28 +9,10 @@ from rich.console import Console
 
 from defeat.benchmark import bench
 from defeat.report.compare import compare
+from tests.browsing import PROBE, in_frame
 from tests.engine.tiny_runs import save_teacher, settings, shared_settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_demo")]
-# Reports the rendered page to the surrounding window.
-PROBE = """<script>
-const errors = [];
-addEventListener("error", (event) => errors.push(String(event.message)));
-addEventListener("load", () => parent.postMessage({
-  width: innerWidth,
-  needed: document.documentElement.scrollWidth,
-  wide: [...document.querySelectorAll("main *")]
-    .filter((item) => item.getBoundingClientRect().right > innerWidth + 1 && !item.closest(".scroll, pre, svg"))
-    .map((item) => item.tagName + "." + item.className),
-  images: document.images.length,
-  broken: [...document.images]
-    .filter((image) => image.hasAttribute("src") && !(image.complete && image.naturalWidth)).length,
-  links: [...document.querySelectorAll("[src], [href]")]
-    .map((element) => element.getAttribute("src") || element.getAttribute("href"))
-    .filter((address) => !address.startsWith("data:") && !address.startsWith("#")),
-  errors,
-}, "*"));
-</script>"""
 # Uses the page as a reader does, and reports what it sees.
 USE = """<script>
 addEventListener("load", () => {
@@ -73,18 +51,6 @@ addEventListener("load", async () => {
   parent.postMessage({ dark: matchMedia("(prefers-color-scheme: dark)").matches, violations }, "*");
 });
 </script>"""
-FRAME = """<!doctype html><title></title><script>
-addEventListener("message", (event) => { document.title = JSON.stringify(event.data); });
-</script><iframe src="page.html" style="width: WIDTHpx; height: 900px; border: 0"></iframe>"""
-
-
-@pytest.fixture(scope="session")
-def browser():
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None and os.environ.get("CI") != "true":
-        pytest.skip("no Chromium on this machine")
-    assert path, "CI needs Chromium"
-    return path
 
 
 @pytest.fixture
@@ -108,24 +74,8 @@ def rendered(browser, page, width, scratch, probe=PROBE, dark=False):
     text = page.read_text().replace(' loading="lazy"', "")
     without_policy = re.sub(r'<meta http-equiv="Content-Security-Policy".*?>', "", text)
     (scratch / "page.html").write_text(without_policy.replace("</head>", probe + "</head>"))
-    (scratch / "frame.html").write_text(FRAME.replace("WIDTH", str(width)))
-    command = [
-        browser,
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--hide-scrollbars",
-        "--window-size=1400,1000",
-    ]
-    command += ["--virtual-time-budget=10000", "--enable-logging=stderr"]
-    command += ["--blink-settings=preferredColorScheme=0"] if dark else []
-    command += [f"--user-data-dir={scratch / 'profile'}"]
-    done = subprocess.run(
-        [*command, "--dump-dom", f"file://{scratch / 'frame.html'}"], capture_output=True, text=True, timeout=120
-    )
-    title = re.search("<title>(.*?)</title>", done.stdout)
-    assert title is not None, done.stderr[-2000:]
-    return json.loads(html.unescape(title[1])), [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
+    (seen,), logged = in_frame(browser, scratch, ["page.html"], width, dark)
+    return seen, logged
 
 
 def test_pages_fit_the_width_of_a_phone_and_of_a_desktop(browser, folder, page, tmp_path):
