@@ -78,14 +78,14 @@ def evaluation(images: int, classes: int) -> tuple[float, float]:
 def _evaluate(pipe: Connection, images: int, classes: int) -> None:
     torch.set_num_threads(1)
     detections, targets = split(images, 100, classes)
-    before, start = _peak(), process_time()
+    before, start = peak_memory(), process_time()
     evaluator = Evaluator([str(label) for label in range(classes)])
     evaluator.update(detections, targets)
     evaluator.compute()
-    pipe.send((process_time() - start, _peak() - before))
+    pipe.send((process_time() - start, peak_memory() - before))
 
 
-def _peak() -> float:
+def peak_memory() -> float:
     """Peak resident memory of this process in MiB; `getrusage` would count that of its parent, too."""
     status = Path("/proc/self/status").read_text()
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
