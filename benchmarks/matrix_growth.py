@@ -2,7 +2,7 @@
 
     python -m benchmarks.matrix_growth BASELINE DISTILLED [--sizes 1x2 3x3 15x5] [--out FILE]
 
-BASELINE and DISTILLED are finished run directories of one comparison. They are repeated under other names and seeds: the
+BASELINE and DISTILLED are finished run directories of one comparison, repeated under other names and seeds: the
 figures of the page mean nothing, but it has the runs, detections and pictures of METHODSxSEEDS runs. Each size is
 measured in a new process: CPU seconds of intervals and page, its memory beyond the libraries, and the size of the page.
 """
