@@ -29,12 +29,12 @@ from defeat.types import Batch
 SIZE, IMAGES, BOXES = 224, 2, 10
 
 
-def detector(family: str, backbone: str, channels: int, classes: int) -> Detector:
+def detector(family: str, backbone: str, channels: int, classes: int, size: int = SIZE) -> Detector:
     """A detector with random weights."""
     torch.manual_seed(0)
     names = tuple(f"class {number}" for number in range(classes))
     return build(
-        DetectorSpec(family, backbone, names, SIZE, SIZE, neck_channels=channels, options=SMALL[family]), weights="none"
+        DetectorSpec(family, backbone, names, size, size, neck_channels=channels, options=SMALL[family]), weights="none"
     )
 
 
@@ -54,12 +54,13 @@ def steps_of(family: str, classes: int) -> dict[str, Callable[[], object]]:
     return {
         f"{family}, baseline step, {classes} classes": baseline,
         f"{family}, distilled step, {classes} classes": distilled,
-        f"{family}, prediction, {classes} classes": partial(_predict, predictor, images),
+        f"{family}, prediction, {classes} classes": partial(predict, predictor, images),
     }
 
 
 @torch.no_grad()
-def _predict(module: nn.Module, images: list[torch.Tensor]) -> None:
+def predict(module: nn.Module, images: list[torch.Tensor]) -> None:
+    """Detect objects in images."""
     assert isinstance(module, Detector)
     module.predict(images)
 
