@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from defeat.detector.selection import best_indices
 from tests.detector.tiny import CLASSES, FAMILIES, LARGER, UNSELECTIVE, images, tiny_detector, tiny_options
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -118,3 +119,10 @@ def test_the_class_with_the_highest_logit_is_detected():
         assert len(detections.labels) > 0
         assert set(detections.labels.tolist()) == {1}
         assert detections.scores.min() > 0.99
+
+
+def test_of_equal_values_the_first_are_the_best():
+    values = torch.zeros(2, 1000)
+    values[0, [7, 900]] = 1.0
+    assert best_indices(values, 4).tolist() == [[7, 900, 0, 1], [0, 1, 2, 3]]
+    assert best_indices(values[:, :3], 4).tolist() == [[0, 1, 2]] * 2

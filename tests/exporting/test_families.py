@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from defeat.detector import load
+from defeat.detector import load, save_model
 from defeat.errors import InputError
 from defeat.exporting import export
 from defeat.exporting.parity import measure_parity
@@ -28,6 +28,20 @@ def test_a_file_detects_what_the_detector_does(family, suffix, tmp_path):
     assert parity.detections >= len(PICTURES)
     assert parity.matched >= ALIKE
     assert parity.largest_box_difference < 0.05
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_proposals_of_equal_objectness_are_chosen_alike(suffix, tmp_path):
+    # A network that was trained for a few steps has levels without features, where all anchors are equal.
+    few = {"rpn_pre_nms_top_n_test": 20, "rpn_post_nms_top_n_test": 20}
+    detector = saved(tmp_path / "run", "faster_rcnn", options=all_options("faster_rcnn", **few))
+    with torch.no_grad():
+        detector.rpn.head.cls_logits.weight.zero_()
+    save_model(detector, tmp_path / "run")
+    export(tmp_path / "run", tmp_path / f"file{suffix}", verify="none")
+    parity = measure_parity(detector, load(tmp_path / f"file{suffix}"), PICTURES)
+    assert parity.detections >= 20
+    assert parity.matched == 1
 
 
 @pytest.mark.slow

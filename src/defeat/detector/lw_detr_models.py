@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from defeat.detector.cells import cell_centres
+from defeat.detector.selection import best_indices
 from defeat.detector.transformers_models import plain, require_transformers, size_divisor
 from defeat.errors import InputError
 
@@ -352,7 +353,7 @@ def refined(boxes: Tensor, deltas: Tensor) -> Tensor:
 def _best(logits: Tensor, boxes: Tensor, inside: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Class logits (B, Q, K) and boxes (B, Q, 4) of the cells with the highest scores."""
     scores = logits.detach().amax(dim=-1).masked_fill(~inside[:, 0], -torch.inf)
-    best = scores.topk(count, dim=1).indices[..., None]  # (B, Q, 1)
+    best = best_indices(scores, count)[..., None]  # (B, Q, 1)
     return tuple(  # type: ignore[return-value] # of two
         values.gather(1, best.expand(-1, -1, values.shape[-1])) for values in (logits, boxes)
     )

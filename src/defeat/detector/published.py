@@ -7,6 +7,7 @@ is an option of its family; the defaults are those of torchvision, which its che
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 from torchvision.models.detection.rpn import AnchorGenerator, RegionProposalNetwork
 from torchvision.ops import FeaturePyramidNetwork, roi_align, sigmoid_focal_loss
+
+from defeat.detector.selection import best_indices
 
 CANONICAL_SIDE = 56.0  # boxes with a side of less than twice this are pooled from the finest level
 
@@ -133,6 +136,17 @@ class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
         )
         converted.box_loss = box_loss
         return converted
+
+    def _get_top_n_idx(self, objectness: Tensor, num_anchors_per_level: list[int]) -> Tensor:
+        """Indices (B, n) of the anchors of each level with the largest objectness (B, N)."""
+        if self.training:  # the order of equal values does not matter
+            indices: Tensor = super()._get_top_n_idx(objectness, num_anchors_per_level)
+            return indices
+        levels, starts = objectness.split(num_anchors_per_level, 1), accumulate(num_anchors_per_level, initial=0)
+        most = self.pre_nms_top_n()
+        return torch.cat(
+            [best_indices(level, most) + start for level, start in zip(levels, starts, strict=False)], dim=1
+        )
 
     def assign_targets_to_anchors(
         self, anchors: list[Tensor], targets: list[dict[str, Tensor]]

@@ -20,6 +20,21 @@ Raw = dict[str, Tensor]
 SCORES, BOXES, FACTORS = "scores", "boxes", "factors"
 
 
+def best_indices(values: Tensor, most: int) -> Tensor:
+    """Indices of the largest values along the last dimension, in descending order, equal ones in the order of indices.
+
+    ONNX defines this order; `torch.topk` may take any of several equal values, so that an exported file would differ.
+
+    Args:
+        values: (.., n).
+        most: maximum number of indices.
+    """
+    count = _topk_min(values, most, -1)
+    if torch.onnx.is_in_onnx_export():
+        return values.topk(count).indices
+    return values.sort(descending=True, stable=True).indices[..., :count]
+
+
 @dataclass(frozen=True)
 class Selection:
     """How the detections of an image are selected from its candidates.
@@ -66,7 +81,7 @@ class Selection:
         boxes, scores, labels = (torch.cat(parts) for parts in zip(*chosen, strict=True))
         boxes = clip_boxes_to_image(boxes, size)
         if self.nms_thresh is None:
-            keep = scores.topk(_topk_min(scores, self.detections_per_img, 0)).indices
+            keep = best_indices(scores, self.detections_per_img)
         else:
             keep = box_ops.batched_nms(boxes, scores, labels, self.nms_thresh)[: self.detections_per_img]
         return Detections(boxes[keep], scores[keep], labels[keep])
@@ -76,7 +91,7 @@ class Selection:
         classes, flat = scores.shape[1], scores.flatten()
         index = torch.where(flat > self.score_thresh)[0]
         if self.topk_candidates is not None:
-            index = index[flat[index].topk(_topk_min(index, self.topk_candidates, 0)).indices]
+            index = index[best_indices(flat[index], self.topk_candidates)]
         point, labels = torch.div(index, classes, rounding_mode="floor"), index % classes
         best = flat[index]
         return boxes[point], best if factors is None else best * factors[point], labels

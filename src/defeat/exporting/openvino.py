@@ -25,7 +25,24 @@ def converted(model: Any, folder: Path) -> Any:
         raise missing_package("--format openvino", "openvino", "openvino") from error
     path = folder / "model.onnx"
     path.write_bytes(model.SerializeToString())
-    return openvino.convert_model(path)
+    network = openvino.convert_model(path)
+    _make_stable(network)
+    return network
+
+
+def _make_stable(network: Any) -> None:
+    """Let each choice of the largest values take the first of equal ones, as ONNX defines it."""
+    import openvino.opset11 as operators
+
+    for choice in network.get_ops():
+        if choice.get_type_name() != "TopK":
+            continue
+        given = choice.get_attributes()
+        names = ("axis", "mode", "sort", "index_element_type")
+        stable = operators.topk(*choice.input_values(), *(given[name] for name in names), stable=True)
+        stable.set_friendly_name(choice.get_friendly_name())
+        for before, after in zip(choice.outputs(), stable.outputs(), strict=True):
+            before.replace(after)
 
 
 def write(model: Any, description: ExportDescription, path: Path) -> None:
