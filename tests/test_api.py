@@ -156,6 +156,27 @@ def test_an_invalid_argument_of_bench_is_refused(changes, message, tmp_path):
     assert not (tmp_path / "comparison").exists()
 
 
+@pytest.mark.usefixtures("small_demo")
+def test_a_class_of_a_method_gets_its_options_and_its_run_has_a_page(tmp_path):
+    class Mine(defeat.methods.DeFeat):
+        """A method that is not known by its name."""
+
+    teacher = save_teacher(tmp_path / "teacher")
+    given = {"teacher": teacher, "max_steps": 2, "eval_split": "val", "method_options": {"object_weight": 0.5}}
+    named = defeat.distill(**arguments(tmp_path / "named", **given))
+    own = arguments(tmp_path / "own", **given) | {"method": Mine}
+    run = defeat.distill(**own)
+    assert weights(run.folder) == weights(named.folder)
+    defeat.compare(runs=[str(run.folder)], out=str(tmp_path / "report.html"))
+    assert "Error types" in (tmp_path / "report.html").read_text()
+    own["out"] = str(tmp_path / "other")
+    with pytest.raises(InputError, match=r"can't be built with these method_options .*'objct_weight'"):
+        defeat.distill(**own | {"method_options": {"objct_weight": 1.0}})
+    student = tiny_detector("retinanet")
+    with pytest.raises(InputError, match="this Method has its options"):
+        defeat.distill(**own | {"method": defeat.methods.DeFeat(student.info, student.info)})
+
+
 def test_a_method_for_another_pair_is_refused(tmp_path):
     other = tiny_detector("retinanet", neck_channels=8)
     method = defeat.methods.DeFeat(other.info, other.info)

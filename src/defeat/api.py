@@ -48,8 +48,8 @@ class DistillArguments(DistillSettings, TrainArguments):
     or any network as a `TappedTeacher`; or a teacher that only gives boxes, for `unlabelled`: boxes:FILE, a results
     file of COCO, onnx:FILE, a `BoxTeacher`, or a function as a `BoxFunction`. A list of several teaches at once."""
     method: str | Method | MethodFactory = setting(default="defeat", role=Role.CELL)  # type: ignore[assignment]
-    """Name of a distillation method, a `Method` built with `student.info` and `teacher.info`, or a function that builds
-    one of these two."""
+    """Name of a distillation method, a `Method` built with `student.info` and `teacher.info`, or a class or function
+    that builds one of these two and of `method_options`."""
 
 
 @with_arguments_of(TrainArguments)

@@ -12,9 +12,8 @@ from defeat.data.objects import ImagesWithBoxes, ObjectDataset
 from defeat.detector import BoxFunction, BoxTeacher, Detector, TeacherNetwork
 from defeat.distillation import Method
 from defeat.errors import InputError
-from defeat.types import DetectorInfo
 
-MethodFactory = Callable[[DetectorInfo, DetectorInfo], Method]
+MethodFactory = Callable[..., Method]  # of two DetectorInfos, and the options of the method as keywords
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from defeat.detector import Detector, TeacherEnsemble, TeacherNetwork
 from defeat.detector.teacher import can_predict
 from defeat.distillation import Method, build_method, renamed_classes
 from defeat.distillation.joint import Joint
-from defeat.errors import InputError
+from defeat.errors import InputError, first_line
 from defeat.types import DetectorInfo
 
 
@@ -55,7 +55,15 @@ def _single(
     """The method for a single teacher, with its classes renamed to the student's names."""
     if given is None:
         return build_method(settings.method, student.info, teacher, settings.method_options)
-    method = given if isinstance(given, Method) else given(student.info, teacher)
+    options = settings.method_options
+    if isinstance(given, Method) and options:
+        raise InputError("method_options are for a method that is named or built here; this Method has its options.")
+    try:
+        method = given if isinstance(given, Method) else given(student.info, teacher, **options)
+    except TypeError as error:
+        if not options:
+            raise
+        raise InputError(f"method can't be built with these method_options ({first_line(error)}).") from error
     if not isinstance(method, Method):
         raise InputError(
             f"method must be a name, a Method, or a callable that builds one, not a {type(method).__name__}."

@@ -224,10 +224,13 @@ def _feature_strip(dataset: DetectionDataset, index: int, detectors: dict[str, D
 def _region_panels(small: Tensor, batch: Batch, detectors: dict[str, Detector], run: RunSummary) -> list[Panel]:
     if "teacher" not in detectors or run.method is None:
         return []
-    config = recorded_settings(RunDirectory(run.folder).read_config())
     student = detectors["distilled"].info
-    teacher = renamed_classes(detectors["teacher"].info, student.classes, config.get("class_map") or {})
-    method = build_method(run.method, student, teacher, config["method_options"])
+    try:
+        config = recorded_settings(RunDirectory(run.folder).read_config())
+        teacher = renamed_classes(detectors["teacher"].info, student.classes, config.get("class_map") or {})
+        method = build_method(run.method, student, teacher, config["method_options"])
+    except InputError:  # a method of the user's own, which is not known by its name
+        return []
     height, width = batch.images.shape[-2:]
     shapes = {stride: (-(-height // stride), -(-width // stride)) for stride in student.neck}
     panels = []
