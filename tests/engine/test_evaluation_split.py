@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from defeat.data import open_dataset
 from defeat.data.dataset import shared_images
 from defeat.errors import InputError
 from defeat.evaluation.average_precision import Scene
+from defeat.evaluation.detections import read_detections
 from defeat.evaluation.mistakes import find_mistakes
 from defeat.types import Detections, Target
 from tests.data.folders import voc_object, write_voc
@@ -96,6 +98,14 @@ def test_a_single_split_is_trained_on_with_a_share_held_out(tmp_path, capsys, sp
     assert 0 < results(tmp_path / "run")["images"] < 8
     assert results(tmp_path / "run")["training_images_evaluated"] == 0
     assert main(["evaluate", str(tmp_path / "run")]) == 0
+    moved = ["evaluate", str(tmp_path / "run"), "--data", str(tmp_path / "moved"), "--split", "val", "--workers", "0"]
+    shutil.copytree(data, tmp_path / "moved")
+    assert main(moved) == 2
+    assert main([*moved, "--hold-out", "2"]) == 2
+    assert "--hold-out must be a share" in capsys.readouterr().err
+    found = tmp_path / "found.safetensors"
+    assert main([*moved, "--hold-out", "0.3", "--detections", str(found)]) == 0
+    assert len(read_detections(found)) == results(tmp_path / "run")["images"]
     assert json.loads((tmp_path / "run/results.json").read_text())["data"] == str(data)
 
 

@@ -12,6 +12,16 @@ from defeat.settings import Checked, Role, at_least, option, setting, settings_p
 MAX_WORKERS = 256  # each is a separate process
 
 
+def require_share(hold_out: float | None) -> None:
+    """Refuse a share of images to hold out that is none.
+
+    Raises:
+        InputError: it is not between 0 and 1.
+    """
+    if hold_out is not None and not 0 < hold_out < 1:
+        raise InputError(f"{option('hold_out')} must be a share between 0 and 1, such as 0.2, not {hold_out}.")
+
+
 @settings_part
 class DataSettings(Checked):
     """Data."""
@@ -58,8 +68,7 @@ class DataSettings(Checked):
         at_least("workers", self.workers, 0, MAX_WORKERS)
         if not 0 <= self.flip <= 1:
             raise InputError(f"{option('flip')} must be between 0 and 1, not {self.flip}.")
-        if self.hold_out is not None and not 0 < self.hold_out < 1:
-            raise InputError(f"{option('hold_out')} must be a share between 0 and 1, such as 0.2, not {self.hold_out}.")
+        require_share(self.hold_out)
         part_names(self.augment)
 
     @property

@@ -8,8 +8,9 @@ from rich.console import Console
 
 from defeat.assembly.settings import read_class_map
 from defeat.data import DataSource, OnBadData
+from defeat.data.hold_out import HoldOutBy
 from defeat.data.reading.pairs import Unannotated
-from defeat.data.settings import MAX_WORKERS
+from defeat.data.settings import MAX_WORKERS, require_share
 from defeat.data.source import EVALUATION_SPLITS
 from defeat.detector import load
 from defeat.detector.devices import choose_device
@@ -38,6 +39,8 @@ def evaluate(
     on_bad_data: OnBadData = "stop",
     unannotated: Unannotated = "auto",
     images: str | None = None,
+    hold_out: float | None = None,
+    hold_out_by: HoldOutBy = "file",
     max_pixels: int | None = None,
     console: Console | None = None,
 ) -> EvaluationResult:
@@ -60,6 +63,9 @@ def evaluate(
         unannotated: what images without an annotation file are: background, to drop, an error, or auto: background
             where the layout names the image, else an error.
         images: folder of the images of a COCO file, where they are not beside it.
+        hold_out: share of the images, such as 0.2, to hold out as the split val, where the data has none; by default as
+            the run.
+        hold_out_by: what stays together in hold_out: file, folder or prefix.
         max_pixels: most pixels of an image file, width times height; by default as the run, of other data 178,956,970.
         console: console for progress; None for no progress.
 
@@ -72,6 +78,7 @@ def evaluate(
     at_least("batch_size", batch_size, 1)
     at_least("workers", workers, 0, MAX_WORKERS)
     at_least("max_pixels", max_pixels, 1)
+    require_share(hold_out)
     paths = {"data": data, "split": split, "class_map": class_map, "detections": detections, "images": images}
     for name, value in paths.items():
         if value == "":
@@ -79,7 +86,7 @@ def evaluate(
     if detections is not None and (Path(detections).is_dir() or not Path(detections).parent.is_dir()):
         raise InputError(f"--detections {detections} can't be written: give a file in an existing folder.")
     detector = load(run).to(choose_device(device))
-    source = None if data is None else DataSource(data, on_bad_data, unannotated, images)
+    source = None if data is None else DataSource(data, on_bad_data, unannotated, images, hold_out, hold_out_by)
     if source is None or split is None:
         source, split = _defaults(run, source, split, console)
         source = replace(source, on_bad_data="skip") if on_bad_data == "skip" else source

@@ -93,7 +93,7 @@ def _setting(result: MatrixResult, run: RunSummary) -> str:
     seeds = len(result.baseline.seeds)
     text = (
         f"{Path(run.data).name}, split {run.split}, {result.images} images; {run.family} {run.backbone}, "
-        f"{run.epochs} epochs, {seeds} seed{'s' * (seeds != 1)}."
+        f"{run.epochs} epoch{'s' * (run.epochs != 1)}, {seeds} seed{'s' * (seeds != 1)}."
     )
     if result.missing:
         text += f" Not finished yet: {', '.join(result.missing)}."

@@ -133,7 +133,10 @@ def _taught(teacher: RunSummary, run: RunSummary) -> bool:
 
 def _judge(run: RunSummary, baselines: Sequence[RunSummary], teacher: RunSummary | None) -> Verdict:
     if not baselines:
-        sentence = f"{run.name}: no gain can be given without a baseline, the same student trained without a teacher."
+        sentence = (
+            f"{run.name}: no gain can be given without a baseline, the same student trained without a teacher; give "
+            "both to `defeat compare`."
+        )
         return Verdict(run, None, teacher, None, None, sentence)
     baseline = min(baselines, key=lambda candidate: len(differences(run, candidate)))
     different = differences(run, baseline)
