@@ -145,6 +145,7 @@ def test_bench_has_a_typed_signature_without_the_settings_of_a_cell():
         ({"epoch": 3}, "Unknown argument 'epoch'. Did you mean 'epochs'"),
         ({"method": "fgfi"}, "Unknown argument 'method'. Did you mean 'methods'"),
         ({"teacher": tiny_detector("retinanet")}, "teacher must be a path or a name, not a RetinaNet"),
+        ({"methods": [defeat.methods.DeFeat]}, r"methods is a text of names with commas.*METHODS\['mine'\] = Mine"),
     ],
 )
 def test_an_invalid_argument_of_bench_is_refused(changes, message, tmp_path):

@@ -14,7 +14,7 @@ from defeat.benchmark import BenchRun, bench
 from defeat.benchmark.matrix import NONE, Cell, Matrix, chosen_cells, variants_of
 from defeat.cli import main
 from defeat.detector import save_model
-from defeat.distillation import method_defaults
+from defeat.distillation import METHODS, DeFeat, method_defaults
 from defeat.engine.logs import Checkpoint
 from defeat.errors import InputError
 from tests.benchmark.benches import figures, options, outcome, run_bench
@@ -389,3 +389,14 @@ def test_a_network_of_the_users_code_is_the_teacher_of_a_comparison(predicts, tm
     assert "network.py:make" in Path("m/report.html").read_text()
     again = run_bench(tmp_path / "m", "network.py:make", seeds=1, max_steps=1, teacher_taps="taps.yaml")
     assert again.baseline == result.baseline
+
+
+def test_a_method_of_the_user_is_compared_under_a_name(tmp_path, teacher, monkeypatch):
+    class Mine(DeFeat):
+        """The class of a user."""
+
+    monkeypatch.setitem(METHODS, "mine", Mine)
+    given = {"method_options": {"mine": {"object_weight": 0.5}}, "max_steps": 1}
+    result = run_bench(tmp_path / "m", teacher, methods="mine", seeds=1, **given)
+    assert [other.name for other in result.others] == ["mine"]
+    assert (tmp_path / "m" / "report.html").is_file()

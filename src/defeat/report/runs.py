@@ -48,6 +48,7 @@ class RunSummary:
         measured: how FLOPs and latency were measured, in words.
         model_bytes: size of the weights file.
         epochs: epochs of the training, of all stages together.
+        accuracies: AP after each evaluation, by the epochs trained so far.
         stages: teacher, method, epochs and AP of each stage; empty for a run without stages.
         steps: optimiser steps of the training.
         seed: seed of the run.
@@ -84,6 +85,7 @@ class RunSummary:
     measured: str = ""
     model_bytes: int | None = None
     epochs: int | None = None
+    accuracies: list[tuple[float, float]] = field(default_factory=list)
     stages: list[dict[str, Any]] = field(default_factory=list)
     steps: int | None = None
     seed: int | None = None
@@ -177,6 +179,7 @@ def read_run(folder: str | Path) -> RunSummary:
         latency_ms=_number(results.get("latency_ms")),
         model_bytes=_integer(results, "model_bytes"),
         epochs=_integer(results, "epochs"),
+        accuracies=_accuracies(results.get("curve")),
         stages=_stages(results.get("stages")),
         steps=_integer(results, "steps"),
         seed=_integer(results, "seed"),
@@ -259,6 +262,13 @@ def _read_log(path: Path) -> list[dict[str, float]]:
             log = [earlier for earlier in log if earlier.get("step", -math.inf) < step]
         log.append(values)
     return log
+
+
+def _accuracies(content: Any) -> list[tuple[float, float]]:
+    """Epochs and AP of the evaluations of a run; empty where they are missing or damaged."""
+    points = [point for point in content if isinstance(point, dict)] if isinstance(content, list) else []
+    known = [(_number(point.get("epoch")), _number(point.get("AP"))) for point in points]
+    return [(epoch, accuracy) for epoch, accuracy in known if epoch is not None and accuracy is not None]
 
 
 def _stages(content: Any) -> list[dict[str, Any]]:

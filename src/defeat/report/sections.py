@@ -104,7 +104,7 @@ def _confusion(run: RunSummary, thresholds: Floats) -> Table | None:
 
 def curves_section(runs: Sequence[RunSummary]) -> Markup:
     """AP over epochs of all runs in one chart, if it was measured more than once, and the loss terms of each run."""
-    accuracy = [Line(run.name, run.curve("val/AP"), shade) for shade, run in enumerate(runs)]
+    accuracy = [Line(run.name, run.accuracies or run.curve("val/AP"), shade) for shade, run in enumerate(runs)]
     evaluated_often = any(len(line.points) > 1 for line in accuracy)
     chart = line_chart(accuracy, "epoch", "AP") if evaluated_often else ""
     losses = []

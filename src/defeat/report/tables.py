@@ -76,7 +76,7 @@ def _metric(name: str) -> Callable[[JudgedRun], float | None]:
 
 
 def _percent(value: float | None) -> str:
-    return UNKNOWN if value is None else f"{value:.0f} %"
+    return UNKNOWN if value is None else f"{round(value)} %"
 
 
 def _scaled(value: float | None, unit: float) -> float | None:
