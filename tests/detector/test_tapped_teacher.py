@@ -190,6 +190,22 @@ def test_detections_are_sorted_by_score_with_labels_from_zero():
         TappedTeacher(Net(), {4: "conv2"}).predict(images)
 
 
+def test_detections_may_be_lists():
+    def detect(images):
+        return [{"boxes": [[0, 0, 4, 4]], "scores": [0.5], "labels": [1]}, {"boxes": [], "scores": [], "labels": []}]
+
+    found, none = TappedTeacher(Net(), {4: "conv2"}, classes=("cat", "dog"), predict=detect).predict(
+        [torch.rand(3, 8, 8)] * 2
+    )
+    assert (found.boxes.tolist(), found.labels.tolist()) == ([[0, 0, 4, 4]], [1])
+    assert none.boxes.shape == (0, 4)
+    for wrong in ({"boxes": [[0, 0, 4, 4]]}, [1], {"boxes": "a", "scores": [0.5], "labels": [1]}):
+        with pytest.raises(InputError, match="must return Detections, or a dict of tensors or lists"):
+            TappedTeacher(Net(), {4: "conv2"}, predict=lambda images, wrong=wrong: [wrong]).predict(
+                [torch.rand(3, 8, 8)]
+            )
+
+
 def test_given_maps_are_not_computed_again():
     teacher = TappedTeacher(Net(), {4: "conv2"})
     maps = Maps({}, {4: torch.zeros(2, 5, 16, 24)})

@@ -37,7 +37,7 @@ from defeat.detector.hooks import (
 from defeat.detector.preparation import fill_padding, input_size, normalised, padded_batch, resized_batch, rounded_up
 from defeat.detector.teacher import MAPS, PREDICT, batch_detections
 from defeat.detector.weights import IMAGENET_MEAN, IMAGENET_STD
-from defeat.errors import InputError
+from defeat.errors import InputError, first_line
 from defeat.types import Batch, Detections, DetectorInfo, DetectorOutput, Maps
 
 __all__ = ["Candidate", "Predictor", "Tap", "TappedTeacher", "candidate_taps"]
@@ -227,7 +227,7 @@ class TappedTeacher(nn.Module):
 
     def _detections(self, output: Detections | Mapping[str, Tensor]) -> Detections:
         if not isinstance(output, Detections):
-            output = Detections(output["boxes"], output["scores"], output["labels"].long() - self.first_label)
+            output = self._from_dict(output)
         if self.info.classes and bool((output.labels >= len(self.info.classes)).any()):
             raise InputError(
                 f"The teacher detected label {int(output.labels.max())}, but has {len(self.info.classes)} classes, "
@@ -236,6 +236,18 @@ class TappedTeacher(nn.Module):
         order = output.scores.argsort(descending=True, stable=True)
         order = order[output.labels[order] >= 0]
         return Detections(*(field[order] for field in (output.boxes, output.scores, output.labels)))
+
+    def _from_dict(self, output: Mapping[str, Tensor]) -> Detections:
+        try:
+            boxes, scores, labels = (
+                torch.as_tensor(output[name], device=self.device) for name in ("boxes", "scores", "labels")
+            )
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
+            raise InputError(
+                "The teacher's predict must return Detections, or a dict of tensors or lists with 'boxes', 'scores' "
+                f"and 'labels', for each image ({first_line(error)})."
+            ) from error
+        return Detections(boxes.reshape(-1, 4), scores, labels.long() - self.first_label)
 
     def _inputs(self, batch: Batch) -> Tensor | list[Tensor]:
         """Prepare the input of the network."""
