@@ -352,7 +352,8 @@ def _compared(task: _Task, file: ExportedDetector, report: ExportReport, images:
     if parity.matched < tolerance.share:
         raise InputError(
             f"The exported file does not detect what the detector does: {parity.matched:.1%} of the detections in "
-            f"{parity.images} images are equal, and {tolerance.share:.0%} should be. Nothing was written."
+            f"{parity.images} images are equal, and {tolerance.share:.0%} should be. Nothing was written: "
+            "try another format or precision, and please report it; --verify none writes the file without this check."
         )
     before, after = measure_latency([detector, file], sample[:TIMED])
     report = replace(report, data=images.source.data, split=images.split, parity=parity)
