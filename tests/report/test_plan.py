@@ -136,3 +136,16 @@ def test_a_plan_gives_the_cost_of_neck_widths(tmp_path):
     assert wide.gflops > narrow.gflops > 0
     assert wide.latency_ms > 0
     assert narrow.latency_ms > 0
+
+
+def test_a_plan_has_both_accuracies_of_a_teacher_that_was_trained_here(tmp_path):
+    teacher = tiny_run(tmp_path / "teacher", max_steps=1).folder
+    content = results(teacher)
+    (teacher / "results.json").write_text(json.dumps(content | {"metrics": content["metrics"] | {"AP50": 12.5}}))
+    made = make_plan(settings(tmp_path / "run", teacher=teacher, allow_weak_teacher=True), QUIET)
+    assert made.teacher_evaluated_ap50 == 12.5
+    assert "12.5 on the images that its own run was evaluated on" in printed(made)
+    (teacher / "results.json").unlink()
+    made = make_plan(settings(tmp_path / "other", teacher=teacher, allow_weak_teacher=True), QUIET)
+    assert made.teacher_evaluated_ap50 is None
+    assert "its own run" not in printed(made)

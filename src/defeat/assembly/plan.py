@@ -16,6 +16,7 @@ from defeat.assembly.estimate import UNLABELLED, RunCost, estimate_experiment
 from defeat.assembly.objects import Objects
 from defeat.assembly.settings import DistillSettings, TrainSettings
 from defeat.assembly.stages import describe
+from defeat.assembly.teacher_quality import evaluated_ap50
 from defeat.data import DetectionDataset
 from defeat.data.problems import Problems
 from defeat.data.unlabelled import UnlabelledImages
@@ -82,6 +83,7 @@ class Plan:
         teacher_kind: what the teacher is, in words.
         student: the small one.
         teacher_ap50: AP50 of the teacher on a sample of the training images; None where it was not measured.
+        teacher_evaluated_ap50: AP50 of the teacher on the images that its own run was evaluated on; None where unknown.
         levels: pairs of levels, and what adapts the student's channels.
         classes: the teacher's classes that map to each class of the student, by name.
         chosen: values of the settings that were `auto`, by name.
@@ -107,6 +109,7 @@ class Plan:
     teacher_kind: str
     student: PlannedDetector
     teacher_ap50: float | None
+    teacher_evaluated_ap50: float | None
     levels: list[LevelPair]
     classes: dict[str, list[str]]
     chosen: dict[str, Any]
@@ -167,6 +170,7 @@ def _planned(assembly: Assembly, experiment: Experiment, cost: RunCost) -> Plan:
         teacher_kind=lessons.kind,
         student=_detector(experiment.student, evaluation),
         teacher_ap50=lessons.teacher_ap50,
+        teacher_evaluated_ap50=evaluated_ap50(str(values["teacher"])),
         levels=method.levels,
         classes=_classes(method.classes, loaded.teacher.info.classes),
         chosen=assembly.choices.to_dict(),

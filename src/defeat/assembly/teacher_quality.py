@@ -91,6 +91,13 @@ def _schedule(source: str) -> str | None:
         return None
 
 
+def evaluated_ap50(source: str) -> float | None:
+    """AP50 of a teacher on the images that its own run was evaluated on, 0..100; None where it is not recorded."""
+    metrics = _results(source).get("metrics")
+    accuracy = metrics.get("AP50") if isinstance(metrics, dict) else None
+    return float(accuracy) if isinstance(accuracy, int | float) else None
+
+
 def _results(source: str) -> dict[str, Any]:
     """Final figures of the teacher's run; empty where there are none."""
     try:

@@ -42,10 +42,10 @@ def print_plan(plan: Plan, console: Console) -> None:
     ap50 = UNKNOWN if plan.teacher_ap50 is None else f"{plan.teacher_ap50:.1f}"
     if plan.teacher_kind != "detector":
         console.print(Text(f"teacher gives {plan.teacher_kind}"))
-    console.print(
-        f"teacher: AP50 {ap50} on a sample of the training images (higher if it was trained on them)",
-        highlight=False,
-    )
+    text = f"teacher: AP50 {ap50} on a sample of the training images (higher if it was trained on them)"
+    if plan.teacher_evaluated_ap50 is not None:
+        text += f", {plan.teacher_evaluated_ap50:.1f} on the images that its own run was evaluated on"
+    console.print(text, highlight=False, soft_wrap=True)
     if plan.necks:
         console.print(Text(f"width of the student's neck: {_neck_text(plan.necks)}"))
     for sentence in plan.inherited:
