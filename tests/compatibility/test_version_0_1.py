@@ -44,7 +44,10 @@ def test_a_model_detects_what_it_detected_then(runs, run):
         now, then = detector.predict([image])[0], stored[target.image_id]
         assert len(then.scores) > 0
         np.testing.assert_allclose(now.scores.numpy(), then.scores, rtol=1e-3, atol=1e-4)
-        np.testing.assert_allclose(now.boxes.numpy(), then.boxes, rtol=1e-3, atol=0.1)
+        # Detections with equal scores may come in another order.
+        rows = [np.column_stack([one.boxes, 100 * one.scores, 100 * one.labels]) for one in (now, then)]
+        distance = np.abs(rows[0][:, None] - rows[1][None, :]).max(axis=2)
+        assert max(distance.min(axis=0).max(), distance.min(axis=1).max()) < 0.1
 
 
 def test_a_stopped_run_is_resumed_with_the_defaults_of_its_version(runs):
