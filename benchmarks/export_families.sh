@@ -4,13 +4,11 @@
 #   benchmarks/export_families.sh BCCD RUNS
 set -euo pipefail
 data=$1 runs=$2
+source "$(dirname "$0")/accuracy/_matrix.sh"
 exported() { # NAME OPTION..: options of the training
-  local name=$1 run="$runs/export_$1" resume=()
+  local run="$runs/export_$1"
   shift
-  if [ ! -f "$run/results.json" ]; then
-    [ -f "$run/checkpoints/last.ckpt" ] && resume=(--resume)
-    defeat train --data "$data" --size 160 --batch-size 8 --workers 1 --eval-every 0 --eval-split test --out "$run" "$@" "${resume[@]}"
-  fi
+  trained "$run" train --data "$data" --size 160 --batch-size 8 --workers 1 --eval-every 0 --eval-split test "$@"
   for suffix in onnx xml; do
     [ -f "$run/student.$suffix.json" ] ||
       defeat export "$run" --data "$data" --split test --verify full --out "$run/student.$suffix"

@@ -11,11 +11,9 @@ teacher="$runs/teacher_bccd"
 mkdir -p "$runs/int8"
 
 continued() { # NAME RUN TEACHER OPTION..: four more epochs of a trained student
-  local name=$1 run=$2 out="$runs/int8/$1" resume=()
+  local out="$runs/int8/$1" run=$2
   shift 2
-  [ -f "$out/results.json" ] && return
-  [ -f "$out/checkpoints/last.ckpt" ] && resume=(--resume)
-  defeat "$@" --config "$run/config.yaml" --data "$data" --weights "$run" --lr 0.001 --epochs 4 --out "$out" "${resume[@]}"
+  trained "$out" "$@" --config "$run/config.yaml" --data "$data" --weights "$run" --lr 0.001 --epochs 4
 }
 exported() { # NAME RUN
   for suffix in onnx xml; do

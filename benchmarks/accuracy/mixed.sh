@@ -5,17 +5,16 @@
 #   benchmarks/accuracy/mixed.sh BCCD RUNS
 set -euo pipefail
 data=$1 runs=$2
+source "$(dirname "$0")/_matrix.sh"
 shared=(--data "$data" --size 160 --neck-channels 64 --batch-size 8 --workers 1)
 d_fine=(--detector d_fine --lr 0.0005 --backbone-lr-factor 0.2 --grad-clip 0.1)
 faster_rcnn=(--config small/faster_rcnn)
 
 teacher() { # NAME OPTION..
-  local out="$runs/teacher_mixed_$1" resume=()
+  local out="$runs/teacher_mixed_$1"
   shift
-  [ -f "$out/results.json" ] && return
-  [ -f "$out/checkpoints/last.ckpt" ] && resume=(--resume)
-  defeat train "${shared[@]}" --backbone tf_efficientnet_lite2 --augment standard --schedule flat_cosine --eval-every 5 \
-    --eval-split val --keep best --out "$out" "$@" "${resume[@]}"
+  trained "$out" train "${shared[@]}" --backbone tf_efficientnet_lite2 --augment standard --schedule flat_cosine \
+    --eval-every 5 --eval-split val --keep best "$@"
 }
 students() { # NAME TEACHER OPTION..
   local out="$runs/bench_mixed_$1" of="$runs/teacher_mixed_$2"

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from defeat.benchmark import bench
 from defeat.report.compare import compare
-from tests.browsing import PROBE, in_frame
+from tests.browsing import PROBE, in_frame, probed
 from tests.engine.tiny_runs import save_teacher, settings, shared_settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_demo")]
@@ -71,9 +71,8 @@ def page(folder, tmp_path):
 
 def rendered(browser, page, width, scratch, probe=PROBE, dark=False):
     """What a script reports of a page in a frame of this width, and what the browser logged."""
-    text = page.read_text().replace(' loading="lazy"', "")
-    without_policy = re.sub(r'<meta http-equiv="Content-Security-Policy".*?>', "", text)
-    (scratch / "page.html").write_text(without_policy.replace("</head>", probe + "</head>"))
+    without_policy = re.sub(r'<meta http-equiv="Content-Security-Policy".*?>', "", page.read_text())
+    (scratch / "page.html").write_text(probed(without_policy, probe))
     (seen,), logged = in_frame(browser, scratch, ["page.html"], width, dark)
     return seen, logged
 

@@ -1,5 +1,8 @@
 """Builds the method for a student and its teacher, or its teachers."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from rich.console import Console
 
@@ -55,15 +58,7 @@ def _single(
     """The method for a single teacher, with its classes renamed to the student's names."""
     if given is None:
         return build_method(settings.method, student.info, teacher, settings.method_options)
-    options = settings.method_options
-    if isinstance(given, Method) and options:
-        raise InputError("method_options are for a method that is named or built here; this Method has its options.")
-    try:
-        method = given if isinstance(given, Method) else given(student.info, teacher, **options)
-    except TypeError as error:
-        if not options:
-            raise
-        raise InputError(f"method can't be built with these method_options ({first_line(error)}).") from error
+    method = _given(given, student.info, teacher, settings.method_options)
     if not isinstance(method, Method):
         raise InputError(
             f"method must be a name, a Method, or a callable that builds one, not a {type(method).__name__}."
@@ -71,6 +66,24 @@ def _single(
     if (method.student, method.teacher) != (student.info, teacher):
         raise InputError("method was built for other detectors: build it with `student.info` and `teacher.info`.")
     return method
+
+
+def _given(
+    given: Method | MethodFactory, student: DetectorInfo, teacher: DetectorInfo, options: Mapping[str, Any]
+) -> Method:
+    """The user's method, or what the user's callable builds with the options."""
+    if isinstance(given, Method):
+        if options:
+            raise InputError(
+                "method_options are for a method that is named or built here; this Method has its options."
+            )
+        return given
+    try:
+        return given(student, teacher, **options)
+    except TypeError as error:
+        if not options:
+            raise
+        raise InputError(f"method can't be built with these method_options ({first_line(error)}).") from error
 
 
 def _joint(

@@ -296,11 +296,6 @@ def variants_of(
     Raises:
         InputError: a name is unknown.
     """
-    if not isinstance(methods, str):
-        raise InputError(
-            "methods is a text of names with commas. Give a method of your own a name first: "
-            "defeat.methods.METHODS['mine'] = Mine."
-        )
     if ablate is not None:
         if ablate not in ABLATIONS:
             raise unknown_name("ablation", ablate, ABLATIONS)

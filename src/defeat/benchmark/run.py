@@ -122,6 +122,11 @@ def _settings_of(arguments: dict[str, Any]) -> tuple[ComparisonSettings, Distill
         if not isinstance(values[name], str):
             kind = type(values[name]).__name__
             raise InputError(f"{name} must be a path or a name, not a {kind}, because each cell loads it again.")
+    if not isinstance(values.get("methods", ""), str):
+        raise InputError(
+            "methods is a text of names with commas. Give a method of your own a name first: "
+            "defeat.methods.METHODS['mine'] = Mine."
+        )
     names = {field.name for field in fields(ComparisonSettings)}
     if gives_boxes(values["teacher"], values.get("teacher_taps")):
         raise InputError(

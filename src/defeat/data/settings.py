@@ -13,7 +13,7 @@ MAX_WORKERS = 256  # each is a separate process
 
 
 def require_share(hold_out: float | None) -> None:
-    """Refuse a share of images to hold out that is none.
+    """Check the share of images to hold out.
 
     Raises:
         InputError: it is not between 0 and 1.

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from defeat.inference.drawing import (
     titled,
 )
 from defeat.report.runs import RunSummary
-from defeat.types import Batch, Detections
+from defeat.types import Batch, Detections, Target
 
 SHORT_SIDE = 240  # pixels of a picture
 SHOWN = 3  # images per section
@@ -150,13 +150,8 @@ def _stored_strip(
 ) -> Strip:
     """An image with its annotations, and with stored detections."""
     image, target = dataset[index]
-    small, size = _small(image)
-    pictures = {"annotated": draw_target(small, target.resized(size), dataset.classes)}
-    for title, scene in scenes.items():
-        detections = _resized(scene.detections, target.size, size)
-        pictures[title] = draw_detections(small, detections, dataset.classes, THRESHOLD)
-    panels = tuple(Panel(title, data_uri(picture)) for title, picture in pictures.items())
-    return Strip(dataset.samples[index].name, panels, errors)
+    found = {title: (scene.detections, dataset.classes) for title, scene in scenes.items()}
+    return Strip(dataset.samples[index].name, _panels(_drawn(image, target, dataset.classes, found)), errors)
 
 
 def _evaluation_data(run: RunSummary) -> DetectionDataset:
@@ -175,26 +170,30 @@ def image_changes(distilled: RunSummary, baseline: RunSummary | None) -> Floats:
 
 
 def _strip(dataset: DetectionDataset, index: int, detectors: dict[str, Detector], suffix: str = "") -> Strip:
-    pictures = _pictures(dataset, index, detectors)
-    panels = tuple(Panel(title, data_uri(picture)) for title, picture in pictures.items())
-    return Strip(dataset.samples[index].name + suffix, panels)
+    return Strip(dataset.samples[index].name + suffix, _panels(_pictures(dataset, index, detectors)))
+
+
+def _panels(pictures: dict[str, Tensor]) -> tuple[Panel, ...]:
+    return tuple(Panel(title, data_uri(picture)) for title, picture in pictures.items())
 
 
 def _pictures(dataset: DetectionDataset, index: int, detectors: dict[str, Detector]) -> dict[str, Tensor]:
     """An image with its annotations, and with the detections of each detector: (3, H, W) uint8 by title."""
     image, target = dataset[index]
-    small, size = _small(image)
-    pictures = {"annotated": draw_target(small, target.resized(size), dataset.classes)}
-    for name, detector in detectors.items():
-        detections = _resized(detector.predict([image])[0].cpu(), target.size, size)
-        pictures[name] = draw_detections(small, detections, detector.info.classes, THRESHOLD)
-    return pictures
+    found = {name: (detector.predict([image])[0].cpu(), detector.info.classes) for name, detector in detectors.items()}
+    return _drawn(image, target, dataset.classes, found)
 
 
-def _small(image: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """An image as it is shown, and its height and width."""
+def _drawn(
+    image: Tensor, target: Target, classes: Sequence[str], found: Mapping[str, tuple[Detections, Sequence[str]]]
+) -> dict[str, Tensor]:
+    """A small copy of an image with its annotations, and with detections and the classes of their labels, by title."""
     small = resize(image, [SHORT_SIDE], antialias=True)
-    return small, (int(small.shape[-2]), int(small.shape[-1]))
+    size = (int(small.shape[-2]), int(small.shape[-1]))
+    pictures = {"annotated": draw_target(small, target.resized(size), classes)}
+    for title, (detections, names) in found.items():
+        pictures[title] = draw_detections(small, _resized(detections, target.size, size), names, THRESHOLD)
+    return pictures
 
 
 def _by_image_id(dataset: DetectionDataset) -> list[int]:
